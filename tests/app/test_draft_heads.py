@@ -22,10 +22,12 @@ from tests.models.drafts.reference import Sizes
 from tests.tiny import VOCAB, llama_config, write_tokenizer
 
 Make = Callable[..., LLM]
+Embed = Callable[[Tensor], Tensor]
 HIDDEN, SIZES, NUM_STEPS, NUM_LAYERS = 64, Sizes(), 3, 4
 CAPTURED = [1, 2, 3]
 KNOWN = [token_id for token_id in range(256) if token_id % 5]
-"""Tokens that the EAGLE-3 head knows: not all, so that some guesses are wrong."""
+"""Tokens that the EAGLE-3 head knows, and a list of hot ones: not all, so that some guesses are
+wrong."""
 
 
 def layer_of(name: str, generator: torch.Generator, width: int = HIDDEN) -> dict[str, Tensor]:
@@ -125,6 +127,8 @@ def write_models(directory: Path) -> Path:
     }
     fields = {**config, "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
     write(directory / "mimo", fields, mimo)
+    torch.save(KNOWN, directory / "hot.pt")
+    (directory / "hot.json").write_text(json.dumps(KNOWN))
     return directory
 
 
@@ -158,8 +162,10 @@ def make(models: Path) -> Iterator[Callable[..., LLM]]:
 class Reference:
     """What a head of these files guesses, computed by transformers and in plain arithmetic."""
 
-    def __init__(self, models: Path, kind: str) -> None:
+    def __init__(self, models: Path, kind: str, *, is_hot: bool = False) -> None:
         import transformers
+
+        self._is_hot = is_hot
 
         path, _ = options_of(models, kind)
         name = "Qwen2ForCausalLM" if kind == "mimo" else "LlamaForCausalLM"
@@ -172,30 +178,55 @@ class Reference:
         self._head = getattr(reference, kind)(self._weights, SIZES)
 
     @torch.inference_mode()
-    def guess(self, tokens: Sequence[int], count: int) -> list[int]:
+    def guess(self, tokens: Sequence[int], count: int) -> list[list[int]]:
+        """The ways that the text may go on, by a chain of guesses."""
+        *known, states = self._taken(tokens)
+        found = reference.guesses(*known, tokens, states, count)
+        return [found[: end + 1] for end in range(count)]
+
+    @torch.inference_mode()
+    def guess_tree(
+        self, tokens: Sequence[int], count: int, topk: int, most: int
+    ) -> list[tuple[int, ...]]:
+        """The same by a tree."""
+        *known, states = self._taken(tokens)
+
+        def after(way: Sequence[int]) -> Tensor:
+            return reference.logits_after(*known, tokens, states, way)
+
+        return reference.guessed_tree(after, count, topk, most)
+
+    @torch.inference_mode()
+    def _taken(self, tokens: Sequence[int]) -> tuple[reference.Head, Embed, Embed, Tensor]:
+        """(the head, the embedding, the output layer, the states of all tokens but the last)"""
         said = self._model(torch.tensor([tokens[:-1]]), output_hidden_states=True).hidden_states
         states = said[-1][0]
         if self._kind == "eagle3":
             captured = torch.cat([said[layer][0] for layer in CAPTURED], -1)
             states = captured @ self._weights["fc.weight"].T
-        return reference.guesses(
-            self._head, self._model.get_input_embeddings(), self._logits, tokens, states, count
-        )
+        return self._head, self._model.get_input_embeddings(), self._logits, states
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self._kind != "eagle3":
-            return self._model.lm_head(hidden)
+            every = self._model.lm_head(hidden)
+            unknown = sorted({*range(VOCAB)} - {*KNOWN})
+            return every.index_fill(1, torch.tensor(unknown), -torch.inf) if self._is_hot else every
         every = torch.full((len(hidden), VOCAB), -torch.inf)
         every[:, KNOWN] = hidden @ self._weights["lm_head.weight"].T
         return every
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3", "mimo"])
+@pytest.mark.parametrize(
+    ("kind", "token_map"),
+    [("eagle", ""), ("eagle", "hot.pt"), ("eagle3", ""), ("mimo", ""), ("mimo", "hot.json")],
+)
 def test_a_head_guesses_what_its_mathematics_says(
-    make: Callable[..., LLM], models: Path, kind: str
+    make: Callable[..., LLM], models: Path, kind: str, token_map: str
 ) -> None:
     path, options = options_of(models, kind)
-    llm, oracle = make(path, **options), Reference(models, kind)
+    if token_map:
+        options["speculative_token_map"] = str(models / token_map)
+    llm, oracle = make(path, **options), Reference(models, kind, is_hot=bool(token_map))
     accepted = 0
     for prompt, sample in zip(PROMPTS, ask(llm, ignore_eos=True, max_new_tokens=24), strict=True):
         steps, right = reference.num_steps(prompt, sample.token_ids, oracle.guess, NUM_STEPS)
@@ -205,13 +236,42 @@ def test_a_head_guesses_what_its_mathematics_says(
     assert accepted > 4
 
 
+def test_a_head_guesses_trees_as_its_mathematics_says(
+    make: Callable[..., LLM], models: Path
+) -> None:
+    """And more of their guesses are right than of chains."""
+    path, options = options_of(models, "eagle3")
+    topk, most, asked = 3, 7, {"ignore_eos": True, "max_new_tokens": 24}
+    trees = {"speculative_eagle_topk": topk, "speculative_num_draft_tokens": most + 1}
+    oracle = Reference(models, "eagle3")
+    samples = ask(make(path, **options, **trees), **asked)
+    for prompt, sample in zip(PROMPTS, samples, strict=True):
+        steps = reference.num_steps(
+            prompt,
+            sample.token_ids,
+            lambda tokens, count: oracle.guess_tree(tokens, count, topk, most),
+            NUM_STEPS,
+        )
+        assert sample.speculated is not None
+        assert (sample.speculated.num_steps, sample.speculated.num_accepted) == steps
+    chains = ask(make(path, **options), **asked)
+    assert [one.token_ids for one in samples] == [one.token_ids for one in chains]
+    right_of_trees, right_of_chains = (
+        sum(one.speculated.num_accepted for one in some if one.speculated)
+        for some in (samples, chains)
+    )
+    assert right_of_trees > right_of_chains
+
+
 @pytest.mark.parametrize(("kind", "seeds"), [("eagle", False), ("mimo", True)])
+@pytest.mark.parametrize("topk", [1, 4])
 def test_a_head_that_is_perfect_is_always_right(
-    make: Callable[..., LLM], models: Path, tmp_path: Path, kind: str, seeds: bool
+    make: Callable[..., LLM], models: Path, tmp_path: Path, kind: str, seeds: bool, topk: int
 ) -> None:
     """Where no layer of the model adds anything, a head that hands the embedding on knows the next
     token. EAGLE's has no norm at the end, so its logits are right but for a factor."""
     path, options = options_of(models, kind)
+    options["speculative_eagle_topk"] = topk
     flat = {
         name: torch.zeros_like(one) if name.endswith(("o_proj.weight", "down_proj.weight")) else one
         for name, one in load_file(path / "model.safetensors").items()
@@ -238,7 +298,9 @@ def test_a_head_that_is_perfect_is_always_right(
                 continue  # this head does not look at the token after a request's first
             assert sample.speculated is not None
             assert sample.speculated.num_steps == 3
-            assert sample.speculated.num_accepted == sample.speculated.num_drafted
+            assert sample.speculated.num_accepted == 2 * NUM_STEPS
+            if topk == 1:
+                assert sample.speculated.num_accepted == sample.speculated.num_drafted
 
 
 def test_heads_that_do_not_fit_are_named(
@@ -253,6 +315,10 @@ def test_heads_that_do_not_fit_are_named(
         make(path, speculative_algorithm="NEXTN")
     with pytest.raises(ConfigError, match="name one with --speculative-draft-model-path"):
         make(path, speculative_algorithm="EAGLE3")
+    hot = {"speculative_token_map": str(models / "hot.pt")}
+    _, of_eagle3 = options_of(models, "eagle3")
+    with pytest.raises(ConfigError, match="not for --speculative-algorithm EAGLE3"):
+        make(path, **of_eagle3, **hot)
     config = json.loads((models / "eagle" / "config.json").read_text())
     head = load_file(models / "eagle" / "model.safetensors")
     wide = write(tmp_path / "wide", {**config, "hidden_size": 128}, head)

@@ -26,7 +26,17 @@ from tests.app.test_draft_heads import HIDDEN, options_of, write_models
 from tests.app.test_speculation import NGRAM, PROMPTS, SAME, Sample, ask, check_figures
 from tests.tiers import sweep
 
-ALGORITHMS = ("ngram", "standalone", "eagle", "eagle3", "mimo")
+ALGORITHMS = (
+    "ngram",
+    "standalone",
+    "eagle",
+    "eagle3",
+    "mimo",
+    "ngram trees",
+    "standalone trees",
+    "eagle trees",
+    "eagle3 trees",
+)
 MODES: dict[str, dict[str, Any]] = {
     "one step at a time": {"overlap_depth": 1},
     "overlap": {"overlap_depth": 2},
@@ -98,6 +108,17 @@ def write_adapter(directory: Path) -> None:
 
 def guessing_options(models: Path, algorithm: str) -> tuple[Path, dict[str, Any]]:
     """(the model, options that let it have such guesses)"""
+    algorithm, _, trees = algorithm.partition(" ")
+    if trees and algorithm == "ngram":
+        return models / "model", {**NGRAM, "speculative_ngram_min_bfs_breadth": 3}
+    if trees:
+        path, options = guessing_options(models, algorithm)
+        return path, {
+            **options,
+            "speculative_num_steps": 4,
+            "speculative_eagle_topk": 3,
+            "speculative_num_draft_tokens": 8,
+        }
     if algorithm == "ngram":
         return models / "model", NGRAM
     if algorithm == "standalone":
@@ -160,3 +181,16 @@ def test_nothing_differs(opened: Opened, algorithm: str, mode: str) -> None:
     if mode != "adaptive":
         assert 50 < stats.speculated.num_accepted < stats.speculated.num_drafted - 50
     llm.close()
+
+
+@pytest.mark.parametrize("algorithm", ["ngram trees", "standalone trees", "eagle trees"])
+def test_trees_end_where_the_context_does(opened: Opened, algorithm: str) -> None:
+    """A tree has more places than positions, for which there are no pages at the end."""
+    path, guessing = guessing_options(opened.models, algorithm)
+    limits = {"context_length": 64, "max_total_tokens": 512}
+    asked_for = {"ignore_eos": True, "max_new_tokens": 48, "allowed_token_ids": (7, 8, 9)}
+    asked_for |= {"temperature": 20.0, "seed": 1}
+    expected = ask(opened.make(path, limits), **asked_for)
+    found = ask(opened.make(path, {**guessing, **limits}), **asked_for)
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+    assert [len(one.token_ids) for one in found] == [48] * len(PROMPTS)

@@ -66,3 +66,18 @@ def test_a_sender_does_not_wait_for_a_receiver_that_is_gone(tmp_path: Path) -> N
         sender.send(Abort("nobody hears this"))
     finally:
         sender.close()
+
+
+def test_a_receiver_listens_at_further_addresses(tmp_path: Path) -> None:
+    first, second = (f"ipc://{tmp_path}/{name}" for name in ("first", "second"))
+    receiver: ZmqReceiver[EngineInput] = ZmqReceiver(first, EngineInput, bind=True)
+    receiver.listen(second)
+    senders = [ZmqSender[EngineInput](address, bind=False) for address in (first, second)]
+    for number, sender in enumerate(senders):
+        sender.send(Abort(f"r{number}"))
+    received: list[EngineInput] = []
+    while len(received) < 2:
+        received += receiver.receive(None)
+    assert sorted(str(message) for message in received) == [str(Abort(f"r{n}")) for n in (0, 1)]
+    for socket in (receiver, *senders):
+        socket.close()

@@ -38,9 +38,13 @@ class Server:
         return engine.pid
 
     def counters(self) -> dict[str, int]:
-        """The engine's counters and gauges, by name."""
+        """The engines' counters and gauges, by name; of several engines their sums."""
         answer = httpx.get(f"{self.url}/server_info", timeout=30).raise_for_status().json()
-        return answer["internal_states"][0]
+        first, *others = answer["internal_states"]
+        return {
+            name: value + sum(one[name] for one in others) if isinstance(value, int) else value
+            for name, value in first.items()
+        }
 
     def wait_until_idle(self, limit_s: float = 30.0) -> dict[str, int]:
         end = time.monotonic() + limit_s

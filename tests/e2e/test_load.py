@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,15 @@ class Stream:
     finish: str | None = None
 
 
+async def lines_of(response: httpx.Response) -> AsyncIterator[str]:
+    """httpx's own lines also end at characters such as U+0085, which JSON may have in a text."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line.decode()
+
+
 async def consume(client: httpx.AsyncClient, stream: Stream) -> None:
     body = {
         "prompt": stream.prompt,
@@ -45,7 +55,7 @@ async def consume(client: httpx.AsyncClient, stream: Stream) -> None:
     num_events = 0
     async with client.stream("POST", "/v1/completions", json=body) as response:
         assert response.status_code == 200
-        async for line in response.aiter_lines():
+        async for line in lines_of(response):
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             event = json.loads(line[6:])
@@ -101,7 +111,13 @@ def test_the_same_with_a_real_model(smollm2_files: ModelFiles) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "layout", [("--tp-size", "2"), ("--pp-size", "2"), ("--pp-size", "2", "--tp-size", "2")]
+    "layout",
+    [
+        ("--tp-size", "2"),
+        ("--pp-size", "2"),
+        ("--pp-size", "2", "--tp-size", "2"),
+        ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"),
+    ],
 )
 def test_the_same_over_several_ranks(long_model: Path, layout: tuple[str, ...]) -> None:
     flags = ("--model", str(long_model), "--load-format", "dummy", *layout)

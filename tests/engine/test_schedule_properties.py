@@ -181,6 +181,7 @@ class World:
             self.ledger,
             most_drafts=num_drafts,
             most_step_tokens=scenario["step_tokens"],
+            context_length=MAX_CONTEXT,
             clock=self.clock,
             costs=StepCosts() if scenario["adapts"] else None,
         )

@@ -290,6 +290,7 @@ class World:
                 ledger,
                 most_drafts=layout.drafts,
                 most_step_tokens=24,
+                context_length=CONTEXT,
                 clock=ManualClock(),
             ),
         )

@@ -15,9 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sapwood.app.gateway import callers_of
 from sapwood.app.http_server import HttpServer, access_of
-from sapwood.gateway.app import Gateway
+from sapwood.gateway.app import Gateway, Shared
 from sapwood.gateway.worker import Worker, WorkerState
 from sapwood.history.interface import History
+from sapwood.observe.tracing import Tracing
 from sapwood.schema.config.gateway import GatewayConfig
 from sapwood.schema.config.listening import ListeningConfig
 
@@ -224,7 +225,12 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    *stubs: Stub, wait: bool = True, history: History | None = None, **options: Any
+    *stubs: Stub,
+    wait: bool = True,
+    history: History | None = None,
+    shared: Shared | None = None,
+    tracing: Tracing | None = None,
+    **options: Any,
 ) -> AsyncIterator[Bench]:
     """A gateway over these engines, which are healthy if `wait` is set."""
     options = {"policy": "round_robin", "worker_startup_check_interval": 0.02} | options
@@ -234,8 +240,9 @@ async def bench(
         for stub, engine in zip(stubs, engines, strict=True):
             stub.url = engine.url
         urls = ",".join(engine.url for engine in engines)
-        config = GatewayConfig(port=0, worker_urls=urls, **options)
-        gateway = Gateway(config, access_of(config, callers_of(config)), history)
+        config = GatewayConfig(port=0, **{"worker_urls": urls, **options})
+        access = access_of(config, callers_of(config))
+        gateway = Gateway(config, access, history, shared, tracing)
         stack.push_async_callback(gateway.close)
         served = await stack.enter_async_context(Running(gateway))
         client = await stack.enter_async_context(

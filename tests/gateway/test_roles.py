@@ -83,10 +83,10 @@ def test_callers_that_are_forgotten_are_those_of_long_ago(monkeypatch: pytest.Mo
         rates = CallerRates(0.001)
         callers = [Caller(name, Role.USER) for name in "abc"]
         for caller in callers:
-            rates.take(caller)
+            await rates.take(caller)
         with pytest.raises(TooManyRequests, match="c may send"):
-            rates.take(callers[2])
-        rates.take(callers[0])  # forgotten, so its bucket is full again
+            await rates.take(callers[2])
+        await rates.take(callers[0])  # forgotten, so its bucket is full again
         assert len(rates._buckets) == 2
 
     asyncio.run(run())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.interface import Kernels, kv_cache_shape
+from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
@@ -178,26 +178,91 @@ def test_a_linear_layer_of_each_head(
     torch.testing.assert_close(*results, atol=at_most, rtol=0.02)
 
 
-@pytest.mark.parametrize("num_chosen", [1, 7, 64])
-def test_chosen_keys(num_chosen: int) -> None:
-    """The same keys, ascending, and attention to these alone; with all keys, that of any rows."""
+@sweep(
+    strength=1,
+    kernels=[*KERNELS],
+    sizes=[(12, 64, 5, 96, 64), (70, 128, 16, 576, 512), (12, 48, 3, 80, 48)],
+    num_chosen=[1, 7, 64],
+    kind=["dense", "int8", "float8_e4m3fn"],
+    dtype=[torch.float32, torch.bfloat16],
+)
+def test_chosen_keys(
+    kernels: str,
+    sizes: tuple[int, int, int, int, int],
+    num_chosen: int,
+    kind: str,
+    dtype: torch.dtype,
+) -> None:
+    """The same keys, ascending, and attention to these alone; with all keys, that of any rows. The
+    last sizes are some that the compiled kernels leave to torch."""
+    index_heads, index_dim, heads, row, rank = sizes
+    stored, one = dtype if kind == "dense" else getattr(torch, kind), KERNELS[kernels]
     batch = make_attention_batch(REQUESTS, num_decodes=NUM_DECODES)
-    index = filled_cache(48, 32, torch.float32, torch.float32)
-    cache = filled_cache(96, 64, torch.float32, torch.float32)
-    q = drawn(NUM_TOKENS, 12, 48, dtype=torch.float32, seed=5)
-    weights = drawn(NUM_TOKENS, 12, dtype=torch.float32, seed=6)
-    rows = drawn(NUM_TOKENS, 3, 96, dtype=torch.float32, seed=7)
+    index = filled_cache(index_dim, index_dim - 16, dtype, stored)
+    cache = filled_cache(row, rank, dtype, stored)
+    q = drawn(NUM_TOKENS, index_heads, index_dim, dtype=dtype, seed=5)
+    weights = drawn(NUM_TOKENS, index_heads, dtype=torch.float32, seed=6)
+    rows, scale = drawn(NUM_TOKENS, heads, row, dtype=dtype, seed=7), row**-0.5
     expected = REFERENCE.choose_keys(q, weights, index, batch, num_chosen)
-    torch_ops = KERNELS["torch"]
-    assert torch.equal(torch_ops.choose_keys(q, weights, index, batch, num_chosen), expected)
-    got = torch_ops.sparse_latent_attention(rows, cache, batch, 0.1, 64, expected)
-    wanted = REFERENCE.sparse_latent_attention(rows, cache, batch, 0.1, 64, expected)
-    torch.testing.assert_close(got, wanted)
-    dense = REFERENCE.latent_attention(rows, cache, batch, 0.1, 64)
+    assert torch.equal(one.choose_keys(q, weights, index, batch, num_chosen), expected)
+    got = one.sparse_latent_attention(rows, cache, batch, scale, rank, expected)
+    wanted = REFERENCE.sparse_latent_attention(rows, cache, batch, scale, rank, expected)
+    torch.testing.assert_close(got, wanted, **closeness(dtype))
+    dense = REFERENCE.latent_attention(rows, cache, batch, scale, rank)
     is_whole = (expected >= 0).sum(dim=1) < num_chosen
-    torch.testing.assert_close(got[is_whole], dense[is_whole])
+    torch.testing.assert_close(got[is_whole], dense[is_whole], **closeness(dtype))
     assert is_whole.any() == (num_chosen > 1)
-    assert not torch.allclose(got[0], dense[0])
+    assert not torch.allclose(got[0], dense[0], atol=0.05)
+
+
+NATIVE = [name for name in KERNELS if name != "torch"]
+
+
+@pytest.mark.parametrize("kernels", NATIVE)
+def test_of_equal_keys_the_first_ones_are_chosen(kernels: str) -> None:
+    batch = make_attention_batch(REQUESTS[:2], num_decodes=2)
+    index = filled_cache(64, 32, torch.float32, torch.float32)
+    q = drawn(2, 3, 64, dtype=torch.float32)
+    q[0, 1] = float("nan")
+    got = KERNELS[kernels].choose_keys(q, torch.zeros(2, 3), index, batch, 8)
+    assert got.tolist() == [[*range(8)], [*range(5), -1, -1, -1]]
+
+
+@pytest.mark.parametrize("kernels", NATIVE[-1:])
+def test_scores_of_long_prompts_are_computed_piece_by_piece(kernels: str) -> None:
+    """More scores than are kept at once, and results that are made for some tokens alone."""
+    pages, num_new = tuple(range(511, -1, -1)), 700
+    batch = make_attention_batch([NewTokens([0] * num_new, 8192 - num_new, pages)], num_decodes=0)
+    index = drawn(512, 1, PAGE, 32, dtype=torch.float32)
+    q, weights = (drawn(num_new, 2, size, dtype=torch.float32, seed=size) for size in (32, 1))
+    got = KERNELS[kernels].choose_keys(q, weights[..., 0].abs(), index, batch, 5)
+    last = AttentionBatch(
+        page_table=batch.page_table,
+        query_start=torch.tensor([0, 9], dtype=torch.int32),
+        context_len=batch.context_len,
+        query_lens=(9,),
+        context_lens=batch.context_lens,
+        num_decodes=0,
+    )
+    expected = KERNELS["torch"].choose_keys(q[-9:], weights[-9:, :, 0].abs(), index, last, 5)
+    assert torch.equal(got[-9:], expected)
+    again = KERNELS[kernels].choose_keys(q[-9:], weights[-9:, :, 0].abs(), index, last, 5)
+    assert torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("kernels", NATIVE[-1:])
+def test_what_does_not_fit_is_refused(kernels: str) -> None:
+    one, batch = KERNELS[kernels], make_attention_batch(REQUESTS[:1], num_decodes=1)
+    index = filled_cache(64, 32, torch.float32, torch.float32)
+    q, weights = torch.zeros(1, 3, 64), torch.zeros(1, 3)
+    with pytest.raises(ValueError, match="do not fit q"):
+        one.choose_keys(q, weights[:, :2], index, batch, 4)
+    with pytest.raises(ValueError, match="does not fit 1 new tokens"):
+        one.choose_keys(q.repeat(2, 1, 1), weights.repeat(2, 1), index, batch, 4)
+    with pytest.raises(IndexError, match="names page 19 but the cache has pages 0 to 11"):
+        one.choose_keys(q, weights, index[:12], batch, 4)
+    with pytest.raises(IndexError, match="names page"):
+        one.sparse_latent_attention(q, index[:12], batch, 0.1, 32, torch.tensor([[3, 298]]))
 
 
 def test_few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

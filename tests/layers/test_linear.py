@@ -90,7 +90,7 @@ def test_the_last_rank_of_a_vocabulary_is_filled_up_with_zeros() -> None:
     table = 1 + torch.arange(10.0).view(5, 2)
     rows = []
     for rank in range(3):
-        build = replace(BUILD, groups=Groups(tp=rank_of(rank, 3)))
+        build = replace(BUILD, groups=Groups.tensor_parallel(rank_of(rank, 3)))
         layer = VocabEmbedding(build, 5, 2)
         layer.targets()["weight"].place(table)
         rows.append(layer.weight)

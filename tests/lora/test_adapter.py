@@ -10,11 +10,14 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
-from sapwood.kernels.low_rank import AdapterRows
+from sapwood.kernels.large_pages import LARGE_PAGE_BYTES
+from sapwood.kernels.low_rank import AdapterRows, LowRank
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.build import Build, Groups
+from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.linear import Arrangement, ColumnParallelLinear, RowParallelLinear, even_part
+from sapwood.layers.targets import prefixed
 from sapwood.lora.adapter import AdaptableModel, adaptable, build_adapter
 from sapwood.lora.config import AdapterConfig
 from sapwood.lora.tensors import read_tensors
@@ -198,3 +201,53 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
     torch.save({"a": _Evil()}, tmp_path / "adapter_model.bin")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("found", "is_covered"),
+    [
+        (tensors("q_proj", "lm_head"), True),
+        ({"base_model.model.lm_head.weight": torch.ones(OUT, IN)}, False),
+        ({**tensors("q_proj"), "base_model.model.embed_tokens.weight": torch.ones(OUT, IN)}, False),
+    ],
+)
+def test_what_recorded_steps_have(found: dict[str, Tensor], is_covered: bool) -> None:
+    context = AdapterContext()
+    head = LMHead(build(context), OUT, IN, tied=None)
+    embedding = VocabEmbedding(build(context), OUT, IN)
+    targets = {
+        **layer_of(context).targets(),
+        **prefixed("embed_tokens", embedding.targets()),
+        **prefixed("lm_head", head.adapter_targets()),
+    }
+    model = adaptable(targets, str, torch.float32)
+    adapter = build_adapter(found, CONFIG, model, source="it", max_rank=8)
+    assert adapter.is_covered == is_covered
+
+
+@pytest.mark.parametrize("rank", [2, 512])
+def test_the_numbers_of_a_large_adapter_lie_together(rank: int) -> None:
+    size = 1024
+    layers = {
+        name: ColumnParallelLinear(
+            build(AdapterContext()), size, (even_part(name, size, Group()),), bias=False
+        )
+        for name in NAMES
+    }
+    targets = {path: one for layer in layers.values() for path, one in layer.targets().items()}
+    found = tensors(*NAMES, rank=rank, in_size=size, out=size)
+    config = AdapterConfig(r=rank, lora_alpha=rank)
+    adapter = build_adapter(
+        found, config, adaptable(targets, str, torch.float32), source="it", max_rank=512
+    )
+    places = []
+    for name, addition in zip(NAMES, adapter.additions.values(), strict=True):
+        assert isinstance(addition, LowRank)
+        (part,) = addition.parts
+        assert torch.equal(addition.a, found[f"base_model.model.{name}.lora_A.weight"])
+        assert torch.equal(part.b.t(), found[f"base_model.model.{name}.lora_B.weight"])
+        places += [addition.a.data_ptr(), part.b.data_ptr()]
+    if rank == 512:
+        first = places[0]
+        assert first % LARGE_PAGE_BYTES == 0
+        assert places == [first + index * rank * size * 4 for index in range(4)]

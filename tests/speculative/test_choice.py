@@ -60,3 +60,11 @@ def test_without_measurements_all_get_alike() -> None:
     assert shared_out(chains, 7) == [[0, 1, 2], [0], [0, 1, 2]]
     assert shared_out([chains[0] * 2], 4) == [[0, 1, 4, 5]]
     assert shared_out([], 4) == []
+
+
+def test_a_request_has_a_most() -> None:
+    survivals = [[0.9, 0.8, 0.7], [0.6]]
+    costs = [1.0, 1.1, 1.2, 1.3, 1.4]
+    assert best_guesses(survivals, costs, 2) == [[0, 1, 2], [0]]
+    assert best_guesses(survivals, costs, 2, most_each=1) == [[0], [0]]
+    assert shared_out(survivals, 4, most_each=2) == [[0, 1], [0]]

@@ -40,3 +40,11 @@ def test_now_and_then_a_guess_is_tried() -> None:
 
 def test_nothing_is_asked_for_where_nobody_may_have_guesses() -> None:
     assert depth_at(0.01).best([], 4) == 0
+
+
+def test_trees_cost_more_to_verify() -> None:
+    costs = StepCosts({1: 1.0, 2: 1.3, 4: 1.9, 8: 3.1, 16: 5.5})
+    chain, tree = DraftDepth(costs), DraftDepth(costs, breadth=3)
+    for depth in (chain, tree):
+        depth.observe(1, 1, 0.01)
+    assert chain.best([RIGHT], 1) > tree.best([RIGHT], 1)

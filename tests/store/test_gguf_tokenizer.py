@@ -57,10 +57,34 @@ def test_gpt2_cuts_like_the_tokenizers_library(build, text):
         ("qwen2", ["ab", "Ġ", "1", "2", "3", "4", "Ġ,,ĊĊ", "'S"]),
         ("tekken", ["ab", "Ġ", "1", "2", "3", "4", "Ġ,,ĊĊ", "'S"]),
         ("deepseek-coder", ["ab", "Ġ", "1", "2", "3", "4", "Ġ,,", "Ċ", "Ċ", "'", "S"]),
+        ("lfm2", ["ab", "Ġ", "123", "4", "Ġ,,ĊĊ", "'S"]),
+        ("qwen35", ["ab", "Ġ", "1", "2", "3", "4", "Ġ,,ĊĊ", "'S"]),
+        ("kimi-k2", ["ab", "Ġ", "123", "4", "Ġ,,ĊĊ", "'S"]),
+        ("gpt-4o", ["ab", "Ġ", "123", "4", "Ġ,,ĊĊ", "'S"]),
+        ("glm4", ["ab", "Ġ", "123", "4", "Ġ,,ĊĊ", "'S"]),
+        ("bailingmoe", ["ab", "Ġ", "1", "2", "3", "4", "Ġ,,ĊĊ", "'S"]),
+        ("deepseek-v3", ["ab", "Ġ", "123", "4", "Ġ,,ĊĊ", "'S"]),
     ],
 )
 def test_word_rules(build, pre, expected):
     assert words(build(GgufSample(pre=pre)), "ab 1234 ,,\n\n'S") == expected
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "expected"),
+    [
+        ("qwen2", "e\u0301t", ["e", "\u0301t"]),
+        ("qwen35", "e\u0301t", ["e\u0301t"]),  # a mark belongs to its letter
+        ("kimi-k2", "a漢字b", ["a", "漢字", "b"]),
+        ("gpt-4o", "a漢字b", ["a漢字b"]),
+        ("gpt-4o", "abCd's", ["ab", "Cd's"]),  # where small letters end, another word begins
+        ("glm4", "abCd's", ["abCd", "'s"]),
+        ("deepseek-v3", "a漢字.ab", ["a", "漢字", ".ab"]),
+    ],
+)
+def test_what_word_rules_differ_in(build, pre, text, expected):
+    found = build(GgufSample(pre=pre)).pre_tokenizer.pre_tokenize_str(text)
+    assert [text[start:end] for _, (start, end) in found] == expected
 
 
 def test_every_word_rule_compiles_and_keeps_every_character(build):

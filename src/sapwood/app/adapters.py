@@ -19,8 +19,8 @@ from sapwood.lora.adapter import AdaptableModel, Adapter, build_adapter
 from sapwood.lora.config import parse_config, read_config
 from sapwood.lora.pool import AdapterPool
 from sapwood.lora.tensors import parse_tensors, read_tensors
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.lora import LoraConfig
-from sapwood.schema.config.resolve import Decision
 from sapwood.schema.rank import Loaded
 from sapwood.schema.request import LoadAdapter, SentAdapter
 

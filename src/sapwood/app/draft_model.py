@@ -11,6 +11,7 @@ from typing import Any
 
 from sapwood.app.loading import refuse_absurd_size
 from sapwood.app.model_defaults import checkpoint_dtype, read_json, reading
+from sapwood.app.token_map import read_token_map
 from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.models.config import DecoderConfig, architecture_of, refuse_absurd_layers
@@ -18,10 +19,11 @@ from sapwood.models.drafts.eagle import EAGLE, EAGLE3, read_eagle
 from sapwood.models.registry import decoder_class, read_decoder
 from sapwood.models.text_part import text_part
 from sapwood.schema.cache import CacheGroup, CacheKind, shifted
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.drafting import HEAD_ALGORITHMS, MODEL_ALGORITHMS, OWN_ALGORITHMS
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.facts import MachineFacts, ModelFacts
-from sapwood.schema.config.resolve import Decision, resolve_model
+from sapwood.schema.config.resolve import resolve_model
 from sapwood.store import ModelFiles, Progress, fetch_model
 
 
@@ -47,6 +49,8 @@ class FoundDraft:
     shape  its sizes; of OWN those of the model with that layer as its last
     dtype  of the checkpoint
     num_bytes  about what its weights will take
+    hot_ids  the only tokens that a head guesses; empty: it guesses all
+    has_several  of OWN, whether each guess has a layer of its own
     """
 
     kind: DraftKind
@@ -55,12 +59,13 @@ class FoundDraft:
     shape: DecoderConfig
     dtype: str
     num_bytes: int
+    hot_ids: tuple[int, ...] = ()
+    has_several: bool = False
 
     def cache_groups(self, target: DecoderConfig, context_length: int) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in its layers, which come after those of the model."""
-        return _cache_groups(
-            self.kind, replace(self.shape, context_length=context_length), target.num_caches
-        )
+        shape = replace(self.shape, context_length=context_length)
+        return _cache_groups(self.kind, shape, target.num_caches, has_several=self.has_several)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +73,15 @@ class Draft:
     """A draft model, with everything that was decided about it.
 
     config  the engine's, with the draft model in the place of the model
-    shape   as in FoundDraft
+    shape, hot_ids, has_several  as in FoundDraft
     """
 
     kind: DraftKind
     config: ResolvedConfig
     files: ModelFiles
     shape: DecoderConfig
+    hot_ids: tuple[int, ...] = ()
+    has_several: bool = False
 
     def first_layer(self, target: DecoderConfig) -> int:
         """The number by which its layers know the first of them."""
@@ -82,17 +89,25 @@ class Draft:
 
     def cache_groups(self, target: DecoderConfig) -> tuple[CacheGroup, ...]:
         """What tokens leave behind in its layers, which come after those of the model."""
-        return _cache_groups(self.kind, self.shape, target.num_caches)
+        return _cache_groups(self.kind, self.shape, target.num_caches, has_several=self.has_several)
 
 
-def _cache_groups(kind: DraftKind, shape: DecoderConfig, num_caches: int) -> tuple[CacheGroup, ...]:
+def _cache_groups(
+    kind: DraftKind, shape: DecoderConfig, num_caches: int, *, has_several: bool
+) -> tuple[CacheGroup, ...]:
     if kind is not DraftKind.OWN:
         return shifted(shape.cache_groups, num_caches)
-    return tuple(
-        replace(group, layers=(num_caches,))
-        for group in shape.cache_groups
-        if num_caches in group.layers
-    )
+    groups = []
+    for group in shape.cache_groups:
+        layers = tuple(layer for layer in group.layers if layer >= num_caches)
+        window = group.window
+        if window is not None and has_several:
+            # The layers after the first one compute places that are some way behind the model's,
+            # and what these places see must still be there.
+            window += len(layers) - 1
+        if layers:
+            groups.append(replace(group, layers=layers, window=window))
+    return tuple(groups)
 
 
 def find_draft(
@@ -129,7 +144,19 @@ def find_draft(
             f"the draft model {found.files.name} has layers that keep a state, which cannot go back"
             " when a guess was wrong; choose a draft model whose layers are attention"
         )
-    return found
+    return replace(found, hot_ids=_hot_ids(asked, target))
+
+
+def _hot_ids(asked: EngineConfig, target: DecoderConfig) -> tuple[int, ...]:
+    path, algorithm = asked.drafting.speculative_token_map, asked.speculation.speculative_algorithm
+    if path is None:
+        return ()
+    if algorithm not in OWN_ALGORITHMS:
+        raise ConfigError(
+            f"--speculative-token-map is for heads of {' and '.join(OWN_ALGORITHMS)}, not for "
+            f"--speculative-algorithm {algorithm}; leave it out"
+        )
+    return read_token_map(Path(path).expanduser(), target.vocab_size)
 
 
 def _own_layer(
@@ -147,16 +174,32 @@ def _own_layer(
             f"{', '.join(given)} is about a draft model, but without --speculative-draft-model-path"
             " the model's own layers guess; leave it out"
         )
-    shape = architecture.with_predictor(target)
-    assert target.num_caches == target.num_layers, "the layer's number is that of its cache"
+    has_several = asked.drafting.enable_multi_layer_eagle
+    find = architecture.with_predictors if has_several else architecture.with_predictor
+    shape = find(target)
+    assert target.num_caches == target.num_layers * target.attentions_per_layer, (
+        "the layer's number is that of its cache"
+    )
+    if shape is None and has_several:
+        raise ConfigError(
+            f"the checkpoint of {files.name} ({target.architecture}) has no layer of its own for "
+            "each guess, or sapwood does not know them; leave out --enable-multi-layer-eagle"
+        )
     if shape is None:
         raise ConfigError(
             f"the checkpoint of {files.name} ({target.architecture}) has no layer that predicts "
             "further tokens, or sapwood does not know it; name a draft head with "
             "--speculative-draft-model-path"
         )
+    steps, count = asked.drafting.speculative_num_steps, shape.num_layers - target.num_layers
+    if has_several and (steps or 0) > count:
+        raise ConfigError(
+            f"--speculative-num-steps is {steps}, but the checkpoint of {files.name} has {count} "
+            f"layers that each make one guess; ask for {count} or less"
+        )
     dtype = checkpoint_dtype(dict(target.hf))
     return FoundDraft(
+        has_several=has_several,
         kind=DraftKind.OWN,
         asked=asked,
         files=files,
@@ -176,6 +219,11 @@ def _other_model(
     progress: Progress | None,
 ) -> FoundDraft:
     options, algorithm = asked.drafting, asked.speculation.speculative_algorithm
+    if options.enable_multi_layer_eagle:
+        raise ConfigError(
+            "--enable-multi-layer-eagle is about layers of the model's own checkpoint; leave it out"
+            " or use EAGLE without --speculative-draft-model-path"
+        )
     model = replace(
         asked.model,
         model=name,
@@ -270,7 +318,14 @@ def resolve_draft(
             " is not implemented; choose another draft model"
         )
     if found.kind is DraftKind.OWN:
-        return Draft(kind=found.kind, config=config, files=found.files, shape=shape)
+        return Draft(
+            kind=found.kind,
+            config=config,
+            files=found.files,
+            shape=shape,
+            hot_ids=found.hot_ids,
+            has_several=found.has_several,
+        )
     own: list[Decision] = []
     asked = replace(found.asked.model, dtype=config.model.dtype, context_length=length)
     model = resolve_model(asked, config.execution, machine, facts, own)
@@ -280,7 +335,13 @@ def resolve_draft(
         if decision.option in ("quantization", "weight_dtype")
     ]
     draft_config = replace(config, model=model)
-    return Draft(kind=found.kind, config=draft_config, files=found.files, shape=shape)
+    return Draft(
+        kind=found.kind,
+        config=draft_config,
+        files=found.files,
+        shape=shape,
+        hot_ids=found.hot_ids,
+    )
 
 
 def _refuse_other_vocabulary(draft: ModelFiles, target: ModelFiles) -> None:

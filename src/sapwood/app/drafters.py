@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from sapwood.app.draft_model import Draft, DraftKind
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.app.resolving import Resolved
-from sapwood.executor.drafting import Drafter, DraftMemory, StandaloneDrafter
+from sapwood.executor.drafting import Drafter, DraftMemory
+from sapwood.executor.guess_trees import TreeLimits
+from sapwood.executor.layered_drafting import LayeredDrafter
 from sapwood.executor.recorded import record_steps
 from sapwood.executor.sampling.guess_sampler import GuessSampler
+from sapwood.executor.standalone_drafting import StandaloneDrafter
 from sapwood.executor.state_drafting import StateDrafter
+from sapwood.executor.state_pairs import StatePairs
 from sapwood.layers.build import Build
 from sapwood.layers.targets import Target
 from sapwood.models.drafts.eagle import Eagle3Head, eagle_head
 from sapwood.models.drafts.head import CombiningHead, DraftHead
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import decoder_class
-from sapwood.schema.config.resolve import Decision
+from sapwood.schema.config.decision import Decision
 
 MakeDrafter = Callable[[DraftMemory, GuessSampler], Drafter]
 """From where a draft model finds its keys, and what chooses guesses."""
@@ -39,31 +41,40 @@ class LoadedDraft:
 
 
 @dataclass(frozen=True, slots=True)
-class WithHead:
-    """A model and the layer of its checkpoint that guesses, to be filled together: the files are
+class WithHeads:
+    """A model and the layers of its checkpoint that guess, to be filled together: the files are
     read once."""
 
     model: Decoder
-    head: DraftHead
+    heads: Sequence[DraftHead]
 
     def targets(self) -> dict[str, Target]:
-        return self.model.targets() | self.head.targets()
+        found = self.model.targets()
+        for head in self.heads:
+            found |= head.targets()
+        return found
 
     def ignorable_tensors(self) -> tuple[str, ...]:
         return self.model.ignorable_tensors()
 
     def finalize(self) -> None:
         self.model.finalize()
-        self.head.finalize()
+        for head in self.heads:
+            head.finalize()
 
 
-def own_head(model: Decoder, draft: Draft, build: Build) -> DraftHead:
-    """The layer of the model's own checkpoint that predicts further tokens, without weights.
+def own_heads(model: Decoder, draft: Draft, build: Build) -> list[DraftHead]:
+    """The layers of the model's own checkpoint that predict further tokens, without weights.
 
     build  of the model"""
     plain = replace(build, routes=None, adapters=None)
-    parts = decoder_class(draft.shape.architecture)(draft.shape, plain).predictor()
-    return CombiningHead(parts, model.embedding, model.lm_head)
+    architecture = decoder_class(draft.shape.architecture)(draft.shape, plain)
+    parts = architecture.predictors() if draft.has_several else [architecture.predictor()]
+    captures = (model.config.num_layers,) if draft.has_several else ()
+    return [
+        CombiningHead(one, model.embedding, model.lm_head, captures=captures, hot_ids=draft.hot_ids)
+        for one in parts
+    ]
 
 
 def load_drafter(
@@ -85,7 +96,9 @@ def load_drafter(
         if draft.kind is DraftKind.MODEL or model is None:
             found = Decoder.of(draft.shape, build)
         elif draft.kind is DraftKind.EAGLE:
-            found = eagle_head(draft.shape, build, model.embedding, model.lm_head)
+            found = eagle_head(
+                draft.shape, build, model.embedding, model.lm_head, hot_ids=draft.hot_ids
+            )
         else:
             found = Eagle3Head(draft.shape, build, resolved.decoder, model.embedding, model.lm_head)
     name_of, dtype = found.checkpoint_name, resolved.dtype
@@ -93,7 +106,7 @@ def load_drafter(
     if isinstance(found, Decoder):
         return LoadedDraft(standalone_drafter(resolved, draft, found))
     assert model is not None
-    return head_drafter(model, found, dtype)
+    return head_drafter(resolved, model, [found])
 
 
 def standalone_drafter(resolved: Resolved, draft: Draft, model: Decoder) -> MakeDrafter:
@@ -116,17 +129,29 @@ def standalone_drafter(resolved: Resolved, draft: Draft, model: Decoder) -> Make
             sampling,
             vocab_size=resolved.shape.vocab_size,
             draft_vocab_size=draft.shape.vocab_size,
+            limits=_tree_limits(resolved),
         )
 
     return make
 
 
-def head_drafter(model: Decoder, head: DraftHead, dtype: torch.dtype) -> LoadedDraft:
-    """What guesses with a loaded head, which goes on from the states of `model` in this dtype."""
-    captures = tuple(head.captures)
+def head_drafter(resolved: Resolved, model: Decoder, heads: Sequence[DraftHead]) -> LoadedDraft:
+    """What guesses with loaded heads, which go on from the states of `model`: with one head all
+    guesses, or one with each."""
+    captures = heads[0].captures
+    width, dtype = max(1, len(captures)) * model.config.hidden_size, resolved.dtype
 
     def make(memory: DraftMemory, sampling: GuessSampler) -> Drafter:
-        width = max(1, len(captures)) * model.config.hidden_size
-        return StateDrafter(model, head, memory, sampling, states_width=width, dtype=dtype)
+        pairs = StatePairs(model, captures, memory, width=width, dtype=dtype)
+        if len(heads) > 1:
+            return LayeredDrafter(pairs, heads, memory, sampling, width=width, dtype=dtype)
+        return StateDrafter(pairs, heads[0], memory, sampling, limits=_tree_limits(resolved))
 
     return LoadedDraft(make, captures)
+
+
+def _tree_limits(resolved: Resolved) -> TreeLimits:
+    return TreeLimits(
+        breadth=resolved.config.drafting.speculative_eagle_topk,
+        most=resolved.config.speculation.speculative_num_draft_tokens - 1,
+    )

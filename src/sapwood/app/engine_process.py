@@ -41,6 +41,7 @@ class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
     home    directory of cached models
     observability  the options of the server to which this engine belongs
     replica  the engine's number among those of the server
+    joint_folder  where this engine meets those with which it shares feed-forwards; "": nowhere
     """
 
     config: EngineConfig
@@ -50,6 +51,7 @@ class EngineProcessArgs(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str
     observability: ObservabilityConfig = ObservabilityConfig()
     replica: int = 0
+    joint_folder: str = ""
 
 
 def main() -> int:
@@ -128,6 +130,7 @@ def serve(
     team: RankTeam | None,
 ) -> int:
     # Imported here: other modules import this one for its names, and must not import torch.
+    from sapwood.app.joint_engines import JointEngines
     from sapwood.app.loading import LoadWatch
     from sapwood.app.resolving import resolve_config
     from sapwood.app.wiring import build_engine
@@ -140,10 +143,15 @@ def serve(
         args.config, home=Path(args.home), is_verified=True, replica=args.replica
     )
     inbox: ZmqReceiver[EngineInput] = ZmqReceiver(args.inbox, EngineInput, bind=False)
+    joint = None
+    if args.joint_folder:
+        joint = JointEngines(Path(args.joint_folder), args.replica, inbox)
     instruments = build_instruments(args.observability, watchdog, TorchRecorder())
     watchdog.beat("building the model")
     watch = LoadWatch(watchdog.beat, bar_on_terminal())
-    engine = build_engine(resolved, inbox, outbox, instruments=instruments, watch=watch, team=team)
+    engine = build_engine(
+        resolved, inbox, outbox, instruments=instruments, watch=watch, team=team, joint=joint
+    )
     # All objects of now live as long as the engine: garbage collection can skip them.
     gc.collect()
     gc.freeze()

@@ -6,19 +6,22 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
+from importlib.metadata import version
 from types import FrameType
 
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from sapwood.app.gateway_discovery import found_workers
 from sapwood.app.gateway_history import open_history
 from sapwood.app.http_server import HttpServer, access_of
 from sapwood.base.errors import ConfigError
 from sapwood.base.stopping import StopSignals
-from sapwood.gateway.app import Gateway, metrics_app
+from sapwood.gateway.app import Gateway, Shared, metrics_app
 from sapwood.http.callers import Caller, Callers, NamedKeys, Role, digest_of
 from sapwood.observe.log import configure_logging
+from sapwood.observe.tracing import Tracing, open_tracing
 from sapwood.schema.config.gateway import GatewayConfig
 from sapwood.schema.env import environment, home
 
@@ -36,8 +39,13 @@ def route(config: GatewayConfig) -> int:
 
 
 async def _route(config: GatewayConfig, stop: StopSignals) -> int:
-    async with open_history(config, home(environment())) as history:
-        gateway = Gateway(config, access_of(config, callers_of(config)), history)
+    async with (
+        open_history(config, home(environment())) as history,
+        shared_state(config) as shared,
+    ):
+        tracing = tracing_of(config)
+        access = access_of(config, callers_of(config))
+        gateway = Gateway(config, access, history, shared, tracing)
 
         def drain() -> None:
             gateway.is_draining = True
@@ -45,14 +53,52 @@ async def _route(config: GatewayConfig, stop: StopSignals) -> int:
         server = HttpServer(gateway, config, drain)
         stop.act_with(server.handle_exit)
         try:
-            async with _metrics_server(config, gateway) as metrics_url:
+            async with (
+                found_workers(config, gateway.fleet, environment()),
+                _metrics_server(config, gateway) as metrics_url,
+            ):
                 announced = asyncio.create_task(_announce(server, metrics_url, config, gateway))
                 await server.serve()
                 announced.cancel()
         finally:
             await gateway.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
     log.info("ended")
     return 0
+
+
+def tracing_of(config: GatewayConfig) -> Tracing | None:
+    """Where spans go; None: nowhere. ConfigError if the endpoint cannot be used."""
+    if not config.enable_trace:
+        return None
+    return open_tracing(
+        config.otlp_traces_endpoint, service="sapwood-gateway", version=version("sapwood")
+    )
+
+
+@contextlib.asynccontextmanager
+async def shared_state(config: GatewayConfig) -> AsyncIterator[Shared | None]:
+    """What the gateway shares with others inside the block; None: nothing.
+
+    Raises ConfigError if Redis cannot be used, or if its client library is not installed."""
+    if not config.share_state:
+        yield None
+        return
+    try:
+        from sapwood.gateway.shared import open_shared
+    except ImportError as error:
+        raise ConfigError(
+            "--share-state needs the package redis; install it with `pip install redis`"
+        ) from error
+    assert config.redis_url is not None
+    async with open_shared(
+        config.redis_url,
+        max_connections=config.redis_pool_max,
+        max_idle_s=config.max_idle_secs,
+        max_per_second=config.rate_limit_per_key,
+    ) as shared:
+        yield shared
 
 
 def callers_of(config: GatewayConfig) -> tuple[Callers, ...]:

@@ -182,6 +182,7 @@ class _Session:
             policy=policy,
             on_ready=self._announce,
             on_failed=self._on_engine_failed,
+            are_joint=parallel.enable_dp_attention,
         )
 
     def _spawn_replica(
@@ -203,6 +204,7 @@ class _Session:
             log_level=self.server_config.log_level,
             observability=self.observability,
             replica=rank,
+            joint_folder=str(self.sockets) if config.parallel.enable_dp_attention else "",
         )
         process = self.processes.pop() if self.processes else start_engine_process()
         hand_over(process, msgspec.json.encode(args))

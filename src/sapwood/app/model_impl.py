@@ -7,8 +7,8 @@ from typing import Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.models.config import architecture_of
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.model import ModelConfig
-from sapwood.schema.config.resolve import Decision
 from sapwood.store import ModelFiles
 
 SAPWOOD, TRANSFORMERS = "sapwood", "transformers"

@@ -13,8 +13,8 @@ from sapwood.app.resolving import Resolved
 from sapwood.distributed.groups import Group
 from sapwood.distributed.meeting import Meeting
 from sapwood.distributed.pipe import GroupPipe, Pipe
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.parallel import ParallelConfig
-from sapwood.schema.config.resolve import Decision
 from sapwood.schema.output import RankFacts
 
 
@@ -23,6 +23,8 @@ class RankMember:
     """A rank as what it builds sees it; by default the only one.
 
     tp       the ranks that share each layer with this one
+    attention  those of them that share attention with this one; None: all of them
+    counting  of ranks that do not share attention: tp, to exchange numbers in the host's memory
     expert   those of them that share each expert with this one; None: all of them
     pipe     joins this rank to those of other stages; None: there is one stage
     meeting  where the groups were made
@@ -31,6 +33,8 @@ class RankMember:
 
     rank: int = 0
     tp: Group = field(default_factory=Group)
+    attention: Group | None = None
+    counting: Group | None = None
     expert: Group | None = None
     pipe: Pipe | None = None
     meeting: Meeting | None = None
@@ -50,7 +54,7 @@ class RankMember:
         config = resolved.config
         memory = replace(config.memory, max_total_tokens=smallest)
         kept = [decision for decision in resolved.decisions if decision.option != _POOL]
-        kept.append(Decision(_POOL, smallest, f"the smallest over all ranks; rank 0 has {own}"))
+        kept.append(Decision(_POOL, smallest, f"the smallest over all ranks; this one has {own}"))
         return replace(resolved, config=replace(config, memory=memory), decisions=kept)
 
 

@@ -33,7 +33,8 @@ class ReplicaGroup:
     """Keeps an engine process behind each of several replicas; `EngineSupervisor` of them all.
 
     A replica that fails ends its own requests. With a restart policy the others go on, and another
-    engine takes its place; else, or if the policy gives up, the whole group ends.
+    engine takes its place; else, or if the policy gives up, the whole group ends. Replicas
+    that compute steps jointly all end at once.
     """
 
     def __init__(
@@ -47,12 +48,16 @@ class ReplicaGroup:
         policy: RestartPolicy | None,
         on_ready: Callable[[bool], None],
         on_failed: Callable[[str], None] | None = None,
+        are_joint: bool = False,
     ) -> None:
         """Start all engines.
 
         on_ready   called with True when all engines have got ready
         on_failed  called with the reason why a replica has failed
+        are_joint  whether no replica can go on without the others
         """
+        self._are_joint = are_joint
+        self._joint_failure: str | None = None
         self._on_all_ready = on_ready
         self._on_any_failed = on_failed
         self._known: dict[int, AsyncEngineClient] = {}
@@ -88,7 +93,7 @@ class ReplicaGroup:
             await asyncio.gather(*runs, return_exceptions=True)
         for rank, one in enumerate(runs):
             if not one.cancelled():
-                reason = f"replica {rank}: {one.result()}"
+                reason = self._joint_failure or f"replica {rank}: {one.result()}"
                 self.client.end(reason)
                 return reason
         raise asyncio.CancelledError
@@ -101,7 +106,7 @@ class ReplicaGroup:
         """End all engines in order. Returns the reason if one had failed for good; else None."""
         failures = await asyncio.gather(*(supervisor.end() for supervisor in self._supervisors))
         failed = [f"replica {rank}: {why}" for rank, why in enumerate(failures) if why is not None]
-        return "; ".join(failed) or None
+        return self._joint_failure or "; ".join(failed) or None
 
     async def close(self) -> None:
         await asyncio.gather(*(supervisor.close() for supervisor in self._supervisors))
@@ -122,5 +127,17 @@ class ReplicaGroup:
 
     def _on_failed(self, rank: int, reason: str) -> None:
         self.client.leave(rank)
+        if self._are_joint:
+            if self._joint_failure is not None:
+                return
+            self._end_all(f"replica {rank}: {reason}")
         if self._on_any_failed is not None:
             self._on_any_failed(f"replica {rank}: {reason}")
+
+    def _end_all(self, reason: str) -> None:
+        """End every replica: those that are left wait for the failed one in the middle of a step,
+        and could not be told anything."""
+        self._joint_failure = reason
+        for supervisor in self._supervisors:
+            supervisor.client.fail(reason)
+            supervisor.process.kill()

@@ -32,12 +32,13 @@ from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
 from sapwood.models.splitting import refuse_split
 from sapwood.models.text_part import WRAPPERS, text_part
 from sapwood.schema.cache import CacheGroup, CachePlan
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.parallel import ParallelConfig
-from sapwood.schema.config.resolve import Decision, demand_of, resolve
+from sapwood.schema.config.resolve import demand_of, resolve
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.stage import Stage
 from sapwood.store import ModelFiles, Progress, fetch_model
@@ -94,7 +95,7 @@ class Resolved:
             groups += self.draft.cache_groups(self.decoder)
         return CachePlan(
             groups=tuple(
-                group.of_rank(config.parallel.tp_size).with_dtypes(
+                group.of_rank(config.parallel.attention_size).with_dtypes(
                     kv=config.memory.kv_cache_dtype,
                     activations=config.model.dtype,
                     recurrent=config.memory.mamba_ssm_dtype,
@@ -190,7 +191,7 @@ def resolve_config(
     )
     if isinstance(shape, DecoderConfig):
         facts = facts.of_stage(stage, shape.num_layers, shape.caches_of(stage.layers))
-    facts = facts.of_rank(asked.parallel.tp_size)
+    facts = facts.of_rank(asked.parallel.attention_size)
     found = None
     if isinstance(shape, DecoderConfig):
         found = find_draft(asked, files, shape, home=home, progress=progress)
@@ -238,6 +239,9 @@ def _with_draft(facts: ModelFacts, shape: DecoderConfig, found: FoundDraft) -> M
     return replace(
         facts,
         cache=(*facts.cache, *found.cache_groups(shape, length)),
+        positions_are_places=facts.positions_are_places
+        or found.shape.has_alibi
+        or found.shape.has_chunks,
         draft_bytes=found.num_bytes,
     )
 

@@ -14,10 +14,10 @@ from sapwood.app.adapters import AdapterParts, build_adapters
 from sapwood.app.draft_model import DraftKind
 from sapwood.app.drafters import (
     LoadedDraft,
-    WithHead,
+    WithHeads,
     head_drafter,
     load_drafter,
-    own_head,
+    own_heads,
 )
 from sapwood.app.expert_moves import ExpertMoves
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
@@ -31,7 +31,8 @@ from sapwood.executor.captured import CapturePlan
 from sapwood.executor.drafting import DraftMemory
 from sapwood.executor.grammar.ahead import GrammarsAhead
 from sapwood.executor.grammar.masks import GrammarMasks
-from sapwood.executor.launch import Execute, Launch
+from sapwood.executor.joint import jointly
+from sapwood.executor.launch import Execute, Finished, Launch
 from sapwood.executor.per_token import RoutedExperts
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.recorded import Recorded, record_steps
@@ -60,6 +61,7 @@ from sapwood.layers.build import Build, Groups
 from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
+from sapwood.layers.shared_rows import SharedRows
 from sapwood.lora.adapter import adaptable
 from sapwood.lora.pool import AdapterPool
 from sapwood.memory.buffers import allocate_caches
@@ -73,7 +75,7 @@ from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
 from sapwood.schema.cache import CacheKind, shifted
-from sapwood.schema.config.resolve import Decision
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.env import environment, home
 from sapwood.schema.pooling import Pooling
 from sapwood.store import open_store
@@ -157,6 +159,9 @@ def build_runner(
     else:
         runner = _decoder_runner(resolved, models, captures, watch, grammars, routes, pool, member)
         execute, launch = runner.execute, runner.launch if runs_ahead(resolved.device) else None
+    if member.counting is not None and isinstance(model, Decoder):
+        execute = jointly(execute, model, lambda result: result)
+        launch = None if launch is None else jointly(launch, model, Finished)
     if experts is not None and isinstance(model, Decoder):
         moves = ExpertMoves(model, experts, resolved, member.tp)
         execute = moves.before(execute)
@@ -271,9 +276,9 @@ def load_models(
         model = Decoder.of(resolved.decoder, build, resolved.stage, member.pipe)
     name_of = model.checkpoint_name
     if draft is not None and draft.kind is DraftKind.OWN:
-        head = own_head(model, draft, build)
-        fill(WithHead(model, head), files, config, resolved.dtype, name_of=name_of, watch=watch)
-        return Models(model, head_drafter(model, head, resolved.dtype))
+        heads = own_heads(model, draft, build)
+        fill(WithHeads(model, heads), files, config, resolved.dtype, name_of=name_of, watch=watch)
+        return Models(model, head_drafter(resolved, model, heads))
     fill(
         model,
         files,
@@ -307,11 +312,28 @@ def _build(resolved: Resolved, member: RankMember) -> Build:
         kernels=resolved.kernels.kernels,
         device=resolved.device,
         dtype=resolved.dtype,
-        groups=Groups.tensor_parallel(member.tp, member.expert),
+        groups=_groups(resolved, member),
         scheme=linear_scheme(resolved.config, resolved.files),
         embedding_dtype=dense_weight_dtype(resolved.config),
         num_redundant_experts=resolved.config.parallel.ep_num_redundant_experts,
+        rows=None
+        if member.counting is None
+        else SharedRows(
+            member.tp,
+            member.counting,
+            width=resolved.decoder.hidden_size,
+            dtype=resolved.dtype,
+            device=resolved.device,
+        ),
     )
+
+
+def _groups(resolved: Resolved, member: RankMember) -> Groups:
+    if member.attention is None:
+        return Groups.tensor_parallel(member.tp, member.expert)
+    is_whole = resolved.config.parallel.enable_dp_lm_head
+    head = member.attention if is_whole else member.tp
+    return Groups(tp=member.tp, attention=member.attention, expert=member.expert, head=head)
 
 
 def _decoder_runner(
@@ -371,6 +393,7 @@ def _decoder_runner(
         sampler = _sampler(resolved, rows, common, ops, failures, masks)
     # With several stages every plan brings its tokens.
     overlaps = config.scheduler.overlap_depth > 1 and resolved.stage.count == 1
+    same_requests = member.attention or member.tp
     return Runner(
         model,
         choice.steps,
@@ -383,7 +406,7 @@ def _decoder_runner(
         routed_experts=None if routes is None else RoutedExperts.of(resolved.decoder, routes),
         adapters=adapters,
         drafter=drafter,
-        share=member.tp.broadcast if overlaps and member.tp.size > 1 else None,
+        share=same_requests.broadcast if overlaps and same_requests.size > 1 else None,
     )
 
 
@@ -449,6 +472,8 @@ def _captures(resolved: Resolved) -> CapturePlan | None:
     """The steps that a GPU will capture; None: no steps."""
     kernels, has_groups = resolved.kernels.kernels, bool(_places(resolved).group_of_layer)
     if resolved.config.execution.disable_graphs or not kernels.can_be_captured or has_groups:
+        return None
+    if resolved.config.parallel.enable_dp_attention:  # ranks agree on a step's rows on the host
         return None
     if resolved.stage.count > 1:  # the stages exchange hidden states within a step
         return None

@@ -59,6 +59,7 @@ class ServedEngines:
                 start_timeout_s=START_TIMEOUT_S,
                 policy=None,
                 on_ready=lambda _: self._ready.set(),
+                are_joint=parallel.enable_dp_attention,
             )
             self.client, self.replicas = group.client, group.engines
         self._watching = asyncio.ensure_future(self._supervisor.run())
@@ -90,6 +91,9 @@ class ServedEngines:
             outbox=outbox,
             log_level="warning",
             replica=rank,
+            joint_folder=str(self._sockets.name)
+            if self._config.parallel.enable_dp_attention
+            else "",
         )
         process = start_engine_process()
         hand_over(process, msgspec.json.encode(args))

@@ -14,10 +14,10 @@ from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.services import Services
 from sapwood.models.pooling import pooling_of
 from sapwood.schema.client import EngineClient
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.observability import ObservabilityConfig
-from sapwood.schema.config.resolve import Decision
 from sapwood.schema.logits_processors import known_processors
 from sapwood.store import ModelFiles, load_catalogue
 from sapwood.store.summary import summarize

@@ -26,14 +26,19 @@ def build_speculation(
     if algorithm is None:
         return None
     asks_ranks = algorithm in MODEL_ALGORITHMS
-    most_drafts = asked.speculative_num_draft_tokens - 1
+    most_nodes = asked.speculative_num_draft_tokens - 1
+    most_drafts, breadth = most_nodes, 1
     if asks_ranks:
-        most_drafts = min(config.drafting.speculative_num_steps or DEFAULT_STEPS, most_drafts)
+        most_drafts = min(config.drafting.speculative_num_steps or DEFAULT_STEPS, most_nodes)
+        breadth = config.drafting.speculative_eagle_topk
     return Speculation(
         None if asks_ranks else _ngram_drafter(asked),
         ledger,
         most_drafts=most_drafts,
+        most_nodes=most_nodes,
+        breadth=breadth,
         most_step_tokens=asked.speculative_max_step_tokens,
+        context_length=config.model.context_length,
         clock=clock,
         costs=StepCosts(measured_s) if asked.adapts else None,
     )

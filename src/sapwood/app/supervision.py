@@ -63,6 +63,8 @@ class _Process:
         self.pump.cancel()
         await asyncio.gather(self.pump, return_exceptions=True)
         _kill(self.process)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         self.sender.close()
         self.receiver.close()
 

@@ -9,6 +9,7 @@ import torch
 
 from sapwood.app.adapters import AdapterLoader, AdapterParts
 from sapwood.app.grammars import build_grammars
+from sapwood.app.joint_engines import JointEngines
 from sapwood.app.loading import LoadWatch, timed
 from sapwood.app.rank_member import ALONE, facts_of, lead
 from sapwood.app.ranks import RankTeam, explained_by
@@ -36,7 +37,7 @@ from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.models.config import DecoderConfig
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
-from sapwood.schema.config.resolve import Decision
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.output import EngineOutput, EngineReady, PoolFacts, RankFacts
 from sapwood.schema.request import EngineInput
 from sapwood.schema.step import TokenFeed
@@ -86,12 +87,14 @@ def build_engine(
     instruments: Instruments | None = None,
     watch: LoadWatch | None = None,
     team: RankTeam | None = None,
+    joint: JointEngines | None = None,
 ) -> Engine:
     """Load the model and connect all parts of an engine on rank 0.
 
     instruments  observe the loop
     watch        follows the loading of weights
     team         the other ranks, if there are any; the engine closes them
+    joint        the engines with which this one shares feed-forwards, if there are any
     Raises       RankLost if one of these fails
     """
     if team is None:
@@ -99,10 +102,10 @@ def build_engine(
             raise ConfigError(
                 "this program computes with one rank; leave out --tp-size and --pp-size"
             )
-        return _build_engine(resolved, receiver, sender, instruments, watch, None)
+        return _build_engine(resolved, receiver, sender, instruments, watch, None, joint)
     try:
         with explained_by(team):
-            return _build_engine(resolved, receiver, sender, instruments, watch, team)
+            return _build_engine(resolved, receiver, sender, instruments, watch, team, None)
     except BaseException:
         team.close()
         raise
@@ -115,13 +118,17 @@ def _build_engine(
     instruments: Instruments | None,
     watch: LoadWatch | None,
     team: RankTeam | None,
+    joint: JointEngines | None,
 ) -> Engine:
     watch = watch or LoadWatch()
     member = ALONE
     if team is not None:
         watch.beat("waiting for the other ranks")
         member = lead(team, resolved)
-        resolved = member.agreed(resolved)
+    elif joint is not None:
+        watch.beat("waiting for the other engines")
+        member = joint.member(resolved)
+    resolved = member.agreed(resolved)
     if resolved.device.type == "cpu":
         torch.set_num_threads(resolved.config.execution.num_threads)
     clock = MonotonicClock()
@@ -179,6 +186,7 @@ def _build_engine(
         clock=clock,
         instruments=instruments,
         adapters=None if adapters is None else _desk(adapters, team),
+        joint=None if joint is None else joint.steps(config.parallel.tp_size),
     )
     return Engine(
         loop=loop,

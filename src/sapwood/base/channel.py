@@ -93,6 +93,10 @@ class ZmqReceiver(Generic[T]):
         _attach(self._socket, address, bind=bind)
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(messages)
 
+    def listen(self, address: str) -> None:
+        """Take messages from this address, too."""
+        _attach(self._socket, address, bind=True)
+
     def receive(self, timeout_s: float | None) -> list[T]:
         messages: list[T] = []
         timeout_ms = None if timeout_s is None else int(timeout_s * 1000)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import cast
 
 import torch
-from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore
+from torch._C._distributed_c10d import FileStore, PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 from sapwood.distributed.groups import Group, ProcessGroup
 from sapwood.distributed.shared_memory import share_memory
@@ -30,6 +31,13 @@ class Meeting:
         """(for one of the ranks: a new meeting at a free port of this host, that port)"""
         store = TCPStore(host, 0, None, True, timedelta(seconds=timeout_s), wait_for_workers=False)
         return Meeting(store, own_host=host, timeout_s=timeout_s), int(store.port)
+
+    @staticmethod
+    def in_folder(folder: Path, *, timeout_s: float) -> Meeting:
+        """For all ranks, on one machine, of a folder that no other meeting uses."""
+        store = FileStore(str(folder / "meeting"))
+        store.set_timeout(timedelta(seconds=timeout_s))
+        return Meeting(store, own_host="127.0.0.1", timeout_s=timeout_s)
 
     @staticmethod
     def joined(host: str, port: int, *, own_host: str, timeout_s: float) -> Meeting:

@@ -15,6 +15,7 @@ from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import Clock
 from sapwood.engine.adapters import AdapterDesk
 from sapwood.engine.instruments import Instruments
+from sapwood.engine.joint_steps import JointSteps
 from sapwood.engine.scheduler import Scheduler
 from sapwood.schema.output import (
     CacheFlushed,
@@ -27,6 +28,7 @@ from sapwood.schema.output import (
 from sapwood.schema.request import (
     Abort,
     Drain,
+    EngineEnds,
     EngineInput,
     FlushCache,
     FreezeGc,
@@ -35,10 +37,11 @@ from sapwood.schema.request import (
     LoadAdapter,
     SlowDown,
     StartProfile,
+    StepBegun,
     StopProfile,
     UnloadAdapter,
 )
-from sapwood.schema.step import StepHandle, StepPlan
+from sapwood.schema.step import IDLE_STEP, StepHandle, StepPlan
 
 DRAIN_POLL_S = 0.1
 GRAMMAR_POLL_S = 0.001
@@ -66,9 +69,12 @@ class EngineLoop:
         clock: Clock,
         instruments: Instruments | None = None,
         adapters: AdapterDesk | None = None,
+        joint: JointSteps | None = None,
     ) -> None:
+        """joint: the steps that other engines compute too; None: this engine shares none"""
         self._instruments = instruments or Instruments()
         self._adapters = adapters
+        self._joint = joint
         self._scheduler = scheduler
         self._executor = executor
         self._receiver = receiver
@@ -91,6 +97,8 @@ class EngineLoop:
             UnloadAdapter: self._on_unload_adapter,
             Drain: self._on_drain,
         }
+        if joint is not None:
+            self._handlers |= {StepBegun: joint.on_begun, EngineEnds: joint.on_ends}
 
     def run(self) -> None:
         while not self._is_drained():
@@ -108,7 +116,12 @@ class EngineLoop:
         plan = self._scheduler.plan()
         if plan is not None:
             self._instruments.before_step(plan)
+            if self._joint is not None and plan.scheduled:
+                self._joint.begin()
             self._in_flight.append((plan, self._executor.launch(plan)))
+        elif self._joint is not None and self._joint.is_awaited and not self._in_flight:
+            self._joint.begin()
+            self._executor.launch(IDLE_STEP).result()
         if self._in_flight and (plan is None or len(self._in_flight) >= self._depth):
             done, handle = self._in_flight.popleft()
             self._outputs += self._scheduler.update(done, handle.result())
@@ -123,7 +136,8 @@ class EngineLoop:
         )
 
     def _has_work(self) -> bool:
-        return bool(self._in_flight) or self._scheduler.has_work
+        is_awaited = self._joint is not None and self._joint.is_awaited
+        return bool(self._in_flight) or self._scheduler.has_work or is_awaited
 
     def _patience_s(self) -> float | None:
         if self._has_work():
@@ -138,6 +152,7 @@ class EngineLoop:
             self._drain_until_s is not None
             and not self._in_flight
             and not self._scheduler.has_open_requests
+            and (self._joint is None or self._joint.may_end())
         )
 
     def _abort_at_drain_limit(self) -> None:

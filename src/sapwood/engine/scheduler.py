@@ -305,7 +305,7 @@ class Scheduler:
             logprobs = take_extras(state, entry, result, index, new_ids)
             self._finish_if_done(state, entry, result, index)
             if self._speculation is not None and state.finish is None:
-                self._speculation.bring(state, result.guesses.get(index, ()))
+                self._speculation.bring(state, result.guesses.get(index))
             if token_ids is not None or state.finish is not None:
                 values = result.values.get(index, b"")
                 outputs.append(request_output(state, new_ids, logprobs, values=values))

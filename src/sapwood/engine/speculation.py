@@ -16,13 +16,13 @@ from sapwood.engine.request_state import RequestState
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.draft_tree import TREE_TOKENS, path_of
 from sapwood.schema.output import Speculated
-from sapwood.schema.step import ScheduledTokens, StepPlan
+from sapwood.schema.step import GuessedTokens, ScheduledTokens, StepPlan
 from sapwood.speculative.acceptance import Acceptance
 from sapwood.speculative.choice import best_guesses, shared_out
 from sapwood.speculative.costs import StepCosts
 from sapwood.speculative.depth import DraftDepth
 from sapwood.speculative.interface import NO_GUESSES, Draft, Drafter, Guesses
-from sapwood.speculative.ranks import BroughtDraft, BroughtDrafter
+from sapwood.speculative.ranks import BroughtDraft, BroughtDrafter, siblings
 
 LONGEST_PAUSE = 8
 """Tokens for which nothing is guessed after wrong guesses again and again."""
@@ -85,16 +85,30 @@ class Speculation:
         *,
         most_drafts: int,
         most_step_tokens: int,
+        context_length: int,
         clock: Clock,
         costs: StepCosts | None = None,
+        most_nodes: int | None = None,
+        breadth: int = 1,
     ) -> None:
         """drafter      None: the ranks guess, with a draft model
-        most_drafts  of one request in one step
+        most_drafts  of one request in one step, one after the other
         most_step_tokens  new tokens of a step that has drafts
+        context_length  tokens for which a request can have pages
+        most_nodes   of one request in one step, in a tree; None: as most_drafts
+        breadth      guesses of a draft model that may follow the same token
         costs        what steps cost; None: every request always gets as many drafts as it may"""
         self._drafter = BroughtDrafter() if drafter is None else drafter
         self._asks_ranks = drafter is None
-        self._depth = None if costs is None else DraftDepth(costs)
+        self._most_nodes = most_drafts if most_nodes is None else most_nodes
+        self._breadth = breadth
+        self._context_length = context_length
+        most_guesses = min(self._most_nodes, most_drafts * breadth)
+        self._depth = (
+            None
+            if costs is None
+            else DraftDepth(costs, breadth=-(-most_guesses // max(most_drafts, 1)))
+        )
         self._ledger = ledger
         self._most_drafts = most_drafts
         self._most_step_tokens = most_step_tokens
@@ -150,7 +164,9 @@ class Speculation:
         for (state, guesses), nodes in zip(decoding, chosen, strict=True):
             num_new = num_new_of[state.request_id]
             if guesses.parents:
-                nodes = nodes[: TREE_TOKENS - num_new]
+                # A tree's guesses have more places than positions.
+                room = self._context_length - state.num_computed_tokens
+                nodes = nodes[: min(room, TREE_TOKENS) - num_new]
             if self._reserves(state, num_new, len(nodes)):
                 found[state.request_id] = guesses.only(nodes)
         self._num_unsettled += len(found)
@@ -177,12 +193,14 @@ class Speculation:
                 rooms.append((state, num_new, room))
         most = self._most_drafts
         if self._depth is not None:
+            # How likely one of the guesses that follow a token is right.
+            rates = [
+                sum(self._progress_of(state).acceptance.survivals(siblings(self._breadth)))
+                for state, _, _ in rooms
+            ]
             survivals = [
-                self._progress_of(state).acceptance.survivals(
-                    Guesses(token_ids=[0] * count, kinds=[0] * count)
-                )
-                for state, _, room in rooms
-                for count in [min(most, room - 1)]
+                [rate**depth for depth in range(1, min(most, room - 1) + 1)]
+                for rate, (_, _, room) in zip(rates, rooms, strict=True)
             ]
             most = self._depth.best(survivals, len(shares))
         found = {
@@ -193,15 +211,15 @@ class Speculation:
         self._is_worth_waiting = self._is_worth_waiting or bool(found)
         return found
 
-    def bring(self, state: RequestState, guesses: Sequence[int]) -> None:
-        """A rank has guessed how the request goes on after all its output tokens."""
-        if not guesses:
+    def bring(self, state: RequestState, guessed: GuessedTokens | None) -> None:
+        """A rank may have guessed how the request goes on after all its output tokens."""
+        if guessed is None or not guessed.token_ids:
             return
         progress = self._progress_of(state)
         progress.draft.extend(state.output_ids[progress.num_told :])
         progress.num_told = len(state.output_ids)
         if isinstance(progress.draft, BroughtDraft):
-            progress.draft.bring(guesses)
+            progress.draft.bring(guessed)
 
     def begin_step(self, plan: StepPlan) -> None:
         """The step begins for which `drafts` was asked last."""
@@ -311,10 +329,10 @@ class Speculation:
             for state, guesses in decoding
         ]
         if self._costs is None:
-            return shared_out(survivals, spare)
+            return shared_out(survivals, spare, most_each=self._most_nodes)
         most = min(spare, sum(map(len, survivals)))
         costs = self._costs.by_tokens(num_requests, num_tokens, num_tokens + most)
-        return best_guesses(survivals, costs, num_requests)
+        return best_guesses(survivals, costs, num_requests, most_each=self._most_nodes)
 
     def _reserves(self, state: RequestState, num_new: int, num_drafts: int) -> bool:
         """Make room for the drafts of a request; False if it has no drafts, or gets none."""
@@ -338,8 +356,10 @@ class Speculation:
         assert state.lease is not None, "a scheduled request has a lease"
         start = state.num_computed_tokens
         verified = drafts.get(state.request_id, NO_GUESSES)
-        end = min(start + num_new + len(verified.token_ids) + most, state.num_tokens + room)
-        return self._ledger.reserve(state.lease, end, start)
+        end = start + num_new + len(verified.token_ids) + 1 + self._breadth * (most - 1)
+        if self._breadth == 1:
+            end = min(end, state.num_tokens + room)
+        return end <= self._context_length and self._ledger.reserve(state.lease, end, start)
 
 
 @dataclass(frozen=True, slots=True)

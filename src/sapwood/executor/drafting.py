@@ -7,22 +7,19 @@ its own are too: after a prefix hit, after a retraction, in a prompt's chunks.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.inputs import StepInputs, build_inputs
-from sapwood.executor.recorded import RecordedSteps
 from sapwood.executor.rows import RowTable
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.schema.step import ScheduledTokens, StepPlan
+from sapwood.schema.step import GuessedTokens, ScheduledTokens, StepPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +57,15 @@ class Sampling(Protocol):
 
     def sample(self, logits: Tensor, rows: Sequence[int], num_outputs: Sequence[int]) -> Tensor: ...
 
+    def children(
+        self,
+        logits: Tensor,
+        rows: Sequence[int],
+        num_outputs: Sequence[int],
+        ways: Sequence[Sequence[int]],
+        count: int,
+    ) -> list[list[tuple[int, float]]]: ...
+
     def take(self, rows: Sequence[int], token_ids: Sequence[int]) -> set[int]: ...
 
 
@@ -87,6 +93,11 @@ class Sampled:
     def num_known(self) -> int:
         """Tokens of the request, the sampled one included."""
         return self.entry.position + self.num_right + 1
+
+    @property
+    def right_ids(self) -> list[int]:
+        """The ids of its right drafts."""
+        return list(self.token_ids[:-1])
 
     @property
     def num_guesses(self) -> int:
@@ -128,139 +139,11 @@ class Drafter(Protocol):
         batch: ForwardBatch,
         states: Tensor | None,
         sampled: Sequence[Sampled],
-    ) -> dict[int, list[int]]:
+    ) -> dict[int, GuessedTokens]:
         """Compute the tokens of a step, and guess. Returns guesses by the entry's index.
 
         sampled  the entries of the plan that brought tokens, in its order"""
         ...
-
-
-class DraftModel(Protocol):
-    """A whole language model; see models.lm.decoder.Decoder."""
-
-    def compute(self, batch: ForwardBatch) -> Tensor: ...
-
-
-class StandaloneDrafter:
-    """Guesses with a small language model that has the same vocabulary.
-
-    A guess is drawn from the draft model's logits with the random number that its place has in the
-    request, so where the two models agree, their tokens are the same with and without temperature.
-    """
-
-    def __init__(
-        self,
-        model: DraftModel,
-        recorded: RecordedSteps,
-        memory: DraftMemory,
-        sampling: Sampling,
-        *,
-        vocab_size: int,
-        draft_vocab_size: int,
-    ) -> None:
-        """A drafter.
-
-        recorded          steps of the draft model
-        sampling          chooses guesses
-        vocab_size        of the model; ids that only one of the two has are never guessed, and look
-                          to the draft model like its last id
-        """
-        self._model = model
-        self._recorded = recorded
-        self._memory = memory
-        self._sampling = sampling
-        self._vocab_size = vocab_size
-        self._draft_vocab_size = draft_vocab_size
-        # How many tokens of each row's request have their keys here, if all guesses were right.
-        self._num_done: NDArray[np.int64] = np.zeros(len(memory.rows.seeds), dtype=np.int64)
-
-    takes_states = False
-
-    def new_states(self, batch: ForwardBatch) -> Tensor | None:
-        return None
-
-    def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("a whole language model takes no states of another")
-
-    def follow(self, plan: StepPlan, batch: ForwardBatch, states: Tensor | None) -> None:
-        memory = self._memory
-        own = memory.inputs(plan.scheduled).batch
-        # The token ids are the model's: a row's last token is another one by now.
-        self._run(
-            replace(own, token_ids=batch.token_ids, logits_index=batch.logits_index[:0]),
-        )
-        for entry in plan.scheduled:
-            self._num_done[entry.row] = entry.position + entry.num_new - len(entry.draft_ids)
-
-    def guess(
-        self,
-        plan: StepPlan,
-        batch: ForwardBatch,
-        states: Tensor | None,
-        sampled: Sequence[Sampled],
-    ) -> dict[int, list[int]]:
-        for begun in plan.starts:
-            self._num_done[begun.row] = 0
-        sampled_of = {one.index: one for one in sampled}
-        known = batch.token_ids.tolist()
-        missing: list[tuple[ScheduledTokens, Sampled | None]] = []
-        start = 0
-        for index, entry in enumerate(plan.scheduled):
-            one = sampled_of.get(index)
-            num_right = entry.num_new - len(entry.draft_ids) if one is None else one.num_right
-            end = entry.position + num_right
-            done = min(max(int(self._num_done[entry.row]), entry.position), end)
-            token_ids = known[start + done - entry.position : start + num_right]
-            start += entry.num_new
-            self._num_done[entry.row] = end
-            if one is not None and one.num_guesses:
-                token_ids.append(one.token_ids[-1])
-                self._num_done[entry.row] = end + one.num_guesses
-            else:
-                one = None
-            if token_ids:
-                missing.append(
-                    (draft_tokens(entry.row, done, token_ids, samples=one is not None), one)
-                )
-        if not missing:
-            return {}
-        # As in a plan: single tokens first.
-        missing.sort(key=lambda pair: pair[0].num_new != 1)
-        logits = self._run(self._memory.inputs([entry for entry, _ in missing]).batch)
-        going = [one for _, one in missing if one is not None]
-        with self._sampling.guessing([one.entry.row for one in going]):
-            return self._guess(logits, going)
-
-    def _guess(self, logits: Tensor, going: Sequence[Sampled]) -> dict[int, list[int]]:
-        """Guess one token after the other; logits [S, vocab] are those after the last token of each
-        entry in `going`."""
-        guesses: dict[int, list[int]] = {one.index: [] for one in going}
-        count = 0
-        while going:
-            found = self._sampling.sample(
-                logits,
-                [one.entry.row for one in going],
-                [(one.entry.num_output or 0) + len(one.token_ids) + count for one in going],
-            )
-            count += 1
-            ended = note(found, going, guesses, self._sampling)
-            going = [one for one in going if one.num_guesses > count and one.entry.row not in ended]
-            if going:
-                latest = [
-                    draft_tokens(one.entry.row, one.num_known + count - 1, guesses[one.index][-1:])
-                    for one in going
-                ]
-                logits = self._run(self._memory.inputs(latest).batch)
-        return guesses
-
-    def _run(self, batch: ForwardBatch) -> Tensor:
-        """Logits [S, vocab_size] of the rows at batch.logits_index."""
-        if self._draft_vocab_size < self._vocab_size:
-            batch = replace(batch, token_ids=batch.token_ids.clamp(max=self._draft_vocab_size - 1))
-        logits = self._recorded.replay(batch)
-        if logits is None:
-            logits = self._model.compute(batch)
-        return of_vocabulary(logits, self._vocab_size)
 
 
 def note(
@@ -274,12 +157,8 @@ def note(
     return sampling.take([one.entry.row for one in going], token_ids)
 
 
-def of_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
-    """logits [S, V] -> [S, vocab_size]: tokens that have no logit are never chosen."""
-    lacking = vocab_size - logits.shape[1]
-    if lacking <= 0:
-        return logits[:, :vocab_size]
-    return torch.nn.functional.pad(logits, (0, lacking), value=-torch.inf)
+def as_chains(guesses: Mapping[int, list[int]]) -> dict[int, GuessedTokens]:
+    return {index: GuessedTokens(token_ids) for index, token_ids in guesses.items()}
 
 
 def draft_tokens(

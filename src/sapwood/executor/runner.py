@@ -27,7 +27,7 @@ from sapwood.kernels.recording import Program
 from sapwood.kernels.transfer import Download, download, upload_one
 from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
+from sapwood.schema.step import GuessedTokens, ScheduledTokens, StepPlan, StepResult
 
 
 class DecoderModel(Protocol):
@@ -95,7 +95,7 @@ class Launched:
     routed: dict[int, ToldRows] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
-    guesses: dict[int, list[int]] = field(default_factory=dict)
+    guesses: dict[int, GuessedTokens] = field(default_factory=dict)
     drafting_s: float = 0.0
     states: Tensor | None = None
 

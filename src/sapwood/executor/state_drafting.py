@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sapwood.executor.drafting import DraftMemory, Sampled, Sampling, draft_tokens, note
-from sapwood.kernels.transfer import upload
+from sapwood.executor.drafting import (
+    DraftMemory,
+    Sampled,
+    Sampling,
+    as_chains,
+    draft_tokens,
+    note,
+)
+from sapwood.executor.guess_trees import TreeGuesser, TreeLimits, TreeSpan, frontiers_at
+from sapwood.executor.state_pairs import StatePairs
+from sapwood.kernels.transfer import upload, upload_one
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.schema.step import RowStart, StepPlan
-
-
-class CapturingModel(Protocol):
-    """See models.lm.decoder.Decoder."""
-
-    def forward_capturing(
-        self, batch: ForwardBatch, layers: Collection[int]
-    ) -> tuple[Tensor, list[Tensor]]: ...
+from sapwood.schema.draft_tree import ROOT
+from sapwood.schema.step import GuessedTokens, StepPlan
 
 
 class Head(Protocol):
@@ -37,61 +39,100 @@ class Head(Protocol):
     def logits(self, hidden: Tensor) -> Tensor: ...
 
 
-@dataclass(slots=True)
-class _Following:
-    """The tokens that follow the last ones of a plan's entries.
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """What the head has computed of the right tokens of a step, [T, hidden] each.
 
-    at, token_ids  places in the step, and the ids that the host knows
-    rows_at, rows  places, and the rows that have sampled what follows there
+    hidden   what logits are made of
+    outcome  states for the next guesses
+    taken    states that it took
+    ends     by the entry's index the place of its last token
     """
 
-    at: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    rows_at: list[int] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
+    hidden: Tensor
+    outcome: Tensor
+    taken: Tensor
+    ends: dict[int, int]
+
+    def of(self, at: Tensor) -> _Computed:
+        """Of some of the tokens alone."""
+        hidden, outcome, taken = (
+            one.index_select(0, at) for one in (self.hidden, self.outcome, self.taken)
+        )
+        return _Computed(hidden, outcome, taken, {})
+
+
+class _HeadTrees:
+    """Computes the guesses of trees: what each takes is the outcome of the one that it follows."""
+
+    def __init__(
+        self, head: Head, memory: DraftMemory, last: _Computed, going: Sequence[Sampled]
+    ) -> None:
+        """last  of the last known token of each request in `going`"""
+        self._head = head
+        self._memory = memory
+        self._states = torch.cat((last.taken, last.outcome))
+        # The rows of `_states`: what the roots took; by request and guess, what came of it.
+        self._taken_at = {one.index: row for row, one in enumerate(going)}
+        self._outcome_at = {(one.index, ROOT): len(going) + row for row, one in enumerate(going)}
+
+    def __call__(self, spans: Sequence[TreeSpan]) -> Tensor:
+        """The logits [S, vocab] after each guess of the spans' frontiers."""
+        took: list[int] = []
+        for span in spans:
+            index = span.one.index
+            took.append(self._taken_at[index])
+            took += [self._outcome_at[index, span.tree.parent_of(node)] for node in span.nodes]
+        rows, at = upload(
+            [np.array(took, dtype=np.int64), np.array(frontiers_at(spans), dtype=np.int64)],
+            self._states.device,
+        )
+        batch = self._memory.inputs([span.entry for span in spans]).batch
+        hidden, outcome = self._head.forward(batch, self._states.index_select(0, rows))
+        newest = [(span.one.index, node) for span in spans for node in span.tree.frontier]
+        for row, key in enumerate(newest, start=len(self._states)):
+            self._outcome_at[key] = row
+        self._states = torch.cat((self._states, outcome.index_select(0, at)))
+        return self._head.logits(hidden.index_select(0, at))
 
 
 class StateDrafter:
     """Pairs the state of each token with the token that follows, at the same place of the pages.
 
-    So the head computes as many tokens as the model in each step, all anew: those that it had
-    guessed, too, since now the model's own states are there. Of a prefix that ends where a page
-    does, the last place was paired with what followed it in the request that computed it; after a
-    hit this one key may be of another token. That may cost a right guess, never a right output.
+    So the head computes the same tokens as the model in each step, less the wrong drafts, all anew:
+    those that it had guessed, too, since now the model's own states are there. Of a prefix that
+    ends where a page does, the last place was paired with what followed it in the request that
+    computed it; after a hit this one key may be of another token. That may cost a right guess,
+    never a right output.
     """
 
     def __init__(
         self,
-        model: CapturingModel,
+        pairs: StatePairs,
         head: Head,
         memory: DraftMemory,
         sampling: Sampling,
         *,
-        states_width: int,
-        dtype: torch.dtype,
+        limits: TreeLimits,
     ) -> None:
         """A drafter.
 
-        model     the one whose states the head takes
+        pairs     of the model whose states the head takes
         sampling  chooses guesses
-        states_width, dtype  of what the head takes for each token"""
-        self._model = model
+        limits    of trees of guesses"""
+        self._pairs = pairs
         self._head = head
         self._memory = memory
         self._sampling = sampling
-        self._states_width = states_width
-        self._dtype = dtype
-        self._texts: dict[int, RowStart] = {}
+        self._trees = TreeGuesser(limits, sampling) if limits.breadth > 1 else None
 
     takes_states = True
 
     def new_states(self, batch: ForwardBatch) -> Tensor:
-        shape = (len(batch.token_ids), self._states_width)
-        return torch.empty(shape, dtype=self._dtype, device=self._memory.device)
+        return self._pairs.new_states(batch)
 
     def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        hidden, captured = self._model.forward_capturing(batch, self._head.captures)
-        return hidden, torch.cat(captured, dim=-1) if captured else hidden
+        return self._pairs.states_of(batch)
 
     def follow(self, plan: StepPlan, batch: ForwardBatch, states: Tensor | None) -> None:
         self._compute(plan, batch, states, [])
@@ -102,15 +143,19 @@ class StateDrafter:
         batch: ForwardBatch,
         states: Tensor | None,
         sampled: Sequence[Sampled],
-    ) -> dict[int, list[int]]:
-        hidden, states, ends = self._compute(plan, batch, states, sampled)
+    ) -> dict[int, GuessedTokens]:
+        computed = self._compute(plan, batch, states, sampled)
         going = [one for one in sampled if one.num_guesses]
         if not going:
             return {}
-        [at] = upload([np.array([ends[one.index] for one in going])], hidden.device)
-        hidden, states = hidden.index_select(0, at), states.index_select(0, at)
+        at = upload_one([computed.ends[one.index] for one in going], np.int64, self._memory.device)
+        last = computed.of(at)
+        if self._trees is not None:
+            compute = _HeadTrees(self._head, self._memory, last, going)
+            logits = self._head.logits(last.hidden)
+            return self._trees.guess(logits, going, compute, shift=-1)
         with self._sampling.guessing([one.entry.row for one in going]):
-            return self._guess(hidden, states, going)
+            return as_chains(self._guess(last.hidden, last.outcome, going))
 
     def _guess(
         self, hidden: Tensor, states: Tensor, going: Sequence[Sampled]
@@ -151,53 +196,14 @@ class StateDrafter:
         batch: ForwardBatch,
         states: Tensor | None,
         sampled: Sequence[Sampled],
-    ) -> tuple[Tensor, Tensor, dict[int, int]]:
-        """(what logits are made of and states for the next guesses, both [T, hidden], of all tokens
-        of the step; by the entry's index the place of its last right token)"""
-        assert states is not None, "the runner captures them"
-        for begun in plan.starts:
-            self._texts[begun.row] = begun
-        sampled_of = {one.index: one for one in sampled}
-        following, ends, start = _Following(), dict[int, int](), 0
-        for index, entry in enumerate(plan.scheduled):
-            one = sampled_of.get(index)
-            num_right = entry.num_new - len(entry.draft_ids) if one is None else one.num_right
-            place = ends[index] = start + num_right - 1
-            start += entry.num_new
-            if one is not None:
-                following.at.append(place)
-                following.token_ids.append(one.token_ids[-1])
-            elif entry.num_output is not None:
-                following.rows_at.append(place)
-                following.rows.append(entry.row)
-            else:
-                following.at.append(place)
-                following.token_ids.append(
-                    _token_at(self._texts[entry.row], entry.position + num_right)
-                )
-        own = self._memory.inputs(plan.scheduled).batch
-        token_ids = self._shifted(batch.token_ids, following)
-        hidden, states = self._head.forward(
-            replace(own, token_ids=token_ids), self._head.taken(states)
-        )
-        return hidden, states, ends
-
-    def _shifted(self, token_ids: Tensor, following: _Following) -> Tensor:
-        """token_ids [T] -> the token that follows each."""
-        found = token_ids.roll(-1)
-        columns = (following.at, following.token_ids, following.rows_at, following.rows)
-        arrays = [np.array(column, dtype=np.int64) for column in columns]
-        at, known, rows_at, rows = upload(arrays, found.device)
-        found.index_copy_(0, at, known)
-        if following.rows:
-            last = self._memory.rows.last_tokens.index_select(0, rows)
-            found.index_copy_(0, rows_at, last)
-        return found
-
-
-def _token_at(text: RowStart, index: int) -> int:
-    """The request's token of that index; 0 where vectors stand for tokens."""
-    if index < len(text.prompt_ids):
-        return text.prompt_ids[index]
-    index -= len(text.prompt_ids)
-    return text.output_ids[index] if index < len(text.output_ids) else 0
+    ) -> _Computed:
+        """Compute the right tokens of a step."""
+        pairs = self._pairs.of_step(plan, batch, states, sampled)
+        ends, start = dict[int, int](), 0
+        for span in pairs.spans:
+            start += span.entry.num_new
+            ends[span.index] = start - 1
+        own = self._memory.inputs([span.entry for span in pairs.spans]).batch
+        taken = self._head.taken(pairs.states)
+        hidden, outcome = self._head.forward(replace(own, token_ids=pairs.token_ids), taken)
+        return _Computed(hidden, outcome, taken, ends)

@@ -11,20 +11,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sapwood.base.errors import ConfigError, Overloaded
 from sapwood.gateway.audit import audit
-from sapwood.gateway.caller_rates import CallerRates
+from sapwood.gateway.caller_rates import CallerRates, Rates
 from sapwood.gateway.conversations import conversations_dialect
 from sapwood.gateway.dashboard import dashboard_dialect
+from sapwood.gateway.exchange import Proxy, ProxyLimits, StickyKeys
 from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.forwarded import forwarded_dialect
 from sapwood.gateway.found import found_dialect
 from sapwood.gateway.gate import Gate
 from sapwood.gateway.metrics import GatewayMetrics
-from sapwood.gateway.policies.registry import make_policy
-from sapwood.gateway.proxy import Proxy, ProxyLimits
+from sapwood.gateway.policies.registry import make_policies, policy_names
 from sapwood.gateway.responses import Tools, responses_dialect
 from sapwood.gateway.retries import RetryBudget, RetryLimits
 from sapwood.gateway.steering import steering_dialect
-from sapwood.gateway.worker import WorkerSpec
+from sapwood.gateway.worker import WorkerType, first_workers
 from sapwood.history.interface import History
 from sapwood.http.access import Access, Guarded
 from sapwood.http.auth import CALLER
@@ -34,6 +34,7 @@ from sapwood.http.endpoints import Dialect, EndpointTable, Handler
 from sapwood.http.errors import TooManyRequests, error_response
 from sapwood.http.failures import answer_errors
 from sapwood.observe.metrics import CONTENT_TYPE
+from sapwood.observe.tracing import Tracing
 from sapwood.schema.config.gateway import GatewayConfig
 
 
@@ -49,6 +50,10 @@ class Middleware(Protocol):
     def close(self) -> None: ...
 
 
+class Shared(StickyKeys, Rates, Protocol):
+    """What several gateways have in common."""
+
+
 UNMATCHED = "unmatched"
 """The path label of calls that match no route, so that strangers cannot invent label values."""
 LEFT = 499
@@ -58,26 +63,33 @@ class Gateway:
     """One gateway: an ASGI application over a fleet of workers. To be made in a running event loop.
 
     history      where responses and conversations are kept; None: the workers keep responses
+    shared       what it has in common with other gateways
+    tracing      where spans of requests go; None: nothing is traced
     is_draining  whether requests are refused because the gateway is about to end
     """
 
     def __init__(
-        self, config: GatewayConfig, access: Access, history: History | None = None
+        self,
+        config: GatewayConfig,
+        access: Access,
+        history: History | None = None,
+        shared: Shared | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         rng = random.Random()
         self.is_draining = False
-        self.metrics = GatewayMetrics(config.policy)
+        self.metrics = GatewayMetrics(policy_names(config))
         self.gate = Gate(
             max_open=None if config.max_concurrent_requests < 0 else config.max_concurrent_requests,
             max_waiting=config.queue_size,
             max_wait_s=config.queue_timeout_secs,
             max_per_second=config.rate_limit_tokens_per_second,
         )
-        self.fleet = Fleet(config, make_policy(config, rng), on_removed=self.metrics.forget)
+        self.fleet = Fleet(config, make_policies(config, rng), on_removed=self.metrics.forget)
         self.metrics.workers = lambda: self.fleet
         self.metrics.gauges = self.gate
-        for url in config.urls:
-            self.fleet.add(WorkerSpec(url=url, api_key=config.worker_api_key))
+        for spec in first_workers(config):
+            self.fleet.add(spec)
         proxy = Proxy(
             fleet=self.fleet,
             gate=self.gate,
@@ -97,6 +109,8 @@ class Gateway:
             ),
             metrics=self.metrics,
             rng=rng,
+            sticky=_sticky(config, shared),
+            tracing=tracing,
         )
         self._tools: Tools | None = None
         if config.mcp_config_path is not None:
@@ -128,9 +142,9 @@ class Gateway:
         )
         answer_errors(app, endpoints)
         self._endpoints = endpoints
-        self._rates = (
-            None if config.rate_limit_per_key is None else CallerRates(config.rate_limit_per_key)
-        )
+        self._rates: Rates | None = None
+        if config.rate_limit_per_key is not None:
+            self._rates = shared or CallerRates(config.rate_limit_per_key)
         self._audits = not config.disable_audit_logging
         guarded: ASGIApp = Guarded(self._within_rate(app), access=access, endpoints=endpoints)
         self._app = guarded
@@ -167,7 +181,7 @@ class Gateway:
             caller: Caller | None = scope.get(CALLER)
             try:
                 if caller is not None:
-                    rates.take(caller)
+                    await rates.take(caller)
             except TooManyRequests as refusal:
                 body = self._endpoints.error_form(scope["path"]).body
                 await error_response(refusal, body)(scope, receive, send)
@@ -199,6 +213,12 @@ class Gateway:
         self.metrics.http_responses[method, path, str(status)] += 1
         if self._audits and endpoint is not None and endpoint.access == "admin":
             audit(scope, status)
+
+
+def _sticky(config: GatewayConfig, shared: Shared | None) -> dict[WorkerType, StickyKeys]:
+    if shared is None:
+        return {}
+    return {kind: shared for kind, name in policy_names(config).items() if name == "manual"}
 
 
 def _modules(config: GatewayConfig) -> Middleware:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from typing import Protocol
 
 from sapwood.http.callers import Caller
 from sapwood.http.errors import TooManyRequests
@@ -23,7 +24,7 @@ class CallerRates:
         self._most = max(1.0, max_per_second)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, caller: Caller) -> None:
+    async def take(self, caller: Caller) -> None:
         """Count one request; 429 if the caller has sent too many."""
         now_s = asyncio.get_running_loop().time()
         tokens, filled_s = self._buckets.get(caller.name, (self._most, now_s))
@@ -34,7 +35,18 @@ class CallerRates:
         if len(self._buckets) > MOST_CALLERS:
             self._buckets.popitem(last=False)
         if is_refused:
-            raise TooManyRequests(
-                f"{caller.name} may send {self._rate:g} requests per second; try again in "
-                f"{(1 - tokens) / self._rate:.1f} s"
-            )
+            raise too_many(caller, self._rate, tokens)
+
+
+class Rates(Protocol):
+    async def take(self, caller: Caller) -> None:
+        """Count one request; TooManyRequests if the caller has sent too many."""
+        ...
+
+
+def too_many(caller: Caller, rate: float, tokens: float) -> TooManyRequests:
+    """rate: requests per second that the caller may send; tokens: what is left in its bucket"""
+    return TooManyRequests(
+        f"{caller.name} may send {rate:g} requests per second; try again in "
+        f"{(1 - tokens) / rate:.1f} s"
+    )

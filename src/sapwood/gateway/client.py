@@ -45,6 +45,10 @@ class ConnectionClosed(ConnectionBroken):
     """The worker closed the connection before the first byte of its answer."""
 
 
+class PeerFailure(WorkerFailure):
+    """Another worker failed, without which this one's answer cannot be whole."""
+
+
 class NotInTime(WorkerFailure):
     """The worker was silent for too long."""
 

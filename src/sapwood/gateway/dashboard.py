@@ -53,7 +53,7 @@ def dashboard_dialect(fleet: Fleet, gate: Gate, metrics: GatewayMetrics) -> Dial
 def _present(fleet: Fleet, gate: Gate) -> dict[str, Any]:
     num_ready = sum(worker.state is WorkerState.READY for worker in fleet)
     return {
-        "state": "ready" if num_ready else "no worker is ready",
+        "state": "ready" if fleet.is_ready else fleet.readiness,
         "num_ready": num_ready,
         "num_open": gate.num_open,
         "num_waiting": gate.num_waiting,
@@ -62,9 +62,9 @@ def _present(fleet: Fleet, gate: Gate) -> dict[str, Any]:
 
 def _totals(fleet: Fleet, metrics: GatewayMetrics) -> dict[str, Any]:
     """known_bytes is None if the policy does not look at prefixes."""
-    prefixes = fleet.policy.prefixes
+    prefixes = fleet.prefixes
     return {
-        "policy": metrics.policy,
+        "policy": ", ".join(dict.fromkeys(metrics.policies.values())),
         "num_answers": metrics.num_answers,
         "num_retries": metrics.num_retries,
         "num_left": metrics.num_left,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -14,8 +14,8 @@ from sapwood.base.errors import EngineUnavailable, InvalidRequest, NotFound
 from sapwood.gateway.breaker import BreakerLimits
 from sapwood.gateway.client import tls_context
 from sapwood.gateway.health import HealthWatch
-from sapwood.gateway.policies.interface import Call, Policy
-from sapwood.gateway.worker import Worker, WorkerSpec, WorkerState, worker_id
+from sapwood.gateway.policies.interface import Policy, PrefixCounts
+from sapwood.gateway.worker import Worker, WorkerSpec, WorkerState, WorkerType, worker_id
 from sapwood.schema.config.gateway import GatewayConfig
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,9 @@ Clock = Callable[[], float]
 
 
 class Fleet:
-    """The workers and the policy that chooses among them.
+    """The workers and the policies that choose among them.
 
+    policies    of each type of workers; workers of other types are refused
     clock       seconds of a monotonic clock, for circuit breakers
     on_removed  called when a worker is gone
     """
@@ -35,12 +36,12 @@ class Fleet:
     def __init__(
         self,
         config: GatewayConfig,
-        policy: Policy,
+        policies: Mapping[WorkerType, Policy],
         *,
         clock: Clock = time.monotonic,
         on_removed: Callable[[Worker], None] = lambda worker: None,
     ) -> None:
-        self.policy = policy
+        self.policies = policies
         self.clock = clock
         self._on_removed = on_removed
         self._config = config
@@ -64,7 +65,30 @@ class Fleet:
 
     @property
     def is_ready(self) -> bool:
-        return any(worker.state is WorkerState.READY for worker in self)
+        """Whether there is a worker of each type that can take requests."""
+        ready = {worker.spec.worker_type for worker in self if worker.state is WorkerState.READY}
+        return ready == set(self.policies)
+
+    @property
+    def readiness(self) -> str:
+        """ "ok", or what there is none of."""
+        if self.is_ready:
+            return "ok"
+        return "no pair of workers is ready" if self.has_pairs else "no worker is ready"
+
+    @property
+    def prefixes(self) -> PrefixCounts | None:
+        """What was found of prompts, by the policy for those who read them."""
+        return next(iter(self.policies.values())).prefixes
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether one worker reads a prompt and another one generates the answer."""
+        return "prefill" in self.policies
+
+    @property
+    def needs_text(self) -> bool:
+        return any(policy.needs_text for policy in self.policies.values())
 
     def find(self, id_: str) -> Worker:
         found = self._workers.get(id_)
@@ -75,6 +99,13 @@ class Fleet:
     def add(self, spec: WorkerSpec) -> Worker:
         """The new worker, which gets requests once it is healthy. InvalidRequest if it is known."""
         spec.check()
+        if spec.worker_type not in self.policies:
+            types = " or ".join(self.policies)
+            raise InvalidRequest(
+                f"this gateway's workers are of the type {types}, not {spec.worker_type}; the "
+                "option --pd-disaggregation decides",
+                param="worker_type",
+            )
         if worker_id(spec.url) in self._workers:
             raise InvalidRequest(
                 f"there is a worker at {spec.url} already; change it by PUT /workers/"
@@ -124,14 +155,23 @@ class Fleet:
             self._changed(worker)
         return worker
 
-    def choose(
-        self, call: Call, *, model: str | None, path: str, tried: Collection[str] = ()
-    ) -> Worker:
-        """A worker for the request; one that it was not sent to before, if there is any.
+    def candidates(
+        self,
+        *,
+        model: str | None,
+        path: str,
+        tried: Collection[str] = (),
+        kind: WorkerType = "regular",
+    ) -> list[Worker]:
+        """Workers for the request, at least one; those that it was not sent to, if there are any.
 
         Raises NotFound if no worker serves the model, EngineUnavailable if none can take it now.
         """
-        serving = [worker for worker in self if worker.serves_path(path)]
+        serving = [
+            worker
+            for worker in self
+            if worker.spec.worker_type == kind and worker.serves_path(path)
+        ]
         # Only where workers serve different models the gateway must look at the name.
         if model is not None and len(self._models) > 1:
             serving = [worker for worker in serving if not worker.models or model in worker.models]
@@ -142,10 +182,13 @@ class Fleet:
         open_ = [worker for worker in serving if worker.admits(now_s)]
         candidates = [worker for worker in open_ if worker.id not in tried] or open_
         if not candidates:
-            raise self._nobody(serving)
+            raise self._nobody(serving, kind)
         best = max(worker.spec.priority for worker in candidates)
-        preferred = [worker for worker in candidates if worker.spec.priority == best]
-        return self.policy.choose(preferred, call)
+        return [worker for worker in candidates if worker.spec.priority == best]
+
+    def forget(self, worker: Worker) -> None:
+        """The worker holds no prefixes any more."""
+        self.policies[worker.spec.worker_type].forget(worker.id)
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())
@@ -155,11 +198,11 @@ class Fleet:
         for worker in self:
             worker.pool.close()
 
-    def _nobody(self, serving: list[Worker]) -> EngineUnavailable:
+    def _nobody(self, serving: list[Worker], kind: WorkerType) -> EngineUnavailable:
         if not self._workers:
+            option = f"--{kind}" if self.has_pairs else "--worker-urls"
             return EngineUnavailable(
-                "the gateway has no workers; add one by POST /workers or start it with "
-                "--worker-urls"
+                f"the gateway has no workers; add one by POST /workers or start it with {option}"
             )
         now_s = self.clock()
         counts: dict[str, int] = {}
@@ -169,7 +212,8 @@ class Fleet:
                 state = f"breaker {worker.breaker.state(now_s).name.lower().replace('_', ' ')}"
             counts[state] = counts.get(state, 0) + 1
         told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none"
-        return EngineUnavailable(f"no worker can take the request now: {told}; try again later")
+        name = f"{kind} worker" if self.has_pairs else "worker"
+        return EngineUnavailable(f"no {name} can take the request now: {told}; try again later")
 
     async def _drain(self, worker: Worker) -> None:
         try:
@@ -183,7 +227,7 @@ class Fleet:
             )
         worker.move_to(WorkerState.REMOVED)
         worker.pool.close()
-        self.policy.forget(worker.id)
+        self.forget(worker)
         del self._workers[worker.id]
         self._tasks.pop(worker.id)
         self._changed(worker)
@@ -199,7 +243,7 @@ class Fleet:
         self._models = frozenset().union(*(worker.models for worker in self))
         if worker.state is WorkerState.UNHEALTHY:
             # Whoever comes back from being down has probably an empty cache.
-            self.policy.forget(worker.id)
+            self.forget(worker)
 
 
 def spec_of(told: object) -> WorkerSpec:

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.gateway.proxy import Forwarded, Proxy
+from sapwood.gateway.exchange import Proxy
+from sapwood.gateway.proxy import Forwarded
 from sapwood.http.endpoints import Dialect, Endpoint
 from sapwood.http.errors import (
     ANTHROPIC_ERRORS,

@@ -16,9 +16,10 @@ from starlette.responses import Response
 
 from sapwood.base.errors import EngineUnavailable, NotFound
 from sapwood.gateway.client import WorkerFailure
+from sapwood.gateway.exchange import Proxy
 from sapwood.gateway.headers import KEYS
 from sapwood.gateway.own_requests import ask
-from sapwood.gateway.proxy import Forwarded, Proxy
+from sapwood.gateway.proxy import Forwarded
 from sapwood.gateway.worker import Worker, WorkerState
 from sapwood.http.body import read_bytes
 from sapwood.http.endpoints import Dialect, Endpoint

@@ -101,6 +101,10 @@ def find(headers: RawHeaders, name: bytes) -> bytes | None:
     return None
 
 
+def is_event_stream(headers: RawHeaders) -> bool:
+    return (find(headers, b"content-type") or b"").startswith(b"text/event-stream")
+
+
 def request_id(headers: RawHeaders, names: Sequence[bytes], otherwise: bytes) -> bytes:
     """The client's own name of its request, if there is a usable one; else `otherwise`."""
     for name in names:

@@ -20,8 +20,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sapwood.base.errors import SapwoodError
 from sapwood.gateway import headers
+from sapwood.gateway.exchange import BadGateway
 from sapwood.gateway.items import output_items
-from sapwood.gateway.proxy import BadGateway
 from sapwood.history.interface import History, Item, Record, is_open
 from sapwood.http.errors import internal_error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from sapwood.gateway.worker import Worker, WorkerState
+from sapwood.gateway.worker import Worker, WorkerState, WorkerType
 from sapwood.observe.histogram import Histogram
 from sapwood.observe.metrics import E2E_BOUNDS, ITL_BOUNDS, TTFT_BOUNDS, Family
 
@@ -62,11 +62,14 @@ class GatewayMetrics(Collector):
     """All that /metrics shows. Labels are addresses of workers, our paths and names, and statuses:
     nothing that a client could make up.
 
-    clock  as circuit breakers use it
+    policies  name of the policy for each type of workers
+    clock     as circuit breakers use it
     """
 
-    def __init__(self, policy: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.policy = policy
+    def __init__(
+        self, policies: Mapping[WorkerType, str], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.policies = policies
         self._clock = clock
         self.workers: Callable[[], Iterable[Worker]] = tuple
         self.gauges: Gauges | None = None
@@ -75,7 +78,7 @@ class GatewayMetrics(Collector):
         self.http_requests: Counter[tuple[str, str]] = Counter()
         self.http_responses: Counter[tuple[str, str, str]] = Counter()
         self._tool_calls: Counter[tuple[str, str]] = Counter()
-        self._selections: Counter[str] = Counter()
+        self._selections: Counter[tuple[str, str]] = Counter()
         self._answers: Counter[tuple[str, str]] = Counter()
         self._failures: Counter[tuple[str, str]] = Counter()
         self._durations = Histogram(E2E_BOUNDS)
@@ -85,7 +88,7 @@ class GatewayMetrics(Collector):
         self._registry.register(self)
 
     def chosen(self, worker: Worker) -> None:
-        self._selections[worker.url] += 1
+        self._selections[worker.url, self.policies[worker.spec.worker_type]] += 1
 
     def called_tool(self, server: str, is_good: bool) -> None:
         """A tool of an MCP server, which the gateway's operator has named, was called."""
@@ -119,8 +122,7 @@ class GatewayMetrics(Collector):
 
     def forget(self, worker: Worker) -> None:
         """The worker is removed: its series end."""
-        self._selections.pop(worker.url, None)
-        for counts in (self._answers, self._failures):
+        for counts in (self._answers, self._failures, self._selections):
             for key in [key for key in counts if key[0] == worker.url]:
                 del counts[key]
 
@@ -165,7 +167,7 @@ class GatewayMetrics(Collector):
             "worker_selection",
             "Choices of a worker.",
             ("worker", "policy"),
-            [((url, self.policy), count) for url, count in self._selections.items()],
+            list(self._selections.items()),
         )
         yield Family(
             "counter",

@@ -1,45 +1,30 @@
-"""One request's way through the gateway: read, wait for its turn, choose, send, pass on."""
+"""One request's way through the gateway: read, wait for its turn, ask, pass on."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import random
 import time
-from dataclasses import dataclass, field
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sapwood.base.errors import EngineUnavailable, SapwoodError
+from sapwood.base.errors import SapwoodError
 from sapwood.gateway import headers
-from sapwood.gateway.client import Answer, WorkerFailure
-from sapwood.gateway.fleet import Fleet
-from sapwood.gateway.gate import Gate
-from sapwood.gateway.metrics import GatewayMetrics, StreamTimes
-from sapwood.gateway.policies.interface import Call
-from sapwood.gateway.retries import RETRYABLE, WORKER_AT_FAULT, RetryBudget, RetryLimits
-from sapwood.gateway.routing_fields import RoutingFields, routing_fields
+from sapwood.gateway.client import Answer, PeerFailure, WorkerFailure
+from sapwood.gateway.exchange import BadGateway, Exchange, Proxy, Taken
+from sapwood.gateway.metrics import StreamTimes
+from sapwood.gateway.pairs import way_of
+from sapwood.gateway.retries import RETRYABLE, WORKER_AT_FAULT
+from sapwood.gateway.spans import request_span
 from sapwood.gateway.worker import Worker
 from sapwood.http.body import read_bytes
 from sapwood.http.endpoints import EndpointTable
 from sapwood.http.errors import ANTHROPIC_ERRORS, anthropic_body, native_body
-from sapwood.http.routing import ROUTING_KEY_HEADER
 from sapwood.http.sse import event
 
 log = logging.getLogger(__name__)
-
-MAX_KEY_BYTES = 1024
-_ROUTING_KEY = ROUTING_KEY_HEADER.encode()
-
-
-class BadGateway(SapwoodError):
-    """The worker gave no answer, and so did those that were asked after it."""
-
-    status = 502
-    type = "BadGatewayError"
 
 
 class GatewayTimeout(SapwoodError):
@@ -47,30 +32,6 @@ class GatewayTimeout(SapwoodError):
 
     status = 504
     type = "GatewayTimeoutError"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProxyLimits:
-    """timeout_s: of a whole request; stream_idle_s: between two pieces of an answer, 0: no limit;
-    pass_key: whether a client's key goes to workers without a key of their own"""
-
-    timeout_s: float
-    stream_idle_s: float
-    pass_key: bool
-    id_headers: tuple[bytes, ...]
-
-
-@dataclass(slots=True, kw_only=True)
-class Proxy:
-    """Forwards requests to the workers of a fleet."""
-
-    fleet: Fleet
-    gate: Gate
-    retries: RetryLimits
-    budget: RetryBudget
-    limits: ProxyLimits
-    metrics: GatewayMetrics
-    rng: random.Random = field(default_factory=random.Random)
 
 
 class Forwarded(Response):
@@ -126,18 +87,24 @@ class Forwarded(Response):
         proxy = self._proxy
         await proxy.gate.enter()
         try:
-            exchange = _Exchange(proxy, scope, body, self._only)
-            worker, answer = await exchange.first_answer()
-            try:
-                await self._pass_on(worker, answer, exchange.id, send)
-            finally:
-                answer.close()
-                worker.end()
+            way = way_of(proxy.fleet, scope, body, self._only)
+            exchange = Exchange(proxy, scope, way)
+            with request_span(proxy.tracing, scope, exchange.id) as exchange.span:
+                taken = await exchange.first_answer()
+                if exchange.span is not None:
+                    exchange.span.answered(taken.answer.status)
+                try:
+                    await self._pass_on(taken, exchange.id, send)
+                finally:
+                    taken.close()
         finally:
             proxy.gate.leave()
 
-    async def _pass_on(self, worker: Worker, answer: Answer, id_: bytes, send: Send) -> None:
+    async def _pass_on(self, taken: Taken, id_: bytes, send: Send) -> None:
+        worker, answer, merge = taken.worker, taken.answer, taken.merge
         head = headers.returned(answer.headers, id_)
+        if merge is not None:
+            head = [(name, value) for name, value in head if name != b"content-length"]
         self._has_begun = True
         await send({"type": "http.response.start", "status": answer.status, "headers": head})
         is_stream = not answer.is_complete
@@ -149,6 +116,8 @@ class Forwarded(Response):
             while True:
                 is_complete = answer.is_complete
                 piece = answer.take()
+                if merge is not None:
+                    piece = merge.passed(piece, is_complete=is_complete)
                 if piece or is_complete:
                     if stream is not None and piece:
                         stream.add(piece)
@@ -160,9 +129,12 @@ class Forwarded(Response):
                     break
                 await answer.more()
         except WorkerFailure as error:
-            worker.breaker.failed(self._proxy.fleet.clock())
-            worker.last_error = str(error)
-            self._proxy.metrics.failed(worker, "broken_stream")
+            if isinstance(error, PeerFailure):
+                worker.breaker.ended()
+            else:
+                worker.breaker.failed(self._proxy.fleet.clock())
+                worker.last_error = str(error)
+                self._proxy.metrics.failed(worker, "broken_stream")
             await self._end_broken(worker, answer, error, last, send)
             return
         except BaseException:
@@ -175,6 +147,8 @@ class Forwarded(Response):
         else:
             worker.breaker.succeeded()
         self._proxy.metrics.answered(worker, answer.status, self._started_s, stream)
+        if taken.peer is not None:
+            await taken.peer.finish()
 
     async def _end_broken(
         self, worker: Worker, answer: Answer, error: WorkerFailure, last: bytes, send: Send
@@ -182,8 +156,7 @@ class Forwarded(Response):
         """An event stream that breaks off between two events ends with an event that says so. All
         other answers are cut off, so that nobody takes a part for the whole."""
         log.warning("an answer of worker %s broke off: %s", worker.url, error)
-        kind = headers.find(answer.headers, b"content-type") or b""
-        if not kind.startswith(b"text/event-stream") or not last.endswith(b"\n\n"):
+        if not headers.is_event_stream(answer.headers) or not last.endswith(b"\n\n"):
             return
         told = BadGateway(f"the worker's answer broke off: {error}; ask again")
         endpoints: EndpointTable = self._request.app.state.endpoints
@@ -192,121 +165,6 @@ class Forwarded(Response):
         else:
             last_event = event(native_body(told))
         await send({"type": "http.response.body", "body": last_event, "more_body": False})
-
-
-class _Exchange:
-    """The attempts to get an answer to one request."""
-
-    def __init__(self, proxy: Proxy, scope: Scope, body: bytes, only: Worker | None) -> None:
-        self._proxy = proxy
-        self._only = only
-        self._body = body
-        self._method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
-        self._path: str = scope["path"]
-        query: bytes = scope["query_string"]
-        self._target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
-        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
-        limits = proxy.limits
-        self.id = headers.request_id(
-            self._headers, limits.id_headers, os.urandom(16).hex().encode()
-        )
-        client = scope.get("client")
-        self._extra = [(headers.REQUEST_ID, self.id)]
-        if client is not None:
-            self._extra.append((b"x-forwarded-for", str(client[0]).encode("ascii", "replace")))
-
-    async def first_answer(self) -> tuple[Worker, Answer]:
-        """The worker and its answer, of which only the head has come for certain.
-
-        `answer.close`, `worker.end` and one of the breaker's three methods must follow. Raises
-        BadGateway if all attempts failed, EngineUnavailable if no worker can be asked.
-        """
-        proxy = self._proxy
-        proxy.budget.add_request()
-        call, model = self._call()
-        tried: set[str] = set()
-        num_retries = 0
-        while True:
-            failure: SapwoodError
-            worker: Worker | None = None
-            try:
-                worker = self._only or proxy.fleet.choose(
-                    call, model=model, path=self._path, tried=tried
-                )
-                answer = await self._ask(worker)
-            except WorkerFailure as error:
-                assert worker is not None
-                failure = BadGateway(f"worker {worker.id} failed: {error}; try again")
-            except EngineUnavailable as error:
-                failure = error
-            else:
-                if answer.status not in RETRYABLE or not self._may_retry(num_retries):
-                    return worker, answer
-                self._give_back(worker, answer)
-                num_retries += 1
-                tried.add(worker.id)
-                await asyncio.sleep(proxy.retries.backoff_s(num_retries - 1, proxy.rng))
-                continue
-            if not self._may_retry(num_retries):
-                raise failure
-            num_retries += 1
-            if worker is not None:
-                tried.add(worker.id)
-            await asyncio.sleep(proxy.retries.backoff_s(num_retries - 1, proxy.rng))
-
-    def _call(self) -> tuple[Call, str | None]:
-        fleet = self._proxy.fleet
-        fields = RoutingFields()
-        if self._body and (fleet.policy.needs_text or len(fleet.models) > 1):
-            fields = routing_fields(self._body)
-        key = headers.find(self._headers, _ROUTING_KEY) or b""
-        return Call(text=fields.text, key=key[:MAX_KEY_BYTES].decode("latin-1")), fields.model
-
-    async def _ask(self, worker: Worker) -> Answer:
-        proxy = self._proxy
-        head = headers.request_head(
-            self._method,
-            worker.origin.base_path + self._target,
-            host=worker.host,
-            headers=self._headers,
-            extra=self._extra,
-            num_body_bytes=len(self._body),
-            own_key=worker.spec.api_key,
-            pass_key=proxy.limits.pass_key,
-        )
-        proxy.metrics.chosen(worker)
-        worker.begin()
-        try:
-            return await worker.ask(head, self._body)
-        except WorkerFailure as error:
-            worker.last_error = str(error)
-            worker.breaker.failed(proxy.fleet.clock())
-            worker.end()
-            proxy.metrics.failed(worker, "no_answer")
-            log.warning("worker %s failed a request: %s", worker.url, error)
-            raise
-        except BaseException:
-            worker.breaker.ended()
-            worker.end()
-            raise
-
-    def _give_back(self, worker: Worker, answer: Answer) -> None:
-        """This answer is not passed on; the request is sent again."""
-        if answer.status in WORKER_AT_FAULT:
-            worker.breaker.failed(self._proxy.fleet.clock())
-            worker.last_error = f"a request was answered with {answer.status}"
-        else:
-            worker.breaker.ended()
-        answer.close()
-        worker.end()
-        self._proxy.metrics.failed(worker, str(answer.status))
-
-    def _may_retry(self, num_retries: int) -> bool:
-        proxy = self._proxy
-        if num_retries >= proxy.retries.max_retries or not proxy.budget.take_retry():
-            return False
-        proxy.metrics.num_retries += 1
-        return True
 
 
 class ClientWatch:

@@ -16,10 +16,11 @@ from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, NotFound, UnsupportedFeature
 from sapwood.gateway.conversations import conversation_id_of
+from sapwood.gateway.exchange import Proxy
 from sapwood.gateway.found import owner
 from sapwood.gateway.items import for_worker, input_items
 from sapwood.gateway.kept import Keeping, Kept
-from sapwood.gateway.proxy import Forwarded, Proxy
+from sapwood.gateway.proxy import Forwarded
 from sapwood.history.interface import History, Item, new_id, too_long
 from sapwood.http.body import body_limits, parse_object, read_bytes
 from sapwood.http.endpoints import Dialect, Endpoint

@@ -69,8 +69,8 @@ def _add_workers(dialect: Dialect, fleet: Fleet) -> None:
 def _add_health(dialect: Dialect, fleet: Fleet) -> None:
     def health() -> Response:
         num_ready = sum(worker.state is WorkerState.READY for worker in fleet)
-        told = {"status": "ok" if num_ready else "no worker is ready", "ready_workers": num_ready}
-        return json_response(told, 200 if num_ready else 503)
+        told = {"status": fleet.readiness, "ready_workers": num_ready}
+        return json_response(told, 200 if fleet.is_ready else 503)
 
     @dialect.serves(_open("/liveness"))
     async def liveness(request: Request) -> Response:
@@ -112,7 +112,7 @@ def _add_asked_of_all(dialect: Dialect, fleet: Fleet) -> None:
     async def flush_cache(request: Request) -> Response:
         answers = await _ask_all(fleet, "POST", "/flush_cache")
         for worker in fleet:
-            fleet.policy.forget(worker.id)
+            fleet.forget(worker)
         return _all_told(answers)
 
     @dialect.serves(_admin("/abort_request", "POST"))

@@ -14,8 +14,10 @@ import msgspec
 from sapwood.base.errors import InvalidRequest
 from sapwood.gateway.breaker import Breaker, BreakerLimits
 from sapwood.gateway.client import Answer, NotConnected, Origin, Pool
+from sapwood.schema.config.gateway import GatewayConfig
 
 Runtime = Literal["sapwood", "sglang", "vllm", "external"]
+WorkerType = Literal["regular", "prefill", "decode"]
 
 EXTERNAL_HEALTH_PATH = "/v1/models"
 MAX_LABELS = 64
@@ -29,6 +31,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     model_id  the model that it serves; None: what its /v1/models says
     priority  workers with a larger number are used first; others only while none of them can be
     cost      its number of open requests counts so many times
+    worker_type     "prefill" reads prompts, and "decode" generates from what that has read
+    bootstrap_port  where a prefill worker is asked for keys and values; None: the engines' default
     runtime   "external": a service that only has OpenAI's paths, asked for /v1/models as its health
     labels    shown, and otherwise not looked at
     health_…  None: as the gateway's options say
@@ -39,7 +43,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     model_id: str | None = None
     priority: int = 50
     cost: float = 1.0
-    worker_type: Literal["regular"] = "regular"
+    worker_type: WorkerType = "regular"
+    bootstrap_port: int | None = None
     runtime: Runtime = "sapwood"
     labels: dict[str, str] = {}
     health_check_timeout_secs: float | None = None
@@ -61,8 +66,40 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise InvalidRequest(f"{name} is {value} but must be >= 1", param=name)
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise InvalidRequest("api_key must be printable ASCII", param="api_key")
+        if self.worker_type != "regular" and self.runtime in ("vllm", "external"):
+            raise InvalidRequest(
+                f"a worker of the type {self.worker_type} must be an engine of SGLang's, not "
+                f"{self.runtime}",
+                param="runtime",
+            )
+        if self.bootstrap_port is not None and self.worker_type != "prefill":
+            raise InvalidRequest(
+                "only a worker of the type prefill has a bootstrap_port", param="bootstrap_port"
+            )
+        if self.bootstrap_port is not None and not 0 < self.bootstrap_port < 65536:
+            raise InvalidRequest(
+                f"bootstrap_port is {self.bootstrap_port} but must be from 1 to 65535",
+                param="bootstrap_port",
+            )
         if len(self.labels) > MAX_LABELS:
             raise InvalidRequest(f"a worker has at most {MAX_LABELS} labels", param="labels")
+
+
+def first_workers(config: GatewayConfig) -> tuple[WorkerSpec, ...]:
+    """The workers that the options name."""
+    key = config.worker_api_key
+    regular = [WorkerSpec(url=url, api_key=key) for url in config.urls]
+    prefill = [
+        WorkerSpec(
+            url=url, api_key=key, worker_type="prefill", bootstrap_port=port, runtime="sglang"
+        )
+        for url, port in config.prefill_workers
+    ]
+    decode = [
+        WorkerSpec(url=url, api_key=key, worker_type="decode", runtime="sglang")
+        for url in config.decode_urls
+    ]
+    return (*regular, *prefill, *decode)
 
 
 class WorkerState(Enum):

@@ -117,6 +117,8 @@ SINKS = "attention sinks"
 ALIBI = "ALiBi"
 LATENT = "latent rows"
 """The layers call `latent_attention`; a feature that no trait stands for."""
+CHOSEN_KEYS = "attention to chosen keys"
+"""The layers call `choose_keys` and `sparse_latent_attention`; likewise."""
 PLAIN = AttentionTraits()
 
 

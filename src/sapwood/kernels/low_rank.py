@@ -5,8 +5,8 @@ arXiv:2310.18547."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -61,15 +61,12 @@ class LowRank:
 
     def to(self, device: torch.device) -> LowRank:
         """The same on another device; what is there already is not copied."""
-        parts = tuple(
-            LowRankPart(
-                first_rank=part.first_rank,
-                first_out=part.first_out,
-                b=part.b.to(device, non_blocking=True),
-            )
-            for part in self.parts
-        )
-        return LowRank(a=self.a.to(device, non_blocking=True), parts=parts)
+        return self.kept_as(lambda numbers: numbers.to(device, non_blocking=True))
+
+    def kept_as(self, copy: Callable[[Tensor], Tensor]) -> LowRank:
+        """The same with `copy` of each tensor, in the order in which kernels read them."""
+        a = copy(self.a)
+        return LowRank(a=a, parts=tuple(replace(part, b=copy(part.b)) for part in self.parts))
 
     def check(self, in_size: int, out_size: int) -> None:
         """ValueError unless the addition fits a layer of these sizes."""

@@ -387,8 +387,9 @@ class SelectRows:
 class Logits:
     """The result [rows, vocab] in fp32: the output layer of x, plus `bias`, times `scale`, capped.
 
-    bias      [vocab] fp32, or None
-    soft_cap  a logit z becomes soft_cap * tanh(z / soft_cap); None: it stays as it is
+    bias       [vocab] fp32, or None
+    soft_cap   a logit z becomes soft_cap * tanh(z / soft_cap); None: it stays as it is
+    additions  of the rows' adapters to the output layer of x; None: no adapter can add
     """
 
     x: Buffer
@@ -397,6 +398,7 @@ class Logits:
     scale: float
     soft_cap: float | None
     bias: Tensor | None = None
+    additions: LowRankLayer | None = None
 
 
 def finish_logits(

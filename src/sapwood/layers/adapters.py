@@ -102,11 +102,11 @@ class AdapterSite:
         self._context = context
         self._slots: set[int] = set()
         self._of_experts: Counter[int] | None = None
-        self._layer: LowRankLayer = kernels.low_rank(in_size, out_size)
+        self.layer: LowRankLayer = kernels.low_rank(in_size, out_size)
 
     def place(self, slot: int, addition: LowRank | None) -> None:
         """As LowRankLayer.place."""
-        self._layer.place(slot, addition)
+        self.layer.place(slot, addition)
         if self._of_experts is not None:
             self._of_experts[slot] += (addition is not None) - (slot in self._slots)
         (self._slots.discard if addition is None else self._slots.add)(slot)
@@ -120,19 +120,19 @@ class AdapterSite:
         """out += what the adapters of the step that is computed now add, in place."""
         step = self._context.step
         if step is not None:
-            self._layer.add(x, out, step.rows)
+            self.layer.add(x, out, step.rows)
 
     def add_to_head(self, x: Tensor, out: Tensor) -> None:
         """The same for the output layer, which computes some rows only."""
         if self._context.head_rows is not None:
-            self._layer.add(x, out, self._context.head_rows)
+            self.layer.add(x, out, self._context.head_rows)
 
     def add_to(self, x: Tensor, out: Tensor, rows: AdapterRows) -> None:
         """The same for rows of one's own."""
-        self._layer.add(x, out, rows)
+        self.layer.add(x, out, rows)
 
     def record(self, program: Program, x: Buffer, out: Buffer) -> None:
-        program.add(AddLowRank(x=x, layer=self._layer, residual=out))
+        program.add(AddLowRank(x=x, layer=self.layer, residual=out))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,14 +13,16 @@ from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.layers.routes import RouteLog
+from sapwood.layers.shared_rows import SharedRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
     """The ranks that share each kind of layer.
 
-    tp         share the embedding, the output layer and the feed-forward layers
-    attention  share the heads of attention
+    tp         share the feed-forward layers
+    attention  share the heads of attention and the embedding: they have the same requests
+    head       share the output layer, unless it is the embedding too; None: those of attention
     expert     share each expert: neighbours in tp. Other ranks of tp have other experts (expert
                parallelism). None: all of tp share every expert
     """
@@ -28,6 +30,7 @@ class Groups:
     tp: Group = field(default_factory=Group)
     attention: Group = field(default_factory=Group)
     expert: Group | None = None
+    head: Group | None = None
 
     @property
     def ep_size(self) -> int:
@@ -56,6 +59,7 @@ class Build:
     adapters         tells the layers which adapters a step has; None: there are no adapters
     num_redundant_experts  further copies of experts in each layer of experts, over all ranks
     experts          is told of the layers of experts; None: nobody moves experts
+    rows             of ranks that share feed-forwards, but not attention; None: there are none
     """
 
     kernels: Kernels
@@ -68,6 +72,7 @@ class Build:
     adapters: AdapterContext | None = None
     num_redundant_experts: int = 0
     experts: MovableExperts | None = None
+    rows: SharedRows | None = None
 
     def adapter_site(self, in_size: int, out_size: int) -> AdapterSite | None:
         """Where adapters add to a linear layer of these sizes; None if there are no adapters."""

@@ -239,13 +239,15 @@ class DeltaProjections:
 
     names    to queries, keys, values, gates of the output, inputs of what is written, and of decays
     qkv      name of one layer for the first three, all queries first; None: there are three
-    grouped  names of two layers instead: one for the first four, one for the others; each has all
-             rows of one key head before those of the next. None: there are none such
+    grouped_inputs  name of one layer for the first four instead, which has all rows of one key head
+                    before those of the next; None: there is none such
+    grouped_gates   the same for the others
     """
 
     names: tuple[str, str, str, str, str, str]
     qkv: str | None = None
-    grouped: tuple[str, str] | None = None
+    grouped_inputs: str | None = None
+    grouped_gates: str | None = None
 
 
 class GatedDeltaNet:
@@ -269,21 +271,21 @@ class GatedDeltaNet:
         sizes = (keys, keys, values, values, layout.num_heads, layout.num_heads)
         parts = [even_part(*pair, group) for pair in zip(projections.names, sizes, strict=True)]
         inputs, gates = tuple(parts[:4]), tuple(parts[4:])
-        arrangements: tuple[Arrangement | None, Arrangement | None] = (None, None)
-        if projections.grouped is not None:
-            first, second = projections.grouped
-            arrangements = (
-                _by_key_heads(first, inputs, layout.num_key_heads),
-                _by_key_heads(second, gates, layout.num_key_heads),
-            )
+        of_inputs: Arrangement | None = None
+        of_gates: Arrangement | None = None
+        if projections.grouped_inputs is not None:
+            of_inputs = _by_key_heads(projections.grouped_inputs, inputs, layout.num_key_heads)
         elif projections.qkv is not None:
             rows = Arrangement.in_sequence(inputs[:3], fused=projections.qkv).rows
             gate = torch.arange(inputs[3].first, inputs[3].first + inputs[3].size)
-            fused = Arrangement(rows=(*rows, gate), fused=projections.qkv, fused_parts=(0, 1, 2))
-            arrangements = (fused, None)
+            of_inputs = Arrangement(
+                rows=(*rows, gate), fused=projections.qkv, fused_parts=(0, 1, 2)
+            )
+        if projections.grouped_gates is not None:
+            of_gates = _by_key_heads(projections.grouped_gates, gates, layout.num_key_heads)
         self._in, self._gates = (
             ColumnParallelLinear(build, hidden_size, some, bias=False, arrangement=arrangement)
-            for some, arrangement in zip((inputs, gates), arrangements, strict=True)
+            for some, arrangement in ((inputs, of_inputs), (gates, of_gates))
         )
         self._out = RowParallelLinear(build, out_name, values, hidden_size, bias=False, group=group)
 

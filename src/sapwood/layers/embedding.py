@@ -32,8 +32,11 @@ from sapwood.layers.adapted_vocab import (
 from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build
 from sapwood.layers.linear import Linear
-from sapwood.layers.quantization.dense import check_range
+from sapwood.layers.quantization.dense import DENSE, check_range
 from sapwood.layers.targets import Slice, Target, unused, whole
+
+_COLUMNS_AT_ONCE = 64
+"""Of a weight that is read back from the kernels: so many rows of logits are held meanwhile."""
 
 
 class VocabEmbedding:
@@ -44,7 +47,7 @@ class VocabEmbedding:
     ) -> None:
         """scale: factor of the vectors, which the weight does not have"""
         self._kernels = build.kernels
-        self._group = build.groups.tp
+        self._group = build.groups.attention
         self._dtype = build.dtype
         self._scale = scale
         self._vocab_size = vocab_size
@@ -162,7 +165,8 @@ class LMHead:
         self._bias = torch.empty(shape, device=device, dtype=torch.float32) if bias else None
         self._shape = (vocab_size, hidden_size)
         self._kernels = build.kernels
-        self._group = build.groups.tp
+        groups = build.groups
+        self._group = groups.attention if tied is not None else groups.head or groups.attention
         self._size = rows_per_rank(vocab_size, self._group)
         self._first = self._group.rank * self._size
         self._tied = tied
@@ -178,18 +182,29 @@ class LMHead:
         )
         self._build = build
         self._site = build.adapter_site(hidden_size, self._size)
-        if self._site is not None:
-            self._site.is_recorded = False
         self._wholes = None if build.adapters is None else HeadSite(build.adapters)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """hidden [S, hidden] -> [S, vocab] in fp32, the same on every rank"""
+        """hidden [S, hidden] -> [S, vocab] in fp32, the same on every rank of the layer"""
         own = self._linear.packed.fp32(hidden)
         if self._wholes is not None and self._site is not None:
             self._wholes.replace(hidden, own)
             self._site.add_to_head(hidden, own)
         logits = self._group.all_gather(own)[:, : self._shape[0]]
         return finish_logits(self._kernels, logits, self._scale, self._soft_cap, self._bias)
+
+    @property
+    def num_ranks(self) -> int:
+        """Over which the vocabulary is split."""
+        return self._group.size
+
+    def empty(self) -> Tensor:
+        """The logits of no rows, which this rank has without the others."""
+        return torch.empty(0, self.vocab_size, dtype=torch.float32, device=self._build.device)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._shape[0]
 
     @property
     def packed(self) -> PackedLinear:
@@ -207,6 +222,7 @@ class LMHead:
                 scale=self._scale,
                 soft_cap=self._soft_cap,
                 bias=self._bias,
+                additions=None if self._site is None else self._site.layer,
             )
         )
 
@@ -275,6 +291,37 @@ class LMHead:
 
     def pack(self) -> None:
         self._linear.pack()
+
+    def only(self, token_ids: Tensor) -> LMHead:
+        """The output layer for these tokens alone, with a dense weight of its own, packed.
+
+        Adapters do not change that one. RuntimeError before `pack`, and if several ranks share the
+        vocabulary.
+
+        token_ids  [tokens] int64"""
+        if self._group.size > 1:
+            raise RuntimeError("each rank has a part of the vocabulary only")
+        size, bias = self._shape[1], self._bias
+        found = LMHead(
+            replace(self._build, scheme=DENSE, adapters=None),
+            len(token_ids),
+            size,
+            tied=None,
+            scale=self._scale,
+            soft_cap=self._soft_cap,
+            bias=bias is not None,
+        )
+        weight = found._linear.weight
+        # Kernels lay a packed weight out as they like, but multiply by ones exactly.
+        units = torch.eye(size, dtype=self._build.dtype, device=weight.device)
+        for first in range(0, size, _COLUMNS_AT_ONCE):
+            columns = slice(first, first + _COLUMNS_AT_ONCE)
+            logits = self._linear.packed.fp32(units[columns])
+            weight[:, columns] = logits.index_select(1, token_ids).t().to(weight.dtype)
+        if bias is not None and found._bias is not None:
+            found._bias.copy_(bias.index_select(0, token_ids))
+        found.pack()
+        return found
 
 
 def rows_per_rank(vocab_size: int, group: Group) -> int:

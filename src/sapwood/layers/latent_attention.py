@@ -8,6 +8,7 @@ from functools import partial
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
@@ -42,6 +43,10 @@ from sapwood.layers.targets import Slice, Target, prefixed
 
 _EXPANDED_BYTES = 64 << 20
 """Keys and values of so many heads at once as fit into this, or of one head."""
+
+_PAGE = 64
+"""Keys of a page in the expanded form: one number for all lengths, since Triton compiles anew for
+each page size."""
 
 
 class LatentAttention:
@@ -216,15 +221,18 @@ class LatentAttention:
         sizes = self._sizes
         length, width = request.length, sizes.expanded_dim
         pages = request.pages[: -(-length // cache.shape[2])]
+        num_pages = request.alone.page_table.shape[1]
         rows = read_rows(cache, pages, sizes.row, q.dtype)[:length]
+        rows = F.pad(rows, (0, 0, 0, num_pages * _PAGE - length))
         latents = rows[:, : sizes.rank].contiguous()
         for first, layer in self._filled().parts:
             count = min(self._heads_at_once(q.dtype), sizes.num_heads - first)
-            made = layer(latents).view(length, count, sizes.made).transpose(0, 1)
-            keys, values = q.new_zeros(2, 1, count, length, width).unbind(0)
-            keys[0, ..., : sizes.nope_dim] = made[..., : sizes.nope_dim]
-            keys[0, ..., sizes.nope_dim : sizes.key_dim] = rows[:, sizes.rank :]
-            values[0, ..., : sizes.value_dim] = made[..., sizes.nope_dim :]
+            made = layer(latents).view(num_pages, _PAGE, count, sizes.made).transpose(1, 2)
+            rotated = rows[:, sizes.rank :].view(num_pages, 1, _PAGE, sizes.rope_dim)
+            keys, values = q.new_zeros(2, num_pages, count, _PAGE, width).unbind(0)
+            keys[..., : sizes.nope_dim] = made[..., : sizes.nope_dim]
+            keys[..., sizes.nope_dim : sizes.key_dim] = rotated
+            values[..., : sizes.value_dim] = made[..., sizes.nope_dim :]
             queries = q.new_zeros(q.shape[0], count, width)
             queries[..., : sizes.key_dim] = q[:, first : first + count]
             found = self._kernels.paged_attention(queries, keys, values, request.alone, self._scale)
@@ -377,7 +385,7 @@ class _Expanded:
     first_row, num_new  its new tokens in the step
     length              its tokens
     pages               [max_pages] of its rows, then unused entries
-    alone               the request over one page that holds all of its keys
+    alone               the request over pages of _PAGE keys that are made for it
     """
 
     first_row: int
@@ -444,7 +452,7 @@ def _alone(batch: AttentionBatch, index: int, first_row: int) -> _Expanded:
         length=length,
         pages=batch.page_table[index].long(),
         alone=AttentionBatch(
-            page_table=tensor([[0]]),
+            page_table=torch.arange(-(-length // _PAGE), dtype=torch.int32, device=device)[None],
             query_start=tensor([0, num_new]),
             context_len=tensor([length]),
             query_lens=(num_new,),

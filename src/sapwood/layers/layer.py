@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
@@ -167,6 +167,11 @@ class Layer:
         out = yield from feed_forward.body.steps(normed)
         yield summed(*feed_forward.finished(out, total))
 
+    def change_feed_forwards(self, change: Callable[[FeedForward], FeedForward]) -> None:
+        """Put what `change` returns in the place of every feed-forward, in the order in which a
+        call uses them. Raises ConfigError if some of them cannot be changed."""
+        self._feed_forward = _changed(self._feed_forward, change)
+
     def targets(self) -> dict[str, Target]:
         return self._mixer.targets() | self._feed_forward.targets()
 
@@ -204,6 +209,10 @@ class PartialLayer(Layer):
 
     def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
         raise ConfigError("a layer without attention or feed-forward cannot be converted")
+
+    def change_feed_forwards(self, change: Callable[[FeedForward], FeedForward]) -> None:
+        if self._only_feed_forward is not None:
+            self._only_feed_forward = _changed(self._only_feed_forward, change)
 
     def targets(self) -> dict[str, Target]:
         mixer = {} if self._only_mixer is None else self._only_mixer.targets()
@@ -291,6 +300,11 @@ class ShortcutLayer(Layer):
     def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
         raise ConfigError("a layer with a feed-forward beside two others cannot be converted")
 
+    def change_feed_forwards(self, change: Callable[[FeedForward], FeedForward]) -> None:
+        self._shortcut = change(self._shortcut)
+        super().change_feed_forwards(change)
+        self._second.change_feed_forwards(change)
+
     def targets(self) -> dict[str, Target]:
         shortcut = prefixed(self._name, self._shortcut.targets())
         return super().targets() | self._second.targets() | shortcut
@@ -351,6 +365,12 @@ class NormedResiduals(Layer):
             program.add(Add(x=out, residual=y))
             stream = Stream(y, None)
         return stream
+
+
+def _changed(
+    sublayer: Sublayer[FeedForward], change: Callable[[FeedForward], FeedForward]
+) -> Sublayer[FeedForward]:
+    return replace(sublayer, body=change(sublayer.body))
 
 
 def summed(x: Tensor, residual: Tensor | None) -> Tensor:

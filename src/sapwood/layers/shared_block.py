@@ -4,7 +4,7 @@ own cache and its own low-rank additions. Source: Glorioso et al. 2024, arXiv:24
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from sapwood.kernels.recording import CannotRecord, Program
 from sapwood.layers.attention import Attention
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.layers.layer import Layer, Mixer, NamedNorm, Stream, Sublayer
+from sapwood.layers.layer import FeedForward, Layer, Mixer, NamedNorm, Stream, Sublayer
 from sapwood.layers.linear import Arrangement, ColumnParallelLinear, Part
 from sapwood.layers.mlp import GatedMLP
 from sapwood.layers.streams import WholeLinear
@@ -164,6 +164,12 @@ class BesideEmbedding(Layer):
 
     def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
         raise ConfigError("a layer beside the embedding cannot be converted")
+
+    def change_feed_forwards(self, change: Callable[[FeedForward], FeedForward]) -> None:
+        raise ConfigError(
+            "ranks with requests of their own cannot share a block of several layers; leave out "
+            "--enable-dp-attention"
+        )
 
     def targets(self) -> dict[str, Target]:
         return self._only_mixer.targets()

@@ -192,6 +192,17 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
     timeout_s: float
 
 
+class StepBegun(msgspec.Struct, frozen=True, tag=True):
+    """Another engine, which shares feed-forwards with this one, has begun its step of this number,
+    counted from 1 like those of this engine; every engine takes part in every step."""
+
+    number: int
+
+
+class EngineEnds(msgspec.Struct, frozen=True, tag=True):
+    """Another such engine will begin no more steps."""
+
+
 EngineInput = (
     Generate
     | Abort
@@ -204,4 +215,6 @@ EngineInput = (
     | LoadAdapter
     | UnloadAdapter
     | Drain
+    | StepBegun
+    | EngineEnds
 )

@@ -73,9 +73,10 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     token_ids   ids of the new tokens; empty: the single token that this row sampled last
     draft_ids   guesses of the tokens that follow; only if a token is sampled after `token_ids`
     draft_parents  of a tree of drafts, as in schema/draft_tree.py; empty: a chain
-    num_guesses  how many tokens after those that this step brings the rank shall guess, for the
-                request's next step; only if a token is sampled, and only of a rank with a drafter.
-                The pages for the keys and values of all of them but the last are there
+    num_guesses  how many tokens in a row after those that this step brings the rank shall guess,
+                for the request's next step; only if a token is sampled, and only of a rank with a
+                drafter. The pages for the keys and values of all that the drafter computes for
+                them are there
     guesses_end  no token with this or a higher index in the request may be guessed
     first_page  index in the row's page table from which `pages` replaces its entries; this is the
                 table of the pool that keeps every token (see schema/cache.py)
@@ -150,6 +151,8 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     adapters  (slot, id) of adapters that slots have from this step on; "": none any more
     adapter_copies  ids of adapters to be copied to the device beside steps, once the slots have
               changed; a slot has one of them only after it is known to be there
+    is_idle  whether all requests of the step are those of other ranks, which share feed-forwards
+              with this one; `scheduled` is empty then
     """
 
     step: int
@@ -158,6 +161,10 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     ends: list[int] = []
     adapters: list[tuple[int, str]] = []
     adapter_copies: list[str] = []
+    is_idle: bool = False
+
+
+IDLE_STEP = StepPlan(step=-1, starts=[], scheduled=[], is_idle=True)
 
 
 class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -169,6 +176,17 @@ class EntryLogprobs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     output: TokenLogprobs | None = None
     prompt: TokenLogprobs | None = None
+
+
+class GuessedTokens(msgspec.Struct, frozen=True):
+    """How a request may go on after its last token.
+
+    parents  of a tree of guesses, as in schema/draft_tree.py; empty: a chain. The likeliest way
+             through the tree comes first
+    """
+
+    token_ids: list[int]
+    parents: list[int] = []
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +219,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     failures: dict[int, str] = {}
     values: dict[int, bytes] = {}
     forced: dict[int, list[int]] = {}
-    guesses: dict[int, list[int]] = {}
+    guesses: dict[int, GuessedTokens] = {}
     drafting_s: float = 0.0
 
 

@@ -20,8 +20,10 @@ class DraftDepth:
     much as for all. The guesses that are verified are chosen by the next step, from what is there.
     """
 
-    def __init__(self, costs: StepCosts) -> None:
+    def __init__(self, costs: StepCosts, *, breadth: int = 1) -> None:
+        """breadth  tokens that a step verifies for each guess in a row, where guesses are trees"""
         self._costs = costs
+        self._breadth = breadth
         self._guess_s: dict[int, float] = {}
         self._num_idle = 0
 
@@ -43,14 +45,14 @@ class DraftDepth:
         guess_s = self._guess_s.get(num_requests.bit_length())
         if guess_s is None:
             return deepest  # nothing is known yet
-        most = sum(map(len, survivals))
+        most = self._breadth * sum(map(len, survivals))
         costs = self._costs.by_tokens(num_requests, num_requests, num_requests + most)
         expected, num_tokens, found = float(num_requests), num_requests, 0
         best = LEAST_GAIN * expected / costs[0]
         for depth in range(1, deepest + 1):
             gains = [one[depth - 1] for one in survivals if len(one) >= depth]
             expected += sum(gains)
-            num_tokens += len(gains)
+            num_tokens += self._breadth * len(gains)
             rate = expected / (costs[num_tokens - num_requests] + depth * guess_s)
             if rate > best:
                 best, found = rate, depth

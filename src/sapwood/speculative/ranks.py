@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sapwood.schema.draft_tree import ROOT, depths
+from sapwood.schema.step import GuessedTokens
 from sapwood.speculative.interface import NO_GUESSES, Guesses
 
 
 class BroughtDraft:
     """The guesses that the last step of one request brought.
 
-    They are all of one kind, so that what the first guesses show tells whether it is worth guessing
-    farther; a kind for each depth would have to be tried before anything is known of it."""
+    A guess has a kind by how many others before it follow the same token. Guesses of all depths are
+    of one kind, so that what the first guesses show tells whether it is worth guessing farther; a
+    kind for each depth would have to be tried before anything is known of it."""
 
     def __init__(self) -> None:
-        self._guesses: list[int] = []
+        self._guesses = NO_GUESSES
 
-    def bring(self, guesses: Sequence[int]) -> None:
+    def bring(self, guessed: GuessedTokens) -> None:
         """These tokens may follow all that the draft knows."""
-        self._guesses = list(guesses)
+        self._guesses = Guesses(
+            token_ids=guessed.token_ids,
+            kinds=_places_among_siblings(guessed.parents) or [0] * len(guessed.token_ids),
+            parents=guessed.parents,
+        )
 
     def extend(self, token_ids: Sequence[int]) -> None:
         if token_ids:
-            self._guesses = []
+            self._guesses = NO_GUESSES
 
     def propose(self, most: int) -> Guesses:
-        token_ids = self._guesses[: max(most, 0)]
-        return Guesses(token_ids=token_ids, kinds=[0] * len(token_ids)) if token_ids else NO_GUESSES
+        guesses = self._guesses
+        if not guesses.parents:
+            return guesses.only(range(min(max(most, 0), len(guesses.token_ids))))
+        nodes = [node for node, depth in enumerate(depths(guesses.parents)) if depth <= most]
+        return guesses.only(nodes)
 
     def close(self) -> None:
         """Nothing is kept for other requests."""
@@ -35,3 +45,17 @@ class BroughtDraft:
 class BroughtDrafter:
     def begin(self, namespace: str, prompt_ids: Sequence[int]) -> BroughtDraft:
         return BroughtDraft()
+
+
+def siblings(breadth: int) -> Guesses:
+    """Any guesses of so many kinds, which all follow the same token."""
+    return Guesses(token_ids=range(breadth), kinds=range(breadth), parents=[ROOT] * breadth)
+
+
+def _places_among_siblings(parents: Sequence[int]) -> list[int]:
+    counts: dict[int, int] = {}
+    found: list[int] = []
+    for parent in parents:
+        found.append(counts.get(parent, 0))
+        counts[parent] = found[-1] + 1
+    return found

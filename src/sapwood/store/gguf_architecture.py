@@ -22,6 +22,8 @@ class Architecture:
     mixes        whether layers with 0 key and value heads have another mixer than attention, and
                  those with a size of 0 no feed-forward
     differs      whether layers may have different heads and sizes, and 0 for none
+    tiles_heads  whether value heads of gated delta nets are in the order in which llama.cpp repeats
+                 key heads: the first of each key head, then the second of each
     layers       name of all layers in Hugging Face's files
     names        other parts of tensor names that differ from Llama's, GGUF's -> Hugging Face's;
                  some with the kind ("ssm_dt.bias"), and some have none ("ssm_a")
@@ -39,6 +41,7 @@ class Architecture:
     has_windows: bool = False
     mixes: bool = False
     differs: bool = False
+    tiles_heads: bool = False
     layers: str = "model.layers"
     names: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[str, ...] = ()

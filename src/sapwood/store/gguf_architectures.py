@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from sapwood.store import gguf_fields
 from sapwood.store.gguf_architecture import Architecture
+from sapwood.store.gguf_delta import DENSE as DELTA
 from sapwood.store.gguf_states import STATES
 
 _NORMS_AFTER = {
@@ -388,5 +389,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         more=gguf_fields.use_bias,
     ),
     "xverse": Architecture(class_name="XverseForCausalLM", model_type="xverse", permuted=True),
+    **DELTA,
     **STATES,
 }

@@ -155,6 +155,7 @@ def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, A
     num_heads = fields.uniform("attention.head_count", skips=differs)
     per_layer = fields.of_layers(num_layers(header)) if differs else {}
     hidden_size = int(fields["embedding_length"])
+    no_dense_size = 1 if has_experts(header) else None  # of files whose layers all have experts
     # 0 heads: an architecture without attention, whose `more` has the fields of its other heads.
     head_dim = int(fields.get("attention.key_length", hidden_size // max(1, num_heads)))
     config: dict[str, Any] = {
@@ -169,7 +170,7 @@ def hf_config(header: GgufHeader, tensors: Sequence[TensorEntry]) -> dict[str, A
         "head_dim": head_dim,
         "intermediate_size": max(per_layer[SIZES])
         if differs
-        else fields.uniform("feed_forward_length", skips=architecture.mixes),
+        else fields.uniform("feed_forward_length", no_dense_size, skips=architecture.mixes),
         **per_layer,
         "hidden_act": architecture.activation,
         "vocab_size": embedding.shape[0],

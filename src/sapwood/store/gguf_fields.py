@@ -229,6 +229,25 @@ def lfm2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
+def latent_sizes(fields: Metadata) -> Mapping[str, Any]:
+    """The sizes of latent attention. In files whose kv_b_proj is cut in two, key_length and
+    value_length are those of the cache's rows, and ..._mla those of heads."""
+    key_dim, value_dim = (
+        int(fields.get(f"attention.{kind}_length_mla") or fields[f"attention.{kind}_length"])
+        for kind in ("key", "value")
+    )
+    rope_dim = int(fields["rope.dimension_count"])
+    has_rank = fields.has("attn_q_a.weight")
+    return {
+        "kv_lora_rank": int(fields["attention.kv_lora_rank"]),
+        "q_lora_rank": int(fields["attention.q_lora_rank"]) if has_rank else None,
+        "qk_rope_head_dim": rope_dim,
+        "qk_nope_head_dim": key_dim - rope_dim,
+        "v_head_dim": value_dim,
+        "partial_rotary_factor": 1.0,
+    }
+
+
 def olmo2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     pattern = fields.get("attention.sliding_window_pattern")
     if not isinstance(pattern, list) or not fields.get("attention.sliding_window"):

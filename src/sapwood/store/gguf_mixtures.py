@@ -1,7 +1,4 @@
-"""What GGUF files of mixtures of experts hold, in the words of Hugging Face's. No torch.
-
-A tensor of all experts [experts, out, in] has a name with "{}" for the number of one.
-"""
+"""What GGUF files of mixtures of experts hold, in the words of Hugging Face's. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +8,22 @@ from typing import Any
 from sapwood.base.errors import ModelSourceError
 from sapwood.store.gguf_architecture import Architecture
 from sapwood.store.gguf_architectures import ARCHITECTURES
-from sapwood.store.gguf_fields import Metadata, granite, lfm2
+from sapwood.store.gguf_delta import MIXTURES as DELTA
+from sapwood.store.gguf_experts import (
+    EXPERT_LAYERS,
+    GROUPED_NAMES,
+    NO_FUNCTION,
+    OF_MIXTRAL,
+    OF_MLP,
+    READS,
+    SIGMOID,
+    SOFTMAX,
+    choice,
+    expert_names,
+    grouped,
+    shared_names,
+)
+from sapwood.store.gguf_fields import Metadata, granite, latent_sizes, lfm2
 from sapwood.store.gguf_states import (
     FACTORS,
     GRANITE_NAMES,
@@ -23,36 +35,17 @@ from sapwood.store.gguf_states import (
     selective_names,
 )
 
-SOFTMAX, SIGMOID = 1, 2
-"""Values of expert_gating_func: what the router's products become."""
-_NO_FUNCTION = 0
-
-
-def _choice(fields: Metadata, *, function: int, normalises: bool) -> dict[str, Any]:
-    """Fields about the choice of experts, which llama.cpp knows for an architecture unless the file
-    says them. Raises ModelSourceError for another function than the model's."""
-    said = fields.get("expert_gating_func", _NO_FUNCTION)
-    if said not in (_NO_FUNCTION, function):
-        raise ModelSourceError(
-            f"the file has expert_gating_func {said}, which sapwood does not serve for this "
-            f"architecture (known: {function}); a safetensors version of the model may be served"
-        )
-    return {
-        "num_experts_per_tok": int(fields["expert_used_count"]),
-        "norm_topk_prob": bool(fields.get("expert_weights_norm", normalises)),
-    }
-
 
 def _mixtral(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
-        **_choice(fields, function=SOFTMAX, normalises=True),
+        **choice(fields, function=SOFTMAX, normalises=True),
         "num_local_experts": int(fields["expert_count"]),
     }
 
 
 def _qwen2_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
-        **_choice(fields, function=SOFTMAX, normalises=False),
+        **choice(fields, function=SOFTMAX, normalises=False),
         "num_experts": int(fields["expert_count"]),
         "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
         "shared_expert_intermediate_size": int(fields["expert_shared_feed_forward_length"]),
@@ -61,7 +54,7 @@ def _qwen2_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]
 
 def _qwen3_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
-        **_choice(fields, function=SOFTMAX, normalises=True),
+        **choice(fields, function=SOFTMAX, normalises=True),
         "num_experts": int(fields["expert_count"]),
         "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
     }
@@ -69,7 +62,7 @@ def _qwen3_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]
 
 def _olmoe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
-        **_choice(fields, function=SOFTMAX, normalises=False),
+        **choice(fields, function=SOFTMAX, normalises=False),
         "num_experts": int(fields["expert_count"]),
         "clip_qkv": fields.get("attention.clamp_kqv") or None,
     }
@@ -97,21 +90,6 @@ def _gpt_oss(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _grouped(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """DeepSeek V3's experts, as other families have them."""
-    return {
-        **_choice(fields, function=SIGMOID, normalises=True),
-        "n_routed_experts": int(fields["expert_count"]),
-        "n_shared_experts": int(fields.get("expert_shared_count", 0)),
-        "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
-        "first_k_dense_replace": int(fields.get("leading_dense_block_count", 0)),
-        "routed_scaling_factor": float(fields.get("expert_weights_scale", 1.0)),
-        "n_group": int(fields.get("expert_group_count", 1)),
-        "topk_group": int(fields.get("expert_group_used_count", 1)),
-        "use_qk_norm": fields.has("attn_q_norm.weight"),
-    }
-
-
 def _phimoe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         "num_experts_per_tok": int(fields["expert_used_count"]),
@@ -122,14 +100,14 @@ def _phimoe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _minimax_m2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
-        **_choice(fields, function=SIGMOID, normalises=True),
+        **choice(fields, function=SIGMOID, normalises=True),
         "num_local_experts": int(fields["expert_count"]),
         "intermediate_size": int(fields["expert_feed_forward_length"]),
     }
 
 
 def _hunyuan_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    chosen = _choice(fields, function=SOFTMAX, normalises=True)["num_experts_per_tok"]
+    chosen = choice(fields, function=SOFTMAX, normalises=True)["num_experts_per_tok"]
     return {
         "num_experts": int(fields["expert_count"]),
         "moe_topk": chosen,
@@ -140,7 +118,7 @@ def _hunyuan_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, An
 
 def _ernie4_5_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
-        **_choice(fields, function=SOFTMAX, normalises=True),
+        **choice(fields, function=SOFTMAX, normalises=True),
         "num_experts": int(fields["expert_count"]),
         "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
         "moe_num_shared_experts": int(fields.get("expert_shared_count", 0)),
@@ -151,12 +129,12 @@ def _ernie4_5_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, A
 
 
 def _bailing_moe2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    grouped = _grouped(fields, config)
-    size = grouped["moe_intermediate_size"]
+    found = grouped(fields, config)
+    size = found["moe_intermediate_size"]
     return {
-        **grouped,
-        "num_experts": grouped["n_routed_experts"],
-        "num_shared_experts": grouped["n_shared_experts"],
+        **found,
+        "num_experts": found["n_routed_experts"],
+        "num_shared_experts": found["n_shared_experts"],
         "moe_shared_expert_intermediate_size": int(
             fields.get("expert_shared_feed_forward_length", size)
         ),
@@ -167,7 +145,7 @@ def _bailing_moe2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, A
 def _lfm2_moe(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         **lfm2(fields, config),
-        **_choice(fields, function=SIGMOID, normalises=True),
+        **choice(fields, function=SIGMOID, normalises=True),
         "num_experts": int(fields["expert_count"]),
         "moe_intermediate_size": int(fields["expert_feed_forward_length"]),
         "num_dense_layers": int(fields.get("leading_dense_block_count", 0)),
@@ -207,7 +185,7 @@ def _jamba(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
     number = config["num_hidden_layers"]
     heads = per_layer(fields, config, "attention.head_count_kv")
     return {
-        **_choice(fields, function=SOFTMAX, normalises=False),
+        **choice(fields, function=SOFTMAX, normalises=False),
         **_period("attn_layer", [layer for layer, one in enumerate(heads) if one], number),
         **_period("expert_layer", fields.layers_with("ffn_gate_inp.weight"), number),
         "num_experts": int(fields["expert_count"]),
@@ -233,9 +211,8 @@ def _period(name: str, layers: list[int], number: int) -> dict[str, int]:
 
 
 def _deepseek2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """DeepSeek V2 and V3, and what is built alike. In files whose kv_b_proj is cut in two,
-    key_length and value_length are those of the cache's rows, and ..._mla those of heads."""
-    by_sigmoid = fields.get("expert_gating_func", _NO_FUNCTION) == SIGMOID or (
+    """DeepSeek V2 and V3, and what is built alike."""
+    by_sigmoid = fields.get("expert_gating_func", NO_FUNCTION) == SIGMOID or (
         not fields.get("expert_gating_func") and fields.has("exp_probs_b.bias")
     )
     if not by_sigmoid and fields.has("exp_probs_b.bias"):
@@ -243,14 +220,7 @@ def _deepseek2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]
             "the file has a bias for the choice of experts by a softmax, which sapwood does not "
             "serve for this architecture; a safetensors version of the model may be served"
         )
-    key_dim, value_dim = (
-        int(fields.get(f"attention.{kind}_length_mla") or fields[f"attention.{kind}_length"])
-        for kind in ("key", "value")
-    )
-    rope_dim, num_groups = (
-        int(fields["rope.dimension_count"]),
-        int(fields.get("expert_group_count", 1)),
-    )
+    num_groups = int(fields.get("expert_group_count", 1))
     v2 = {
         "architectures": ["DeepseekV2ForCausalLM"],
         "model_type": "deepseek_v2",
@@ -258,7 +228,7 @@ def _deepseek2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]
     }
     found = {
         **({} if by_sigmoid else v2),
-        **_choice(fields, function=SIGMOID if by_sigmoid else SOFTMAX, normalises=False),
+        **choice(fields, function=SIGMOID if by_sigmoid else SOFTMAX, normalises=False),
         "n_routed_experts": int(fields["expert_count"]),
         "n_shared_experts": int(fields["expert_shared_count"]),
         "moe_intermediate_size": fields.uniform("expert_feed_forward_length", skips=True),
@@ -266,14 +236,7 @@ def _deepseek2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]
         "routed_scaling_factor": float(fields.get("expert_weights_scale", 1.0)),
         "n_group": num_groups,
         "topk_group": int(fields.get("expert_group_used_count", 1)),
-        "kv_lora_rank": int(fields["attention.kv_lora_rank"]),
-        "q_lora_rank": int(fields["attention.q_lora_rank"])
-        if fields.has("attn_q_a.weight")
-        else None,
-        "qk_rope_head_dim": rope_dim,
-        "qk_nope_head_dim": key_dim - rope_dim,
-        "v_head_dim": value_dim,
-        "partial_rotary_factor": 1.0,
+        **latent_sizes(fields),
     }
     tenth = fields.get("rope.scaling.yarn_log_multiplier")
     if tenth and "rope_scaling" in config:
@@ -283,43 +246,21 @@ def _deepseek2(fields: Metadata, config: Mapping[str, Any]) -> Mapping[str, Any]
     return found
 
 
-def _experts(module: str, layers: tuple[str, str, str]) -> dict[str, str]:
-    parts = zip(("gate", "up", "down"), layers, strict=True)
-    return {f"ffn_{part}_exps": f"{module}.experts.{{}}.{layer}" for part, layer in parts}
-
-
-def _shared(module: str) -> dict[str, str]:
-    return {f"ffn_{part}_shexp": f"{module}.{part}_proj" for part in ("gate", "up", "down")}
-
-
-_LAYERS = ("gate_proj", "up_proj", "down_proj")
-_OF_MLP = {"ffn_gate_inp": "mlp.gate", **_experts("mlp", _LAYERS)}
-_OF_MIXTRAL = {
-    "ffn_gate_inp": "block_sparse_moe.gate",
-    **_experts("block_sparse_moe", ("w1", "w3", "w2")),
-}
-_GROUPED = {
-    **_OF_MLP,
-    **_shared("mlp.shared_experts"),
-    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
-}
-_READS = ("expert_count",)
-
 MIXTURES: Mapping[str, Architecture] = {
     "llama": Architecture(
         class_name="MixtralForCausalLM",
         model_type="mixtral",
         permuted=True,
-        names=_OF_MIXTRAL,
-        reads=_READS,
+        names=OF_MIXTRAL,
+        reads=READS,
         more=_mixtral,
     ),
     "bailingmoe2": Architecture(
         class_name="BailingMoeV2ForCausalLM",
         model_type="bailing_moe",
         names={
-            **_OF_MLP,
-            **_shared("mlp.shared_experts"),
+            **OF_MLP,
+            **shared_names("mlp.shared_experts"),
             "token_embd": "model.word_embeddings",
             "attn_qkv": "attention.query_key_value",
             "attn_output": "attention.dense",
@@ -327,7 +268,7 @@ MIXTURES: Mapping[str, Architecture] = {
             "attn_k_norm": "attention.key_layernorm",
             "exp_probs_b.bias": "mlp.gate.expert_bias",
         },
-        reads=_READS,
+        reads=READS,
         more=_bailing_moe2,
     ),
     "deepseek2": Architecture(
@@ -335,7 +276,7 @@ MIXTURES: Mapping[str, Architecture] = {
         model_type="deepseek_v3",
         known_as=("DeepseekV2ForCausalLM",),
         names={
-            **_GROUPED,
+            **GROUPED_NAMES,
             "attn_q_a": "self_attn.q_a_proj",
             "attn_q_b": "self_attn.q_b_proj",
             "attn_q_a_norm": "self_attn.q_a_layernorm",
@@ -343,45 +284,45 @@ MIXTURES: Mapping[str, Architecture] = {
             "attn_kv_a_norm": "self_attn.kv_a_layernorm",
             "attn_kv_b": "self_attn.kv_b_proj",
         },
-        reads=("attention.value_length", "rope.scaling.yarn_log_multiplier", *_READS),
+        reads=("attention.value_length", "rope.scaling.yarn_log_multiplier", *READS),
         more=_deepseek2,
     ),
     "dots1": Architecture(
         class_name="Dots1ForCausalLM",
         model_type="dots1",
-        names=_GROUPED,
-        reads=_READS,
-        more=_grouped,
+        names=GROUPED_NAMES,
+        reads=READS,
+        more=grouped,
     ),
     "ernie4_5-moe": Architecture(
         class_name="Ernie4_5_MoeForCausalLM",
         model_type="ernie4_5_moe",
         names={
-            **_OF_MLP,
-            **_shared("mlp.shared_experts"),
+            **OF_MLP,
+            **shared_names("mlp.shared_experts"),
             "exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias",
         },
-        reads=_READS,
+        reads=READS,
         more=_ernie4_5_moe,
     ),
     "glm4moe": Architecture(
         class_name="Glm4MoeForCausalLM",
         model_type="glm4_moe",
-        names={**_GROUPED, "post_attention_norm": "post_attention_layernorm"},
-        reads=_READS,
-        more=_grouped,
+        names={**GROUPED_NAMES, "post_attention_norm": "post_attention_layernorm"},
+        reads=READS,
+        more=grouped,
     ),
     "gpt-oss": Architecture(
         class_name="GptOssForCausalLM",
         model_type="gpt_oss",
         has_windows=True,
         names={
-            **_OF_MLP,
+            **OF_MLP,
             "ffn_gate_inp": "mlp.router",
             "post_attention_norm": "post_attention_layernorm",
             "attn_sinks.weight": "self_attn.sinks",
         },
-        reads=_READS,
+        reads=READS,
         more=_gpt_oss,
     ),
     "granitemoe": Architecture(
@@ -390,9 +331,9 @@ MIXTURES: Mapping[str, Architecture] = {
         permuted=True,
         names={
             "ffn_gate_inp": "block_sparse_moe.router.layer",
-            **_experts("block_sparse_moe", _LAYERS),
+            **expert_names("block_sparse_moe", EXPERT_LAYERS),
         },
-        reads=(*FACTORS, *_READS),
+        reads=(*FACTORS, *READS),
         more=_granite_moe,
     ),
     "granitehybrid": Architecture(
@@ -403,24 +344,24 @@ MIXTURES: Mapping[str, Architecture] = {
         names={
             **GRANITE_NAMES,
             "ffn_gate_inp": "block_sparse_moe.router.layer",
-            **_experts("block_sparse_moe", _LAYERS),
+            **expert_names("block_sparse_moe", EXPERT_LAYERS),
             "ffn_gate_shexp": "shared_mlp.gate",
             "ffn_up_shexp": "shared_mlp.up",
             "ffn_down_shexp": "shared_mlp.output_linear",
         },
-        reads=(*FACTORS, *_READS),
+        reads=(*FACTORS, *READS),
         more=_granite_hybrid,
     ),
     "hunyuan-moe": Architecture(
         class_name="HunYuanMoEV1ForCausalLM",
         model_type="hunyuan_v1_moe",
         names={
-            **_OF_MLP,
-            **_shared("mlp.shared_mlp"),
+            **OF_MLP,
+            **shared_names("mlp.shared_mlp"),
             **ARCHITECTURES["hunyuan-dense"].names,
             "ffn_gate_inp": "mlp.gate.wg",
         },
-        reads=_READS,
+        reads=READS,
         more=_hunyuan_moe,
     ),
     "jamba": Architecture(
@@ -433,9 +374,9 @@ MIXTURES: Mapping[str, Architecture] = {
             "ffn_norm": "pre_ff_layernorm",
             "output_norm": "model.final_layernorm",
             "ffn_gate_inp": "feed_forward.router",
-            **_experts("feed_forward", _LAYERS),
+            **expert_names("feed_forward", EXPERT_LAYERS),
         },
-        reads=_READS,
+        reads=READS,
         more=_jamba,
     ),
     "lfm2moe": Architecture(
@@ -445,20 +386,20 @@ MIXTURES: Mapping[str, Architecture] = {
         names={
             **ARCHITECTURES["lfm2"].names,
             "ffn_gate_inp": "feed_forward.gate",
-            **_experts("feed_forward", ("w1", "w3", "w2")),
+            **expert_names("feed_forward", ("w1", "w3", "w2")),
             "exp_probs_b.bias": "feed_forward.expert_bias",
         },
-        reads=_READS,
+        reads=READS,
         more=_lfm2_moe,
     ),
     "minimax-m2": Architecture(
         class_name="MiniMaxM2ForCausalLM",
         model_type="minimax_m2",
         names={
-            **_OF_MIXTRAL,
+            **OF_MIXTRAL,
             "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
         },
-        reads=_READS,
+        reads=READS,
         more=_minimax_m2,
     ),
     "nemotron_h_moe": Architecture(
@@ -470,48 +411,49 @@ MIXTURES: Mapping[str, Architecture] = {
         names={
             **NEMOTRON_NAMES,
             "ffn_gate_inp": "mixer.gate",
-            **_experts("mixer", _LAYERS),
-            **_shared("mixer.shared_experts"),
+            **expert_names("mixer", EXPERT_LAYERS),
+            **shared_names("mixer.shared_experts"),
             "ffn_latent_down": "mixer.fc1_latent_proj",
             "ffn_latent_up": "mixer.fc2_latent_proj",
             "exp_probs_b.bias": "mixer.gate.e_score_correction_bias",
         },
-        reads=_READS,
+        reads=READS,
         more=_nemotron_h,
     ),
     "olmoe": Architecture(
         class_name="OlmoeForCausalLM",
         model_type="olmoe",
-        names=_OF_MLP,
-        reads=_READS,
+        names=OF_MLP,
+        reads=READS,
         more=_olmoe,
     ),
     "phimoe": Architecture(
         class_name="PhimoeForCausalLM",
         model_type="phimoe",
         has_windows=True,
-        names=_OF_MIXTRAL,
-        reads=_READS,
+        names=OF_MIXTRAL,
+        reads=READS,
         more=_phimoe,
     ),
     "qwen2moe": Architecture(
         class_name="Qwen2MoeForCausalLM",
         model_type="qwen2_moe",
         names={
-            **_OF_MLP,
-            **_shared("mlp.shared_expert"),
+            **OF_MLP,
+            **shared_names("mlp.shared_expert"),
             "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
         },
-        reads=_READS,
+        reads=READS,
         more=_qwen2_moe,
     ),
     "qwen3moe": Architecture(
         class_name="Qwen3MoeForCausalLM",
         model_type="qwen3_moe",
-        names=_OF_MLP,
-        reads=_READS,
+        names=OF_MLP,
+        reads=READS,
         more=_qwen3_moe,
     ),
+    **DELTA,
 }
 """The architectures of files that have experts."""
 

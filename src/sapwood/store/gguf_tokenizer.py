@@ -45,6 +45,29 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
 )
+_QWEN35 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_TAIL}"
+)
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
+)
+_NO_HAN_LOWER, _NO_HAN_UPPER = (f"{letters[:-1]}&&[^\\p{{Han}}]]" for letters in (_LOWER, _UPPER))
+_KIMI = (
+    rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?{_NO_HAN_UPPER}*{_NO_HAN_LOWER}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_NO_HAN_UPPER}+{_NO_HAN_LOWER}*{_CONTRACTIONS}?"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
+)
+_DEEPSEEK_V3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_TAIL}"
+)
+_BAILING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +90,28 @@ _LLAMA3_RULE = WordRule(splits=(_LLAMA3,), ignore_merges=True, add_bos=True)
 _QWEN2_RULE = WordRule(splits=(_QWEN2,))
 
 WORD_RULES: Mapping[str, WordRule] = {
-    **dict.fromkeys(("gpt-2", "gpt2", "mpt", "olmo", "jais", "trillion"), _GPT2_RULE),
+    **dict.fromkeys(
+        ("gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4"), _GPT2_RULE
+    ),
     **dict.fromkeys(
         ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
         _DIGITS_THEN_GPT2,
     ),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"), _LLAMA3_RULE),
+    **dict.fromkeys(
+        ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "lfm2", "pixtral"), _LLAMA3_RULE
+    ),
     **dict.fromkeys(("dbrx", "smaug-bpe"), WordRule(splits=(_LLAMA3,))),
-    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez"), _QWEN2_RULE),
+    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan"), _QWEN2_RULE),
     "tekken": WordRule(splits=(_TEKKEN,), ignore_merges=True, add_bos=True),
+    "qwen35": WordRule(splits=(_QWEN35,)),
+    "kimi-k2": WordRule(splits=(_KIMI,)),
+    "glm4": WordRule(splits=(_LLAMA3,), ignore_merges=True),
+    **dict.fromkeys(("gpt-4o", "llama4", "minimax-m2"), WordRule(splits=(_GPT4O,))),
+    **dict.fromkeys(("bailingmoe", "bailingmoe2"), WordRule(splits=(_BAILING,))),
+    **dict.fromkeys(
+        ("deepseek-v3", "hunyuan-dense"),
+        WordRule(splits=(r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u30ff]+", _DEEPSEEK_V3)),
+    ),
     "deepseek-coder": WordRule(
         splits=(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥\u0800-一가-\ud7ff]+", r"\p{N}")
     ),

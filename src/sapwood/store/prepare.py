@@ -3,12 +3,13 @@
 Later starts read a few small JSON files instead of a vocabulary. The directory also holds
 tensors.json, the table of tensors that models.loader reads:
 
-    {"architecture": "llama", "has_experts": false, "permuted": true, "num_attention_heads": 9,
-     "num_key_value_heads": 3,
+    {"architecture": "llama", "has_experts": false, "permuted": true, "head_dim": 64,
+     "tiled_heads": null,
      "tensors": [{"name": …, "shape": […], "type": "Q4_1", "file": 0, "offset": …, "num_bytes": …}]}
 
-`shape` is in torch's order, `file` an index into ModelFiles.weights, `offset` in bytes from the
-start of that file.
+`tiled_heads` has the sizes of heads in llama.cpp's order (`Architecture.tiles_heads`): {"num_keys",
+"num_values", "key_dim"}. `shape` is in torch's order, `file` an index into ModelFiles.weights,
+`offset` in bytes from the start of that file.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sapwood.base.errors import ModelSourceError
 from sapwood.store import cache
 from sapwood.store.progress import Progress, stage
 
-_LAYOUT = 4
+_LAYOUT = 5
 """Version of the written files. A change must raise it, so that old directories are not used."""
 
 _SIDECARS = (
@@ -114,6 +115,7 @@ def _write(directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path
         "has_experts": gguf_config.has_experts(main),
         "permuted": architecture.permuted,
         "head_dim": config["head_dim"],
+        "tiled_heads": _tiled_heads(config) if architecture.tiles_heads else None,
         "tensors": rows,
     }
     _dump(directory / "config.json", config)
@@ -122,6 +124,14 @@ def _write(directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path
     _write_tokenizer(directory, main, has_own="tokenizer.json" in sidecars)
     for name, path in sidecars.items():
         shutil.copyfile(path, directory / name)
+
+
+def _tiled_heads(config: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        "num_keys": config["linear_num_key_heads"],
+        "num_values": config["linear_num_value_heads"],
+        "key_dim": config["linear_key_head_dim"],
+    }
 
 
 def _is_beyond(tensor: str, num_layers: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sapwood.schema.config.resolve import Decision
+from sapwood.schema.config.decision import Decision
 from sapwood.text.reasoning.format import ReasoningFormat
 from sapwood.text.reasoning.registry import REASONING_FORMATS
 from sapwood.text.reasoning.registry import format_of_template as reasoning_of_template

@@ -14,11 +14,11 @@ from sapwood.app.cli.main import main
 from sapwood.base.errors import ModelSourceError
 from sapwood.kernels.platform import Platform
 from sapwood.kernels.registry import Need, Selection
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.options import Given
-from sapwood.schema.config.resolve import Decision
 from sapwood.schema.pooling import Pooling
 from sapwood.store import ModelFiles
 from tests.tiny import write_llama

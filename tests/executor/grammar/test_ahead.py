@@ -74,6 +74,21 @@ def test_guesses_follow_the_grammar_and_leave_no_trace(masks, ahead, vocabulary)
     assert left(logits[1], vocabulary) == [b"x", b"y", b"z"]
 
 
+def test_guesses_of_a_tree_have_masks_of_their_own(masks, ahead, vocabulary):
+    masks.start(start(2, "a(bc|x[yz])"))
+    a, b, c, x = vocabulary.encode("abcx")
+    ways = [[], [a], [a, x], [a, b], [a, b, c, EOS], [a, b, c]]
+    for _ in range(2):
+        ahead.begin([2])
+        logits = torch.zeros(len(ways), vocabulary.size)
+        assert ahead.apply(logits, [2] * len(ways), ways) == {4}
+        found = [left(one, vocabulary) for one in logits]
+        assert found[:4] == [[b"a"], [b"b", b"x"], [b"y", b"z"], [b"c"]]
+        assert logits[5].argmax() == EOS
+        assert logits[5].isfinite().sum() == 1
+        ahead.end()
+
+
 def test_a_wrong_guess_ends_the_masks_of_its_row(masks, ahead, vocabulary):
     masks.start(start(0, "ab"))
     ahead.begin([0])

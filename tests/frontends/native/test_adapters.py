@@ -38,6 +38,21 @@ def test_load_and_unload(with_adapters: Any, engine: Any) -> None:
     assert api.post("/unload_lora_adapter", {"lora_name": "other"}).status_code == 400
 
 
+def test_adapters_that_were_left_out_are_not_among_those_loaded(
+    api_with: Callable[..., Any], engine: Any
+) -> None:
+    config = LoraConfig(lora_paths="mine=/mine", max_loras_per_batch=2, max_loaded_loras=2)
+    api = api_with(adapters=AdapterRegistry(engine, config))
+    for name in ("second", "third"):
+        body = {"lora_name": name, "lora_path": f"/{name}"}
+        answer = api.post("/load_lora_adapter", body)
+    assert answer.json()["loaded_adapters"] == {"second": "/second", "third": "/third"}
+    assert len(api.get("/v1/models").json()["data"]) == 4, "requests may name the first, too"
+    assert api.post("/generate", {"text": "a", "lora_path": "mine"}).status_code == 200
+    answer = api.post("/unload_lora_adapter", {"lora_name": "third"})
+    assert answer.json()["loaded_adapters"] == {"mine": "/mine"}
+
+
 def test_load_from_tensors(with_adapters: Any, engine: Any) -> None:
     body = {
         "lora_name": "sent",
@@ -94,6 +109,9 @@ def test_a_server_without_adapters_says_how_to_have_them(api: Any) -> None:
         ("/generate", {"text": "a", "model": "org/tiny:mine"}),
         ("/v1/completions", {"prompt": "a", "lora_path": "mine"}),
         ("/v1/completions", {"prompt": "a", "model": "mine"}),
+        ("/v1/completions", {"prompt": "a", "model": "org/tiny: mine "}),
+        ("/v1/completions", {"prompt": ["a"], "model": "org/tiny:mine", "lora_path": ["none"]}),
+        ("/v1/completions", {"prompt": "a", "model": "org/tiny:", "lora_path": "mine"}),
         ("/v1/chat/completions", {"messages": CHAT, "model": "org/tiny:mine"}),
         ("/v1/chat/completions", {"messages": CHAT, "model": "org/tiny:mine", "lora_path": "none"}),
         ("/v1/responses", {"input": "a", "model": "org/tiny:mine"}),
@@ -108,6 +126,18 @@ def test_requests_name_an_adapter(
     answer = with_adapters.post(path, body)
     assert answer.status_code == 200, answer.text
     assert [one.options.adapter for one in engine.submitted] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"lora_path": None}, {"lora_path": ""}, {"model": "org/tiny:"}, {"model": "default: "}],
+)
+def test_the_base_is_meant_where_no_adapter_is_named(
+    with_adapters: Any, engine: Any, body: dict[str, Any]
+) -> None:
+    answer = with_adapters.post("/v1/completions", {"prompt": "a", **body})
+    assert answer.status_code == 200, answer.text
+    assert [one.options.adapter for one in engine.submitted] == [""]
 
 
 def test_one_adapter_per_prompt(with_adapters: Any, engine: Any) -> None:

@@ -4,6 +4,7 @@
 //
 // Prints the sets, slowest first, then a line for every comparison that failed; ends with 1 if any did.
 #include "attention_ops.h"
+#include "latent_ops.h"
 #include "linear_ops.h"
 #include "row_ops.h"
 
@@ -31,6 +32,9 @@ void test_all(Context& context, std::vector<double>* same) {
       test_attention(context, dtype, format, 3, 64, {.window = 20, .has_sinks = true});
       test_attention(context, dtype, format, 1, 32, {.soft_cap = 0.7f, .has_alibi = true});
       test_attention(context, dtype, format, 3, 32, {.window = 3, .soft_cap = 2, .has_sinks = true, .has_alibi = true});
+      test_latent_attention(context, dtype, format, 3, 64, 32);
+      test_latent_attention(context, dtype, format, 18, 96, 64);
+      test_choose_keys(context, dtype, format);
     }
   }
   for (const std::int64_t k : {6, 576, 900}) test_wide(context, k);

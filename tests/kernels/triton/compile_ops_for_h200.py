@@ -22,6 +22,7 @@ from sapwood.kernels.triton.ops import TritonKernels
 from tests.kernels.test_coded import random_weight as random_codes
 from tests.kernels.test_low_rank import addition, rows_of
 from tests.kernels.test_quantized import random_weight
+from tests.kernels.test_state_space import layer_of, text_of
 
 
 class AbsentH200:
@@ -85,6 +86,13 @@ def call_every_op() -> None:
         context_lens=(5, 3),
         num_decodes=1,
     )
+    for dtype in (bf16, torch.int8):
+        rows = torch.zeros(kv_cache_shape(4, 1, 16, 576, dtype), dtype=dtype)
+        for heads in (16, 128):
+            queries = torch.zeros(4, heads, 576, dtype=bf16)
+            kernels.latent_attention(queries, rows, batch, 0.1, 512)
+    long = replace(batch, page_table=torch.zeros(2, 512, dtype=torch.int32), cache={})
+    kernels.latent_attention(torch.zeros(4, 16, 576), torch.zeros(4, 1, 16, 576), long, 0.1, 512)
     for bias in (None, norm):
         states, slots = torch.zeros(4, 1024, 2, dtype=bf16), torch.zeros(2, dtype=torch.int64)
         kernels.causal_conv(x, torch.zeros(1024, 3, dtype=bf16), bias, states, slots, batch)
@@ -127,12 +135,20 @@ def call_delta_rules(kernels: TritonKernels, batch: AttentionBatch) -> None:
             num_key_heads=2, num_heads=4, key_dim=128, value_dim=128, rate=torch.zeros(4),
             shift=torch.zeros(num_shifts),
         )  # fmt: skip
-        decay, write = torch.zeros(4, num_shifts, dtype=bf16), torch.zeros(4, 4, dtype=bf16)
         states = torch.zeros(4, 4, 128, 128)
+        decay, write = torch.zeros(4, num_shifts, dtype=bf16), torch.zeros(4, 4, dtype=bf16)
         kernels.gated_delta_rule(x, decay, write, form, states, slots, batch)
+    call_state_space(kernels, batch)
     for norm_first in (True, False):
         norm = GatedNormForm(group=128, eps=1e-6, norm_first=norm_first, logistic=norm_first)
         kernels.gated_rms_norm(x, x, x[0], norm)
+
+
+def call_state_space(kernels: TritonKernels, batch: AttentionBatch) -> None:
+    layer = layer_of("mamba 2", heads=4, head_dim=64, groups=1, state_size=128)
+    text, states = text_of(layer, 4, torch.bfloat16), torch.zeros(4, *layer.shape)
+    slots = torch.zeros(2, dtype=torch.int64)
+    kernels.selective_scan(text.x, text.b, text.c, text.dt, layer, states, slots, batch)
 
 
 def call_experts(kernels: TritonKernels) -> None:

@@ -126,7 +126,7 @@ def test_a_tied_output_layer_has_the_blocks_of_the_embedding(size: int) -> None:
     logits = []
     for rank in range(size):
         group = rank_of(rank, size) if size > 1 else Group()
-        build = replace(BUILD, groups=Groups(tp=group))
+        build = replace(BUILD, groups=Groups.tensor_parallel(group))
         embedding = VocabEmbedding(build, 5, 64)
         head = LMHead(build, 5, 64, tied=embedding)
         assert head.targets() == {}
@@ -153,7 +153,7 @@ def test_a_tied_output_layer_of_a_dense_embedding_is_dense() -> None:
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_an_output_layer_of_its_own_is_filled_up_with_zeros(rank: int) -> None:
     weight, hidden = blocks("q8_0", 5, 64), torch.randn(2, 64)
-    head = LMHead(replace(BUILD, groups=Groups(tp=rank_of(rank, 3))), 5, 64, tied=None)
+    head = LMHead(replace(BUILD, groups=Groups.tensor_parallel(rank_of(rank, 3))), 5, 64, tied=None)
     place(head, "", weight)
     head.pack()
     expected = torch.zeros(2, 2)

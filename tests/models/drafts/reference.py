@@ -133,32 +133,71 @@ def guesses(
     states  [len(tokens) - 1, hidden] of the model at all tokens but the last
     """
     found: list[int] = []
-    following = list(tokens[1:])
     for _ in range(count):
-        hidden, outcome = head(embed(torch.tensor(following)), states)
-        found.append(int(logits(hidden[-1:])[0].argmax()))
-        following.append(found[-1])
-        states = torch.cat((states, outcome[-1:]))
+        found.append(int(logits_after(head, embed, logits, tokens, states, found).argmax()))
     return found
+
+
+def logits_after(
+    head: Head,
+    embed: Callable[[Tensor], Tensor],
+    logits: Callable[[Tensor], Tensor],
+    tokens: Sequence[int],
+    states: Tensor,
+    way: Sequence[int],
+) -> Tensor:
+    """What a head thinks [vocab] of what follows `tokens` and the guesses `way`."""
+    following = list(tokens[1:])
+    for token_id in way:
+        _, outcome = head(embed(torch.tensor(following)), states)
+        following.append(token_id)
+        states = torch.cat((states, outcome[-1:]))
+    hidden, _ = head(embed(torch.tensor(following)), states)
+    return logits(hidden[-1:])[0]
+
+
+def guessed_tree(
+    after: Callable[[Sequence[int]], Tensor], steps: int, topk: int, most: int
+) -> list[tuple[int, ...]]:
+    """The guesses of a tree, each as the way to it: the chain of the likeliest ones, and of the
+    others those with the highest product of probabilities.
+
+    after  what the head thinks of what follows a way"""
+    chances: dict[tuple[int, ...], float] = {(): 1.0}
+    first, frontier = (), [()]
+
+    def likeliest(ways: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        return sorted(ways, key=lambda way: (way != first[: len(way)], -chances[way]))
+
+    for _ in range(steps):
+        newest = []
+        for way in frontier:
+            found = after(way).softmax(-1).topk(topk)
+            for token_id, chance in zip(found.indices.tolist(), found.values.tolist(), strict=True):
+                newest.append((*way, token_id))
+                chances[newest[-1]] = chances[way] * chance
+        first = newest[0]
+        frontier = likeliest(newest)[:topk]
+    return likeliest([way for way in chances if way])[:most]
 
 
 def num_steps(
     prompt: Sequence[int],
     output: Sequence[int],
-    guess: Callable[[list[int], int], list[int]],
+    guess: Callable[[list[int], int], Sequence[Sequence[int]]],
     most: int,
 ) -> tuple[int, int]:
-    """(steps, right guesses) of a request whose steps verify up to `most` guesses.
+    """(steps, right guesses) of a request whose steps verify up to `most` guesses in a row.
 
-    guess  from all tokens so far and a number of guesses to these
+    guess  from all tokens so far and a number of guesses in a row to ways that the text may go on
     """
     done, steps, right = 1, 1, 0  # the prompt's step brings one token
     while done < len(output):
         count = min(most, len(output) - done - 1)
         guessed = guess([*prompt, *output[:done]], count) if count else []
-        matching = 0
-        while matching < len(guessed) and guessed[matching] == output[done + matching]:
-            matching += 1
+        matching = max(
+            (len(way) for way in guessed if [*way] == [*output[done : done + len(way)]]), default=0
+        )
         done += matching + 1
         right += matching
         steps += 1

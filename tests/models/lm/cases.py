@@ -50,7 +50,7 @@ YARN |= {"original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim"
 GROUPS = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 GROUPS |= {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "n_shared_experts": 2}
 # With fewer heads, several keys would often have the score 0, and any of them could be chosen.
-SPARSE = LATENT | GROUPS | {"index_n_heads": 12, "index_head_dim": 48, "first_k_dense_replace": 1}
+SPARSE = LATENT | GROUPS | {"index_n_heads": 12, "index_head_dim": 64, "first_k_dense_replace": 1}
 
 HYBRIDS = ["linear_attention", "hybrid", "hybrid", "hybrid"]
 ZAMBA = {"hidden_size": 96, "head_dim": None, "num_key_value_heads": 6, "adapter_rank": 8}
@@ -802,9 +802,9 @@ OP_BY_OP = {
 
 
 @cache
-def peer_of(case: str) -> Peer:
+def peer_of(case: str, **other_fields: Any) -> Peer:
     model_type, architecture, fields = CASES[case]
-    fields = {"head_dim": 32} | fields
+    fields = {"head_dim": 32} | fields | other_fields
     if fields["head_dim"] is None:  # a property of the configuration, which cannot be set
         del fields["head_dim"]
     return make_peer(model_type, architecture, **fields)

@@ -24,6 +24,7 @@ from sapwood.layers.quantization import SCHEMES
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.store import fetch_model
 from sapwood.store.gguf_architectures import ARCHITECTURES
+from sapwood.store.gguf_delta import DENSE as DELTA
 from sapwood.store.gguf_states import STATES
 from tests.models.lm.cases import CASES, FALCON, longrope
 from tests.models.lm.harness import Session, make_decoder
@@ -461,7 +462,8 @@ def logits_of(path: Path, tmp_path: Path, text: list[int]) -> Tensor:
 
 
 def test_every_architecture_has_a_file() -> None:
-    assert FILES.keys() == ARCHITECTURES.keys() - STATES.keys()  # see test_gguf_states.py
+    elsewhere = {*STATES, *DELTA}  # test_gguf_states.py, test_gguf_delta.py
+    assert FILES.keys() == ARCHITECTURES.keys() - elsewhere
 
 
 @pytest.mark.parametrize("name", FILES)

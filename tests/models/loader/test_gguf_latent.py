@@ -57,9 +57,10 @@ def cut(weights: dict[str, Tensor], hf: Mapping[str, Any]) -> None:
     """Keys and values are made by a matrix each; that of keys is stored the other way around."""
     for name in [name for name in weights if "kv_b_proj" in name]:
         layer = name.split(".")[2]
-        heads = weights.pop(name).view(-1, NOPE + VALUES, RANK)
-        weights[f"blk.{layer}.attn_k_b.weight"] = heads[:, :NOPE].transpose(1, 2)
-        weights[f"blk.{layer}.attn_v_b.weight"] = heads[:, NOPE:]
+        nope = hf["qk_nope_head_dim"]
+        heads = weights.pop(name).view(-1, nope + hf["v_head_dim"], hf["kv_lora_rank"])
+        weights[f"blk.{layer}.attn_k_b.weight"] = heads[:, :nope].transpose(1, 2)
+        weights[f"blk.{layer}.attn_v_b.weight"] = heads[:, nope:]
 
 
 FILES = {

@@ -25,6 +25,7 @@ from sapwood.layers.quantization import SCHEMES
 from sapwood.models.loader.gguf import hf_name
 from sapwood.models.loader.weights import iterate_blocks, iterate_weights
 from sapwood.store import fetch_model
+from sapwood.store.gguf_delta import MIXTURES as DELTA
 from sapwood.store.gguf_mixtures import MIXTURES
 from tests.models.lm import test_renamed
 from tests.models.lm.cases import CASES
@@ -273,8 +274,9 @@ def logits_of(path: Path, home: Path, text: list[int], *, in_blocks: bool = Fals
 
 
 def test_every_mixture_has_a_file() -> None:
-    elsewhere = {"deepseek2", "granitehybrid", "jamba", "nemotron_h_moe"}
-    assert FILES.keys() == MIXTURES.keys() - elsewhere  # test_gguf_latent.py, test_gguf_states.py
+    elsewhere = {"deepseek2", "granitehybrid", "jamba", "nemotron_h_moe", *DELTA}
+    # test_gguf_latent.py, test_gguf_states.py, test_gguf_delta.py
+    assert FILES.keys() == MIXTURES.keys() - elsewhere
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -26,6 +26,8 @@ from tests.models.loader.test_gguf_architectures import add
 from tests.models.loader.test_gguf_mixtures import logits_of, stacked
 
 HEAD_DIM = 32
+RATES_OF_HEADS = ("falcon-h1", "granitehybrid", "mamba2", "nemotron_h", "nemotron_h_moe")
+"""Architectures whose rates are [heads, 1] in files."""
 Weights = dict[str, Tensor]
 
 
@@ -248,7 +250,7 @@ def stored_weights(file: File, peer: Peer) -> Weights:
             data = -tensor.exp()
         elif "ssm_norm" in stored:
             data = tensor.view(file.groups, -1)
-        per_head = stored.endswith((".ssm_a", ".ssm_d")) and file.arch not in ("mamba", "jamba")
+        per_head = stored.endswith((".ssm_a", ".ssm_d")) and file.arch in RATES_OF_HEADS
         found[stored] = data[:, None] if per_head else data
     return found
 

@@ -19,6 +19,8 @@ from sapwood.schema.config.server import ServerConfig
 
 ALL = (*COMPONENTS, ServerConfig, ObservabilityConfig)
 
+JOINT = {"enable_dp_attention": True, "tp_size": 2, "dp_size": 2}
+
 
 def test_the_engine_has_exactly_the_components():
     types = [type(getattr(EngineConfig(), part.name)) for part in fields(EngineConfig)]
@@ -119,6 +121,11 @@ def test_a_config_survives_the_way_to_another_process():
         (ParallelConfig, {"dp_size": 65}),
         (ParallelConfig, {"load_balance_method": "round_robin"}),
         (ParallelConfig, {"load_balance_method": "follow_bootstrap_room", "dp_size": 2}),
+        (ParallelConfig, {"enable_dp_lm_head": True}),
+        (ParallelConfig, {"enable_dp_attention": True, "tp_size": 2}),
+        (ParallelConfig, {"enable_dp_attention": True, "tp_size": 4, "dp_size": 2}),
+        (ParallelConfig, JOINT | {"pp_size": 2}),
+        (ParallelConfig, JOINT | {"enable_eplb": True, "ep_size": 2}),
         (ParallelConfig, {"nnodes": 0}),
         (ParallelConfig, {"nnodes": 2, "tp_size": 3, "dist_init_addr": "a:1"}),
         (ParallelConfig, {"node_rank": 1}),

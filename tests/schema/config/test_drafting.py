@@ -30,6 +30,9 @@ def test_at_least_one_token_is_guessed() -> None:
         DraftingConfig(speculative_num_steps=0)
 
 
-def test_trees_are_refused() -> None:
-    with pytest.raises(ConfigError, match="trees of guesses are not implemented"):
-        DraftingConfig(speculative_eagle_topk=4)
+def test_trees_fit_into_a_span() -> None:
+    DraftingConfig(speculative_eagle_topk=7, speculative_num_steps=10)
+    with pytest.raises(ConfigError, match=r"8 \* 8 = 64 guesses of a tree, but at most 63"):
+        DraftingConfig(speculative_eagle_topk=8, speculative_num_steps=9)
+    with pytest.raises(ConfigError, match="--speculative-eagle-topk is 0"):
+        DraftingConfig(speculative_eagle_topk=0)

@@ -80,3 +80,7 @@ def test_values_after_a_flag_are_joined() -> None:
     assert joined_values(args, {"--lora-paths"}) == [
         "model", "--lora-paths", "x=/a\ny=/b", "--port", "1", "--lora-paths",
     ]  # fmt: skip
+    again = ["--prefill", "http://a", "8998", "--port=1", "--prefill=http://b"]
+    assert joined_values(again, {"--prefill"}) == [
+        "--prefill", "http://a\n8998\nhttp://b", "--port=1",
+    ]  # fmt: skip

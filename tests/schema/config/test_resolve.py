@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import keys_and_values
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.facts import MachineFacts, ModelFacts
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.parallel import ParallelConfig
-from sapwood.schema.config.resolve import DEFAULT_PAGE_SIZE, Decision, resolve
+from sapwood.schema.config.resolve import DEFAULT_PAGE_SIZE, resolve
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.config.speculation import SpeculationConfig
 from sapwood.schema.stage import stages_of, whole_model

@@ -91,11 +91,21 @@ STATES = CacheGroup(kind=CacheKind.STATE, layers=(1,), tensors={"s": CacheTensor
 )
 def test_chains_where_trees_cannot_be(changes, asked, said):
     config, decisions = resolve(replace(ASKED, **asked), CPU, replace(MODEL, **changes))
+    assert config.speculation.speculative_ngram_min_bfs_breadth == 1
     assert config.speculation.speculative_ngram_max_bfs_breadth == 1
-    assert not config.speculation.wants_trees
     [trees] = [one for one in decisions if one.option == "speculative_ngram_max_bfs_breadth"]
     assert trees.value == 1
     assert said in trees.reason
+
+
+@pytest.mark.parametrize(("cache", "topk"), [(MODEL.cache, 4), ((*MODEL.cache, WINDOW), 1)])
+def test_trees_of_a_draft_model_are_told(cache, topk):
+    values = {"speculative_algorithm": "EAGLE", "speculative_eagle_topk": 4}
+    config, decisions = resolve(EngineConfig.of(values), CPU, replace(MODEL, cache=cache))
+    assert config.drafting.speculative_eagle_topk == topk
+    [trees] = [one for one in decisions if one.option == "speculative_eagle_topk"]
+    assert trees.value == topk
+    assert ("sliding window" in trees.reason) == (topk == 1)
 
 
 def test_thresholds_are_told():

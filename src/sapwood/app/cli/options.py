@@ -173,17 +173,28 @@ class ConfigCommand(click.Command):
 
 def joined_values(args: Sequence[str], flags: Collection[str]) -> list[str]:
     """The same arguments; those that follow one of `flags`, up to the next flag, become one, a line
-    each: click knows no option with any number of values."""
+    each, and so do those of the same flag given again: click knows no option with any number of
+    values."""
     found: list[str] = []
+    places: dict[str, int] = {}
     rest = deque(args)
     while rest:
         found.append(rest.popleft())
-        if found[-1] not in flags:
+        flag, equals, value = found[-1].partition("=")
+        if flag not in flags:
             continue
-        values = []
+        values = [value] if equals else []
         while rest and not rest[0].startswith("-"):
             values.append(rest.popleft())
-        found += ["\n".join(values)] if values else []
+        found[-1] = flag
+        if not values:
+            continue
+        if flag in places:
+            found.pop()
+            found[places[flag]] += "\n" + "\n".join(values)
+        else:
+            places[flag] = len(found)
+            found.append("\n".join(values))
     return found
 
 

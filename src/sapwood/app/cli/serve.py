@@ -6,6 +6,7 @@ import click
 
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.app.engine_start import start_engine_process
+from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.server import ServerConfig
@@ -24,6 +25,11 @@ def serve(ctx: click.Context, name: str | None, asked: Asked) -> None:
     asked = asked.with_model(name)
     server, observability = asked.build(ServerConfig), asked.build(ObservabilityConfig)
     engine = asked.engine()
+    if server.restart_engine and engine.parallel.enable_dp_attention:
+        raise ConfigError(
+            "--restart-engine does not go together with --enable-dp-attention: the engines cannot "
+            "go on without each other; leave it out, and start the server again"
+        )
     if engine.parallel.node_rank > 0:
         from sapwood.app.node import serve_node
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -34,60 +35,86 @@ class GrammarsAhead:
         self._grammars = grammars
         self._kernels = kernels
         self._clock_s = clock_s
-        # By row, while it is guessed: how many guesses its matcher has taken.
-        self._num_taken: dict[int, int] = {}
+        # By row, while it is guessed: the guesses that its matcher has taken.
+        self._taken: dict[int, list[int]] = {}
 
     def begin(self, rows: Sequence[int]) -> None:
         """Guesses for these rows follow; all tokens before are accepted."""
-        assert not self._num_taken, "the guesses before were taken back"
-        self._num_taken = {row: 0 for row in rows if self._grammars.matcher(row) is not None}
+        assert not self._taken, "the guesses before were taken back"
+        self._taken = {row: [] for row in rows if self._grammars.matcher(row) is not None}
 
-    def apply(self, logits: Tensor, rows: Sequence[int]) -> None:
-        """Forbid in logits [S, vocab], in place, what the grammar of rows[i] does not allow."""
+    def apply(
+        self, logits: Tensor, rows: Sequence[int], ways: Sequence[Sequence[int]] | None = None
+    ) -> set[int]:
+        """Forbid in logits [S, vocab], in place, what the grammar of rows[i] does not allow.
+
+        ways     the guesses after which that is, where guesses are trees; None: those taken
+        Returns  the entries whose output has ended there, so that nothing follows"""
         at: list[int] = []
         masks: list[NDArray[np.int32]] = []
+        ended = set[int]()
         for index, row in enumerate(rows):
+            if ways is not None and row in self._taken and self._go(row, ways[index]):
+                ended.add(index)
             mask = self._mask(row)
             if mask is not None:
                 at.append(index)
                 masks.append(mask)
         if at:
             self._kernels.mask_logits(logits, torch.from_numpy(np.stack(masks)), at)
+        return ended
 
     def take(self, rows: Sequence[int], token_ids: Sequence[int]) -> set[int]:
         """These tokens are guessed. Returns the rows whose output ends with them."""
-        ended = set[int]()
-        for row, token_id in zip(rows, token_ids, strict=True):
-            matcher = self._grammars.matcher(row)
-            if row not in self._num_taken or matcher is None:
-                continue
-            try:
-                is_taken = matcher.accept(token_id)
-            except GrammarFailed:
-                is_taken = False
-            if not is_taken:
-                self._leave(row)
-                continue
-            self._num_taken[row] += 1
-            if matcher.has_ended:
-                ended.add(row)
-            if self._num_taken[row] == MAX_ROLLBACK:
-                self._leave(row)
-        return ended
+        return {
+            row for row, token_id in zip(rows, token_ids, strict=True) if self._take(row, token_id)
+        }
 
     def end(self) -> None:
         """Take all guesses back."""
-        for row in list(self._num_taken):
+        for row in list(self._taken):
             self._leave(row)
+
+    def _take(self, row: int, token_id: int) -> bool:
+        """Let the row's matcher, if it follows, take a guess; whether the output ends with it."""
+        matcher = self._grammars.matcher(row)
+        if row not in self._taken or matcher is None:
+            return False
+        try:
+            is_taken = matcher.accept(token_id)
+        except GrammarFailed:
+            is_taken = False
+        if not is_taken:
+            self._leave(row)
+            return False
+        self._taken[row].append(token_id)
+        has_ended = matcher.has_ended
+        if len(self._taken[row]) == MAX_ROLLBACK:
+            self._leave(row)
+        return has_ended
+
+    def _go(self, row: int, way: Sequence[int]) -> bool:
+        """Let the row's matcher have taken these guesses; whether the output ends with them."""
+        matcher, taken = self._grammars.matcher(row), self._taken[row]
+        if matcher is None:
+            return False
+        pairs = zip(taken, way, strict=False)
+        num_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if num_common < len(taken):
+            matcher.rollback(len(taken) - num_common)
+            del taken[num_common:]
+        for token_id in way[num_common:]:
+            self._take(row, token_id)
+        return row in self._taken and matcher.has_ended
 
     def _mask(self, row: int) -> NDArray[np.int32] | None:
         """[words] of what may come next in a row; None: nothing is known of that."""
         matcher = self._grammars.matcher(row)
-        if row not in self._num_taken or matcher is None or matcher.has_ended:
+        if row not in self._taken or matcher is None or matcher.has_ended:
             return None
         begin_s = self._clock_s()
         try:
-            if self._num_taken[row] == 0:
+            if not self._taken[row]:
                 return self._grammars.next_mask(row)
             mask = np.zeros((1, self._grammars.num_words), dtype=np.int32)
             matcher.fill(mask, 0)
@@ -101,7 +128,7 @@ class GrammarsAhead:
 
     def _leave(self, row: int) -> None:
         """The row's matcher follows no more guesses."""
-        num_taken = self._num_taken.pop(row)
+        num_taken = len(self._taken.pop(row))
         matcher = self._grammars.matcher(row)
         if matcher is not None and num_taken:
             matcher.rollback(num_taken)

@@ -72,7 +72,7 @@ async def _answer(registry: AdapterRegistry, change: Awaitable[None]) -> Respons
     answer = {
         "success": not why_not,
         "error_message": why_not,
-        "loaded_adapters": registry.paths,
+        "loaded_adapters": {name: registry.paths[name] for name in registry.loaded},
     }
     return json_response(answer, status=400 if why_not else 200)
 

@@ -109,8 +109,12 @@ class Services:
         registry = self.adapters
         if registry is not None and registry.is_on:
             for base in (self.model_name, "default", "unknown"):
-                if asked.startswith(f"{base}:"):
-                    return registry.check(asked[len(base) + 1 :], "model")
+                if not asked.startswith(f"{base}:"):
+                    continue
+                if adapter := asked[len(base) + 1 :].strip():
+                    return registry.check(adapter, "model")
+                asked = base  # nothing after the colon names no adapter
+                break
             if registry.knows(asked) and asked != self.model_name:
                 return asked
         self.check_model(asked)

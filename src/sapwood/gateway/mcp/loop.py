@@ -14,12 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from sapwood.gateway.exchange import BadGateway, Proxy
 from sapwood.gateway.held import Held
 from sapwood.gateway.kept import MAX_BYTES
 from sapwood.gateway.mcp.connection import Outcome
 from sapwood.gateway.mcp.items import called
 from sapwood.gateway.mcp.tools import Offered, function_name, later_choice
-from sapwood.gateway.proxy import BadGateway, ClientWatch, Forwarded, GatewayTimeout, Proxy
+from sapwood.gateway.proxy import ClientWatch, Forwarded, GatewayTimeout
 from sapwood.history.interface import Item, new_id, too_long
 
 log = logging.getLogger(__name__)

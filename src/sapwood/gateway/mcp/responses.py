@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.gateway.exchange import Proxy
 from sapwood.gateway.mcp.config import Server
 from sapwood.gateway.mcp.connection import Connection, ServerTool
 from sapwood.gateway.mcp.items import approved, as_functions, is_ours
@@ -24,7 +25,7 @@ from sapwood.gateway.mcp.tools import (
     listed,
     offered,
 )
-from sapwood.gateway.proxy import Forwarded, Proxy
+from sapwood.gateway.proxy import Forwarded
 from sapwood.history.interface import Item, new_id, too_long
 
 MAX_CALLS = 128

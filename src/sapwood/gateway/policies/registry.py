@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from sapwood.gateway.policies.bucket import Bucket
 from sapwood.gateway.policies.cache_aware import CacheAware
@@ -11,6 +12,7 @@ from sapwood.gateway.policies.hashing import BoundedLoad, ConsistentHashing, Pre
 from sapwood.gateway.policies.interface import Balance, Policy
 from sapwood.gateway.policies.manual import Manual
 from sapwood.gateway.policies.plain import PowerOfTwo, Random, RoundRobin
+from sapwood.gateway.worker import WorkerType
 from sapwood.schema.config.gateway import GatewayConfig
 
 _MADE_BY: Mapping[str, Callable[[GatewayConfig, random.Random], Policy]] = {
@@ -41,6 +43,23 @@ _MADE_BY: Mapping[str, Callable[[GatewayConfig, random.Random], Policy]] = {
 def make_policy(config: GatewayConfig, rng: random.Random) -> Policy:
     """The policy of the configuration's name."""
     return _MADE_BY[config.policy](config, rng)
+
+
+def make_policies(config: GatewayConfig, rng: random.Random) -> dict[WorkerType, Policy]:
+    """One policy for each type of workers that the gateway has."""
+    return {
+        kind: make_policy(replace(config, policy=name), rng)
+        for kind, name in policy_names(config).items()
+    }
+
+
+def policy_names(config: GatewayConfig) -> dict[WorkerType, str]:
+    if not config.pd_disaggregation:
+        return {"regular": config.policy}
+    return {
+        "prefill": config.prefill_policy or config.policy,
+        "decode": config.decode_policy or config.policy,
+    }
 
 
 def _balance(config: GatewayConfig) -> Balance:

@@ -62,6 +62,7 @@ class AttentionPlan:
         sinks: int,
         alibi: int,
         value_dim: int,
+        page_size: int,
         /,
     ) -> None: ...
     def prepare(self, window: int, /) -> None: ...
@@ -242,7 +243,9 @@ class RecordedStep:
     def xielu(self, x: int, above: float, below: float, width: int, out: int, /) -> None: ...
     def keep_states(self, x: int, more: int, width: int, first: int, total: int, /) -> None: ...
     def select_rows(self, x: int, width: int, out: int, /) -> None: ...
-    def logits(self, x: int, weight: LinearWeight, /) -> None: ...
+    def logits(
+        self, x: int, weight: LinearWeight, additions: LowRankLayer | None, vocab: int, /
+    ) -> None: ...
     def run(
         self,
         context: Context,
@@ -275,6 +278,21 @@ def norm_rope_write_latent(
     positions: int,
     write_index: int,
     rows: _LatentRows,
+    /,
+) -> None: ...
+def choose_keys(
+    context: Context,
+    dtype: int,
+    q: int,
+    weights: int,
+    num_heads: int,
+    head_dim: int,
+    keys: _LatentRows,
+    page_table: tuple[int, int, int],
+    query_lens: list[int] | tuple[int, ...],
+    context_lens: list[int] | tuple[int, ...],
+    num_chosen: int,
+    out: int,
     /,
 ) -> None: ...
 def embedding(

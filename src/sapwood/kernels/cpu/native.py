@@ -33,6 +33,7 @@ from sapwood.kernels.cpu.tensors import (
 )
 from sapwood.kernels.interface import (
     ALIBI,
+    CHOSEN_KEYS,
     LATENT,
     PLAIN,
     SINKS,
@@ -56,7 +57,6 @@ from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops import latent as torch_latent
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
-from sapwood.kernels.torch_ops.latent import choose_keys, sparse_latent_attention
 from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
@@ -65,7 +65,12 @@ try:
     from sapwood.kernels.cpu import _native
     from sapwood.kernels.cpu.experts import pack_experts, route
     from sapwood.kernels.cpu.head_products import HeadProducts
-    from sapwood.kernels.cpu.latent import has_rows, norm_rope_write_latent
+    from sapwood.kernels.cpu.latent import (
+        choose_keys,
+        latent_attention,
+        norm_rope_write_latent,
+        sparse_latent_attention,
+    )
     from sapwood.kernels.cpu.linear import Linear
     from sapwood.kernels.cpu.low_rank import NativeLowRank
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
@@ -84,7 +89,7 @@ else:
 
 _TORCH = TorchKernels()
 _BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT, CHOSEN_KEYS})
 
 
 class CpuKernels:
@@ -274,7 +279,7 @@ class CpuKernels:
             value_cache.data_ptr(), layout.value_stride, layout.kv, out.data_ptr(), scale,
             window, traits.soft_cap or 0.0,
             per_head(traits.sinks, num_heads, "sinks"), per_head(traits.alibi, num_heads, "alibi"),
-            head_dim,
+            head_dim, 0,
         )  # fmt: skip
         return out
 
@@ -284,27 +289,23 @@ class CpuKernels:
     def latent_attention(
         self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
     ) -> Tensor:
-        num_tokens, num_heads, row = q.shape
-        if not has_rows(row, rank):
-            return _TORCH.latent_attention(q, cache, batch, scale, rank)
-        layout = cache_layout(cache, cache, q, 1, row)
-        q = q.contiguous()
-        plan = self.plan(batch, (num_heads, 1, row, layout.page_size, layout.num_pages), (0,))
-        if plan.num_tokens != num_tokens:
-            raise ValueError(
-                f"q has {num_tokens} tokens but the batch's query lengths add up to "
-                f"{plan.num_tokens}"
-            )
-        out = q.new_empty((num_tokens, num_heads, rank))
-        plan.run(
-            self._context, dtype_of(q), q.data_ptr(), num_heads * row, cache.data_ptr(),
-            layout.key_stride, cache.data_ptr(), layout.value_stride, layout.kv, out.data_ptr(),
-            scale, 0, 0.0, 0, 0, rank,
-        )  # fmt: skip
-        return out
+        return latent_attention(self._context, self.plan, q, cache, batch, scale, rank)
 
-    choose_keys = staticmethod(choose_keys)
-    sparse_latent_attention = staticmethod(sparse_latent_attention)
+    def choose_keys(
+        self, q: Tensor, weights: Tensor, cache: Tensor, batch: AttentionBatch, num_chosen: int
+    ) -> Tensor:
+        return choose_keys(self._context, q, weights, cache, batch, num_chosen)
+
+    def sparse_latent_attention(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        rank: int,
+        chosen: Tensor,
+    ) -> Tensor:
+        return sparse_latent_attention(self._context, q, cache, batch, scale, rank, chosen)
 
     def pack_heads(self, weight: Tensor) -> PackedHeads:
         if weight.dtype == torch.bfloat16 and weight.shape[2] % 2:

@@ -33,7 +33,7 @@ from sapwood.kernels.cpu.tensors import (
     state_layout,
 )
 from sapwood.kernels.interface import AttentionBatch
-from sapwood.kernels.low_rank import AdapterRows
+from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
 from sapwood.kernels.packed import PackedLinear
 from sapwood.kernels.recording import (
     Activate,
@@ -269,7 +269,7 @@ class _Builder:
             case SelectRows():
                 self.step.select_rows(at[op.x], op.x.width, at[op.out])
             case Logits():
-                self.step.logits(at[op.x], self._weight(op.layer, op.vocab_size, op.x.width))
+                self._add_logits(op)
             case _:
                 assert_never(op)
 
@@ -316,14 +316,17 @@ class _Builder:
         )  # fmt: skip
 
     def _add_low_rank(self, op: AddLowRank) -> None:
-        if not isinstance(op.layer, NativeLowRank):
-            raise CannotRecord(f"a {type(op.layer).__name__} has no native form")
-        if op.layer.sizes != (op.x.width, op.residual.width):
-            raise ValueError(f"additions of {op.layer.sizes} to a layer of other sizes")
+        additions = _additions(op.layer, op.x.width, op.residual.width)
         self.step.low_rank(
-            self._places[op.x], op.x.width, op.layer.native, self._places[op.residual],
-            op.residual.width,
-        )  # fmt: skip
+            self._places[op.x], op.x.width, additions, self._places[op.residual], op.residual.width
+        )
+
+    def _add_logits(self, op: Logits) -> None:
+        weight = self._weight(op.layer, op.vocab_size, op.x.width)
+        additions = None
+        if op.additions is not None:
+            additions = _additions(op.additions, op.x.width, op.vocab_size)
+        self.step.logits(self._places[op.x], weight, additions, op.vocab_size)
 
     def _add_mixture(self, op: Mix) -> None:
         if not isinstance(op.experts, NativeExperts):
@@ -496,3 +499,11 @@ class _Builder:
                 f"a linear layer has {num_in} inputs; a bf16 step needs an even number"
             )
         return weight
+
+
+def _additions(layer: LowRankLayer, num_in: int, num_out: int) -> _native.LowRankLayer:
+    if not isinstance(layer, NativeLowRank):
+        raise CannotRecord(f"a {type(layer).__name__} has no native form")
+    if layer.sizes != (num_in, num_out):
+        raise ValueError(f"additions of {layer.sizes} to a layer of other sizes")
+    return layer.native

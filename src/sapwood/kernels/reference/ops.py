@@ -14,6 +14,7 @@ from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import (
     ALIBI,
+    CHOSEN_KEYS,
     LATENT,
     PLAIN,
     SINKS,
@@ -42,7 +43,7 @@ from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.kernels.tree_masks import unseen
 
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT, CHOSEN_KEYS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import (
     ALIBI,
+    CHOSEN_KEYS,
     LATENT,
     PLAIN,
     SINKS,
@@ -60,7 +61,7 @@ from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, gated_rms_norm,
 from sapwood.kernels.torch_ops.sampling import sample
 from sapwood.kernels.torch_ops.state_space import selective_scan
 
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT, CHOSEN_KEYS})
 
 
 class TorchKernels:

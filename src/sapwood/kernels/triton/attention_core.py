@@ -22,7 +22,7 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _dot(a, b, accumulator):
+def dot(a, b, accumulator):
     """accumulator + a @ b, in fp32."""
     if _INTERPRETED:
         # The interpreter would multiply bfloat16's bits as if they were integers. Products of 16
@@ -63,7 +63,7 @@ def chunk_of_keys(
 
 
 @triton.jit
-def _dequantized(
+def dequantized(
     numbers, scales, page, offset, page_stride, exists, dtype: tl.constexpr,
     KV: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -134,15 +134,15 @@ def attend(
             value = tl.load(values + value_at, mask=in_head, other=0)
 
         if KV != "":
-            key = _dequantized(
+            key = dequantized(
                 key, key_scales, page, offset, key_page_stride, exists, q.dtype, KV, MASKED
             )
-            value = _dequantized(
+            value = dequantized(
                 value, value_scales, page, offset, value_page_stride, exists, q.dtype, KV, MASKED
             )
 
         none = tl.zeros([q.shape[0], BLOCK_N], tl.float32)
-        score = _dot(q, tl.trans(key), none) * scale
+        score = dot(q, tl.trans(key), none) * scale
         if SOFT_CAP != 0:
             # tanh(|x|) = (1 - e^-2|x|) / (1 + e^-2|x|), in which nothing overflows.
             power = tl.exp2(-tl.abs(score) * (2 * LOG2E / SOFT_CAP))
@@ -171,7 +171,7 @@ def attend(
         weight = tl.exp2(score - base[:, None])
         rescale = tl.exp2(highest - base)
         total = total * rescale + tl.sum(weight, 1)
-        weighted = _dot(weight.to(value.dtype), value, weighted * rescale[:, None])
+        weighted = dot(weight.to(value.dtype), value, weighted * rescale[:, None])
         highest = higher
     return highest, total, weighted
 

@@ -1,5 +1,5 @@
-"""The gated delta rule: a program walks through a request's tokens with some columns of a head's
-state in registers.
+"""The gated delta rule: decodes here, prompts in chunks (delta_chunks.py). A program walks through
+a request's tokens with some columns of a head's state in registers.
 
 The columns of a state do not know of each other, so programs share nothing. Lengths are read on
 the device, so a captured step stays right for other requests. Errors against the reference: 1e-5
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.state_forms import DeltaForm
+from sapwood.kernels.triton.delta_chunks import scan_in_chunks
 
 _STATE_ENTRIES = 4096
 """Of a state in the registers of one program."""
@@ -111,7 +112,13 @@ def gated_delta_rule(
     out = torch.zeros((qkv.shape[0], form.out_size), dtype=qkv.dtype, device=qkv.device)
     keys = triton.next_power_of_2(form.key_dim)
     columns = min(triton.next_power_of_2(form.value_dim), max(_STATE_ENTRIES // keys, 1))
-    grid = (len(slots), form.num_heads, triton.cdiv(form.value_dim, columns))
+    if batch.num_decodes < len(slots):
+        scan_in_chunks(
+            qkv, decay, write, form, states, slots, batch, out, first_request=batch.num_decodes
+        )
+    if batch.num_decodes == 0:
+        return out
+    grid = (batch.num_decodes, form.num_heads, triton.cdiv(form.value_dim, columns))
     _scan[grid](
         qkv, decay, write, form.rate, form.shift, states, slots, batch.query_start,
         batch.context_len, out, qkv.stride(0), decay.stride(0), write.stride(0), states.stride(0),

@@ -39,6 +39,7 @@ from sapwood.kernels.triton import (
     convolution,
     delta_rule,
     elementwise,
+    latent,
     norms,
     rope,
     sampling,
@@ -145,7 +146,7 @@ class TritonKernels:
     def latent_attention(
         self, q: Tensor, cache: Tensor, batch: AttentionBatch, scale: float, rank: int
     ) -> Tensor:
-        return _TORCH.latent_attention(q, cache, batch, scale, rank)
+        return latent.latent_attention(q, cache, batch, scale, rank)
 
     def choose_keys(
         self, q: Tensor, weights: Tensor, cache: Tensor, batch: AttentionBatch, num_chosen: int

@@ -1,4 +1,5 @@
-"""State space layers: a program has some channels of a head over all new tokens of a request.
+"""State space layers: a program has some channels of a head over all new tokens of a request, one
+after the other: decodes, and prompts of Mamba 1. Other prompts are computed in chunks.
 
 Errors against the reference: 1e-4 in fp32, one rounding in the others.
 Sources: as Kernels.selective_scan."""
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.state_space import StateSpace
+from sapwood.kernels.triton.state_chunks import scan_in_chunks
 
 _CHANNELS = 32
 """Of one program, at most."""
@@ -137,7 +139,14 @@ def selective_scan(
     )
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     channels = min(_CHANNELS, triton.next_power_of_2(layer.head_dim))
-    grid = (len(slots), layer.num_heads, triton.cdiv(layer.head_dim, channels))
+    num_stepped = len(slots) if layer.has_own_rates else batch.num_decodes
+    if num_stepped < len(slots):
+        scan_in_chunks(
+            x, b, c, dt, gate, layer, states, slots, batch, out, first_request=num_stepped
+        )
+    if num_stepped == 0:
+        return out
+    grid = (num_stepped, layer.num_heads, triton.cdiv(layer.head_dim, channels))
     strides = [0 if part is None else part.stride(0) for part in (x, b, c, dt, gate)]
     _scan[grid](
         x, b, c, dt, gate, layer.rates, layer.dt_bias, layer.skip, states, slots,

@@ -5,7 +5,7 @@ fields of config.json as SGLang serves them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import Layer
 from sapwood.layers.targets import Target, once_filled, prefixed
 from sapwood.models.config import DecoderConfig
-from sapwood.models.drafts.head import Combination, CombiningHead, projection
+from sapwood.models.drafts.head import Combination, CombiningHead, of_all_tokens, projection
 from sapwood.models.hf_fields import integer, switch
 from sapwood.models.lm.llama import LlamaForCausalLM
 
@@ -48,11 +48,17 @@ def read_eagle(hf: Mapping[str, Any], target: DecoderConfig) -> DecoderConfig:
 
 
 def eagle_head(
-    config: DecoderConfig, build: Build, embedding: VocabEmbedding, lm_head: LMHead
+    config: DecoderConfig,
+    build: Build,
+    embedding: VocabEmbedding,
+    lm_head: LMHead,
+    *,
+    hot_ids: Sequence[int] = (),
 ) -> CombiningHead:
     """EAGLE's head: its first layer has no norm before attention, and nothing has one at the end.
 
     embedding, lm_head  the model's
+    hot_ids  as in CombiningHead
     """
     architecture, size = LlamaForCausalLM(config, build), config.hidden_size
 
@@ -74,6 +80,7 @@ def eagle_head(
         lm_head,
         name_of=lambda name: name.removeprefix("model."),
         ignorable=(*UNUSED, "lm_head.weight"),
+        hot_ids=hot_ids,
     )
 
 
@@ -137,8 +144,7 @@ class Eagle3Head:
         found = self._lm_head(hidden)
         if self._ids is None:
             return found
-        every = found.new_full((len(found), self._vocab_size), -torch.inf)
-        return every.index_copy_(1, self._ids, found)
+        return of_all_tokens(found, self._ids, self._vocab_size)
 
     def targets(self) -> dict[str, Target]:
         layer = prefixed("self_attn", self._attention.targets())

@@ -26,8 +26,8 @@ from sapwood.layers.targets import Target, once_filled, prefixed
 class DraftHead(Protocol):
     """A head to be filled like a Decoder, then used under torch.inference_mode().
 
-    captures  the model's layers whose inputs are its states; empty: the state is the model's own
-              after its last norm
+    captures  the model's layers whose inputs are its states; the number of layers stands for what
+              the last norm takes; empty: the state is the model's own after its last norm
     """
 
     @property
@@ -93,8 +93,6 @@ def projection(
 class CombiningHead:
     """EAGLE's head, and the layers that a model brings to predict further tokens (MTP)."""
 
-    captures: tuple[int, ...] = ()
-
     def __init__(
         self,
         parts: Combination,
@@ -103,18 +101,26 @@ class CombiningHead:
         *,
         name_of: Callable[[str], str] = str,
         ignorable: Sequence[str] = (),
+        captures: tuple[int, ...] = (),
+        hot_ids: Sequence[int] = (),
     ) -> None:
         """A head without weights.
 
         embedding, lm_head  the model's
         name_of    the name in `targets()` of a checkpoint's tensor
         ignorable  patterns of tensors that the checkpoint may have and that are not used
+        captures   as in DraftHead
+        hot_ids    the only tokens that it guesses; empty: it guesses all. Source: Zhao et al. 2025,
+                   arXiv:2502.14856
         """
+        self.captures = captures
         self._parts = parts
         self._embedding = embedding
         self._lm_head = lm_head
         self._name_of = name_of
         self._ignorable = tuple(ignorable)
+        self._hot_ids = tuple(hot_ids)
+        self._hot: tuple[LMHead, Tensor] | None = None
 
     def taken(self, states: Tensor) -> Tensor:
         return states
@@ -139,7 +145,10 @@ class CombiningHead:
         return x, x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._lm_head(hidden)
+        if self._hot is None:
+            return self._lm_head(hidden)
+        head, token_ids = self._hot
+        return of_all_tokens(head(hidden), token_ids, self._lm_head.vocab_size)
 
     def targets(self) -> dict[str, Target]:
         parts = self._parts
@@ -158,6 +167,17 @@ class CombiningHead:
         return self._ignorable
 
     def finalize(self) -> None:
+        """The model must be finalized before."""
         self._parts.projection.linear.pack()
         for layer in self._parts.layers.values():
             layer.pack()
+        if self._hot_ids:
+            device = self._embedding.weight.device
+            token_ids = torch.tensor(self._hot_ids, dtype=torch.int64, device=device)
+            self._hot = (self._lm_head.only(token_ids), token_ids)
+
+
+def of_all_tokens(logits: Tensor, token_ids: Tensor, vocab_size: int) -> Tensor:
+    """logits [S, tokens] of these token_ids [tokens] -> [S, vocab_size]; -inf for the others"""
+    every = logits.new_full((len(logits), vocab_size), -torch.inf)
+    return every.index_copy_(1, token_ids, logits)

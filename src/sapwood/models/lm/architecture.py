@@ -14,6 +14,7 @@ from torch import Tensor
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import (
     ALIBI,
+    CHOSEN_KEYS,
     LATENT,
     PLAIN,
     SINKS,
@@ -139,6 +140,17 @@ class Architecture:
     def predictor(self) -> Combination:
         """The draft head whose layer is the last of `with_predictor`'s model, which this is."""
         raise NotImplementedError(f"{self.config.architecture} has no with_predictor")
+
+    @classmethod
+    def with_predictors(cls, config: DecoderConfig) -> DecoderConfig | None:
+        """The model with several layers more, by each of which its checkpoint predicts the token
+        that is one further than the layer before does, all from the model's states before its last
+        norm; None: as above."""
+        return None
+
+    def predictors(self) -> list[Combination]:
+        """The draft heads of `with_predictors`' model, which this is, in the order of tokens."""
+        raise NotImplementedError(f"{self.config.architecture} has no with_predictors")
 
     def rebuilt(self, build: Build) -> Architecture:
         """The same architecture for another build on the same device."""
@@ -377,5 +389,6 @@ def attention_features(config: DecoderConfig) -> frozenset[str]:
         SINKS: config.has_sinks,
         ALIBI: config.has_alibi,
         LATENT: config.latent is not None,
+        CHOSEN_KEYS: config.index_width > 0,
     }
     return frozenset(name for name, is_there in there.items() if is_there)

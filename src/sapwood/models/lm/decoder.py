@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 from torch import Tensor
 
@@ -11,7 +12,9 @@ from sapwood.kernels.recording import CannotRecord, Program
 from sapwood.layers.build import Build
 from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.layers.layer import Stream, summed
+from sapwood.layers.layer import FeedForward, Stream, summed
+from sapwood.layers.shared_feed_forward import SharedFeedForward
+from sapwood.layers.shared_rows import SharedRows
 from sapwood.layers.targets import Target, once_filled, prefixed
 from sapwood.models.config import DecoderConfig
 from sapwood.models.lm.architecture import Architecture, Names
@@ -57,6 +60,11 @@ class Decoder:
         self._norm = architecture.norm() if has_norm else None
         tied = self._embedding if config.tie_word_embeddings else None
         self._lm_head = architecture.head(tied) if stage.is_last else None
+        self._rows = architecture.build.rows
+        self._shared: list[SharedFeedForward] = []
+        if self._rows is not None:
+            for layer in self._layers:
+                layer.change_feed_forwards(partial(self._share, self._rows))
 
     @property
     def tensor_names(self) -> Names:
@@ -91,8 +99,10 @@ class Decoder:
         self, batch: ForwardBatch, layers: Collection[int]
     ) -> tuple[Tensor, list[Tensor]]:
         """(as `forward`, the hidden states [T, hidden] that enter each of `layers`, in the order of
-        the model's layers)"""
+        the model's layers; the number of layers stands for the last norm)"""
         captured: list[Tensor] = []
+        if self._rows is not None:
+            self._rows.begin(len(batch.token_ids))
         if self._stage.is_first:
             x = self._opened(batch)
         else:
@@ -104,6 +114,8 @@ class Decoder:
                 # A copy: a layer may add to what it gets.
                 captured.append(x.clone() if residual is None else x + residual)
             x, residual = layer(x, residual, batch)
+        if self.config.num_layers in layers:
+            captured.append(x.clone() if residual is None else x + residual)
         if not self._stage.is_last:
             assert self._pipe is not None
             x = summed(x, residual)
@@ -129,11 +141,42 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden] -> [S, vocab], in fp32"""
-        return self.lm_head(hidden)
+        rows = self._rows_of_head
+        if rows is None:
+            return self.lm_head(hidden)
+        if not len(hidden):
+            return self.lm_head.empty()
+        rows.begin(len(hidden))
+        return rows.own(self.lm_head(rows.gathered(hidden)))
+
+    def take_part(self) -> None:
+        """Compute this rank's part of a step whose requests are all those of other ranks."""
+        assert self._rows is not None
+        self._rows.begin(0)
+        for feed_forward in self._shared:
+            feed_forward.take_part()
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Compute this rank's part of logits until no rank wants any more of this step. To be
+        called after the last logits of a step, if ranks share feed-forwards."""
+        rows = self._rows_of_head
+        while rows is not None and rows.begin(0):
+            self.lm_head(rows.gathered(rows.none))
 
     def compute(self, batch: ForwardBatch) -> Tensor:
         """Logits of the rows at batch.logits_index, [S, vocab]; no others are computed."""
         return self.logits(self.forward(batch).index_select(0, batch.logits_index))
+
+    @property
+    def _rows_of_head(self) -> SharedRows | None:
+        """The rows of an output layer that ranks share though each has its own requests; None:
+        there is no such layer."""
+        return self._rows if self.lm_head.num_ranks > 1 else None
+
+    def _share(self, rows: SharedRows, feed_forward: FeedForward) -> FeedForward:
+        self._shared.append(SharedFeedForward(feed_forward, rows))
+        return self._shared[-1]
 
     def program(self, states: Collection[int] | None = None) -> Program:
         """`compute` as a program, for kernels that run it in one call.
@@ -147,6 +190,8 @@ class Decoder:
             raise CannotRecord(f"{self._stage.count} stages compute it one after the other")
         if self._norm is None:
             raise CannotRecord("a recorded step has no streams beside the hidden states")
+        if states and self.config.num_layers in states:
+            raise CannotRecord("it hands out no states before the last norm")
         x = self.embedding.record(program)
         if self._positions is not None:
             self._positions.record(program, x)

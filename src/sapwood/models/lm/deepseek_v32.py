@@ -34,15 +34,24 @@ class DeepseekV32ForCausalLM(DeepseekV3ForCausalLM):
         config = super().read(hf)
         if config.latent is None or config.latent.query_rank is None:
             raise ConfigError("config.json must have an integer 'q_lora_rank' for its indexers")
-        sizes = _index_sizes(config)
         layers = cls.index_layers(config)
-        own = sizes.head_dim * (config.latent.query_rank * sizes.num_heads + config.hidden_size)
-        own += config.hidden_size * sizes.num_heads
         return replace(
             config,
             index_layers=layers,
-            index_width=sizes.head_dim,
-            other_parameters=len(layers) * own,
+            index_width=_index_sizes(config).head_dim,
+            other_parameters=len(layers) * _index_parameters(config),
+        )
+
+    @classmethod
+    def with_predictor(cls, config: DecoderConfig) -> DecoderConfig | None:
+        """The predictor has an indexer, whatever the layers before it have."""
+        longer = super().with_predictor(config)
+        if longer is None:
+            return None
+        return replace(
+            longer,
+            index_layers=(*config.index_layers, config.num_layers),
+            other_parameters=config.other_parameters + _index_parameters(config),
         )
 
     @classmethod
@@ -105,6 +114,15 @@ class GlmMoeDsaForCausalLM(DeepseekV32ForCausalLM):
                 f"of them full, in 'indexer_types', got {kinds!r}"
             )
         return tuple(at for at, kind in enumerate(kinds) if kind == "full")
+
+
+def _index_parameters(config: DecoderConfig) -> int:
+    """Weights of one indexer."""
+    sizes, latent = _index_sizes(config), config.latent
+    assert latent is not None, "read() says it"
+    assert latent.query_rank is not None, "read() says it"
+    found = sizes.head_dim * (latent.query_rank * sizes.num_heads + config.hidden_size)
+    return found + config.hidden_size * sizes.num_heads
 
 
 def _index_sizes(config: DecoderConfig) -> IndexSizes:

@@ -61,6 +61,10 @@ class DeltaArchitecture(Architecture):
         """The mixer of a layer that keeps keys and values."""
         raise NotImplementedError
 
+    def delta_projections(self) -> DeltaProjections:
+        """How the checkpoint at hand keeps the projections of gated delta nets."""
+        return self.projections
+
     def delta_net(self, index: int) -> Mixer:
         eps = self.config.norm_eps if self.delta_eps is None else self.delta_eps
         return GatedDeltaNet(
@@ -68,7 +72,7 @@ class DeltaArchitecture(Architecture):
             index,
             self.config.hidden_size,
             self.layout(self.config.hf),
-            projections=self.projections,
+            projections=self.delta_projections(),
             names=self.delta_names,
             out_name=self.delta_out,
             eps=eps,

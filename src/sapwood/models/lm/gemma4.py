@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -170,6 +170,9 @@ class _FactorLayer(Layer):
         hidden = hidden + self._block(hidden, x[:, self._own_inputs])
         x[:, : self._hidden_size] = hidden * self._factor
         return x, None
+
+    def change_feed_forwards(self, change: Callable[[FeedForward], FeedForward]) -> None:
+        self._inner.change_feed_forwards(change)
 
     def targets(self) -> dict[str, Target]:
         block = {} if self._block is None else self._block.targets()

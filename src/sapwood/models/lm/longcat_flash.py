@@ -11,15 +11,18 @@ from sapwood.kernels.routing import Routing
 from sapwood.layers.latent_attention import LatentAttention
 from sapwood.layers.layer import FeedForward, Layer, Mixer, ShortcutLayer, Sublayer
 from sapwood.models.config import DecoderConfig, ExpertsConfig
+from sapwood.models.drafts.head import Combination, projection
 from sapwood.models.hf_fields import integer, number, switch
 from sapwood.models.lm.latent import LatentArchitecture
 from sapwood.models.lm.mixture import MixtureArchitecture
+
+PREDICTOR = "model.mtp.layers.0"
 
 
 class LongcatFlashForCausalLM(LatentArchitecture, MixtureArchitecture):
     """A layer has two attentions and two dense feed-forwards; a mixture takes what the first
     feed-forward takes, and its result is added at the layer's end. Some experts leave a token as it
-    is."""
+    is. The layer that predicts further tokens, which is dense, is used for drafts alone."""
 
     spelled: ClassVar = {
         "num_hidden_layers": "num_layers",
@@ -63,6 +66,49 @@ class LongcatFlashForCausalLM(LatentArchitecture, MixtureArchitecture):
             num_per_token=integer(hf, "num_experts_per_tok"),
             intermediate_size=integer(hf, "moe_intermediate_size"),
             num_identity=integer(hf, "zero_expert_num", default=0),
+        )
+
+    @classmethod
+    def with_predictor(cls, config: DecoderConfig) -> DecoderConfig | None:
+        """The predictor has one attention and one feed-forward, so here each attention of the model
+        counts as a layer. Files that do not say how many predictors there are have one."""
+        hf, experts, num_layers = config.hf, config.experts, config.num_layers
+        assert experts is not None, "read() says them"
+        if integer(hf, "num_nextn_predict_layers", default=1) < 1:
+            return None
+        if switch(hf, "nextn_use_scmoe"):
+            raise ConfigError(
+                "config.json asks for nextn_use_scmoe, experts in the layer that predicts further "
+                "tokens, which is not implemented"
+            )
+        dense = 3 * config.hidden_size * config.intermediate_size
+        dense_layers = tuple(range(num_layers, 2 * num_layers + 1))
+        return replace(
+            config,
+            num_layers=2 * num_layers + 1,
+            attentions_per_layer=1,
+            experts=replace(experts, dense_layers=dense_layers),
+            other_parameters=config.other_parameters - num_layers * dense,
+        )
+
+    def predictor(self) -> Combination:
+        size = self.config.hidden_size
+        mixer: Sublayer[Mixer] = Sublayer(
+            name="self_attn",
+            body=self.latent_attention(self.config.num_layers - 1),
+            before=self.named_norm("input_layernorm"),
+        )
+        feed_forward: Sublayer[FeedForward] = Sublayer(
+            name="transformer_layer.mlp",
+            body=self.dense(),
+            before=self.named_norm("post_attention_layernorm"),
+        )
+        return Combination(
+            projection=projection(self.build, f"{PREDICTOR}.eh_proj", 2 * size, size, bias=False),
+            embedding_norm=self.named_norm(f"{PREDICTOR}.enorm.m"),
+            state_norm=self.named_norm(f"{PREDICTOR}.hnorm.m"),
+            layers={PREDICTOR: Layer(mixer, feed_forward)},
+            norm=self.named_norm("model.mtp.norm"),
         )
 
     def routing(self, experts: ExpertsConfig) -> Routing:

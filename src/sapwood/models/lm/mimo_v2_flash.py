@@ -16,16 +16,21 @@ from sapwood.models.config import (
     DecoderConfig,
     ExpertsConfig,
 )
+from sapwood.models.drafts.head import Combination, projection
 from sapwood.models.hf_fields import integer, optional_number
 from sapwood.models.lm.architecture import Architecture
 from sapwood.models.lm.grouped_mixture import GroupedMixture
 
 _SINKS = ".attention_sink_bias"
+PREDICTORS = "model.mtp.layers."
+NUM_PREDICTORS = 3
+"""In published files, which do not say it."""
 
 
 class MiMoV2FlashForCausalLM(GroupedMixture):
     """Layers with a window have sinks, and key and value heads of their own number; values are
-    shorter than keys. The layers that predict further tokens are not used."""
+    shorter than keys. The layers that predict further tokens, which are dense and have a window,
+    are used for drafts alone."""
 
     absent: ClassVar = {
         **GroupedMixture.absent,
@@ -46,6 +51,8 @@ class MiMoV2FlashForCausalLM(GroupedMixture):
     @classmethod
     def checkpoint_name(cls, name: str) -> str:
         name = super().checkpoint_name(name)
+        if name.startswith(PREDICTORS):
+            name = name.replace(".pre_mlp_layernorm.", ".post_attention_layernorm.")
         return name.removesuffix(_SINKS) + ".sinks" if name.endswith(_SINKS) else name
 
     @classmethod
@@ -102,6 +109,51 @@ class MiMoV2FlashForCausalLM(GroupedMixture):
             for layer in range(config.num_layers)
         )
         return replace(config, heads_by_layer=heads, has_sinks=True)
+
+    @classmethod
+    def with_predictor(cls, config: DecoderConfig) -> DecoderConfig | None:
+        return cls._longer(config, 1)
+
+    @classmethod
+    def with_predictors(cls, config: DecoderConfig) -> DecoderConfig | None:
+        return cls._longer(config, NUM_PREDICTORS)
+
+    @classmethod
+    def _longer(cls, config: DecoderConfig, count: int) -> DecoderConfig | None:
+        hf, num_layers = config.hf, config.num_layers
+        if integer(hf, "num_nextn_predict_layers", default=NUM_PREDICTORS) < count:
+            return None
+        longer = cls.read(
+            {
+                **hf,
+                "num_hidden_layers": num_layers + count,
+                "layer_types": [*hf["layer_types"], *[SLIDING] * count],
+                "mlp_layer_types": [*hf["mlp_layer_types"], *["dense"] * count],
+            }
+        )
+        return replace(
+            longer,
+            context_length=config.context_length,
+            hf={**longer.hf, "num_hidden_layers": num_layers},
+        )
+
+    def predictor(self) -> Combination:
+        return self._predictor(0)
+
+    def predictors(self) -> list[Combination]:
+        count = self.config.num_layers - integer(self.config.hf, "num_hidden_layers")
+        return [self._predictor(at) for at in range(count)]
+
+    def _predictor(self, at: int) -> Combination:
+        size, name = self.config.hidden_size, f"{PREDICTORS}{at}"
+        first = integer(self.config.hf, "num_hidden_layers")
+        return Combination(
+            projection=projection(self.build, f"{name}.eh_proj", 2 * size, size, bias=False),
+            embedding_norm=self.named_norm(f"{name}.enorm"),
+            state_norm=self.named_norm(f"{name}.hnorm"),
+            layers={name: self.layer(first + at)},
+            norm=self.named_norm(f"{name}.final_layernorm"),
+        )
 
     @classmethod
     def experts_in(cls, config: DecoderConfig) -> ExpertsConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from sapwood.base.errors import ConfigError
@@ -10,8 +11,9 @@ from sapwood.layers.experts import Latent
 from sapwood.layers.layer import FeedForward, Layer, Mixer, PartialLayer
 from sapwood.layers.mamba2 import Mamba2
 from sapwood.models.config import FULL, DecoderConfig, ExpertsConfig
+from sapwood.models.drafts.head import Combination, projection
 from sapwood.models.hf_fields import integer, switch
-from sapwood.models.lm.architecture import Names
+from sapwood.models.lm.architecture import Architecture, Names
 from sapwood.models.lm.grouped_mixture import GroupedMixture
 from sapwood.models.lm.state_space import LINEAR, Mamba2Fields, dt_range, kinds_of, with_states
 
@@ -30,7 +32,8 @@ FIELDS = Mamba2Fields(
 
 class NemotronHForCausalLM(GroupedMixture):
     """Each layer is one of Mamba 2, attention without positions, a feed-forward of squared ReLU
-    without gates, and experts that are such feed-forwards."""
+    without gates, and experts that are such feed-forwards. The layers that predict further tokens
+    are used for drafts alone."""
 
     absent: ClassVar = {
         "rms_norm_eps": 1e-5,
@@ -53,6 +56,7 @@ class NemotronHForCausalLM(GroupedMixture):
         "use_conv_bias": ("use_conv_bias", "mamba_conv_bias"),
         "time_step_limit": ("time_step_limit", "mamba_dt_limit"),
     }
+    ignorable = (*Architecture.ignorable, "mtp.*")
     has_gates = False
     has_windows = False
     can_be_rescaled = False
@@ -69,7 +73,7 @@ class NemotronHForCausalLM(GroupedMixture):
     @classmethod
     def understood(cls, hf: Mapping[str, Any]) -> dict[str, Any]:
         found = super().understood(hf)
-        kinds = _kinds(found)
+        kinds = _kinds(found, ("layers_block_type", "layer_types"), "hybrid_override_pattern")
         return found | {"layers_block_type": kinds, "num_hidden_layers": len(kinds)}
 
     @classmethod
@@ -100,6 +104,28 @@ class NemotronHForCausalLM(GroupedMixture):
             intermediate_size=integer(hf, "moe_intermediate_size"),
             shared_size=integer(hf, "moe_shared_expert_intermediate_size"),
             dense_layers=tuple(index for index, kind in enumerate(kinds) if kind != MOE),
+        )
+
+    @classmethod
+    def with_predictor(cls, config: DecoderConfig) -> DecoderConfig | None:
+        """A predictor is several layers; of several predictors the first one is used."""
+        hf = config.hf
+        if integer(hf, "num_nextn_predict_layers", default=0) < 1:
+            return None
+        kinds = [*hf["layers_block_type"], *_predictor_kinds(hf)]
+        longer = cls.read({**hf, "layers_block_type": kinds})
+        return replace(longer, context_length=config.context_length)
+
+    def predictor(self) -> Combination:
+        count, size = len(_predictor_kinds(self.config.hf)), self.config.hidden_size
+        names = [f"mtp.layers.{at}" for at in range(count)]
+        first = self.config.num_layers - count
+        return Combination(
+            projection=projection(self.build, f"{names[0]}.eh_proj", 2 * size, size, bias=False),
+            embedding_norm=self.named_norm(f"{names[0]}.enorm"),
+            state_norm=self.named_norm(f"{names[0]}.hnorm"),
+            layers={name: self.layer(first + at) for at, name in enumerate(names)},
+            norm=self.named_norm(f"{names[-1]}.final_layernorm"),
         )
 
     @classmethod
@@ -151,18 +177,25 @@ class NemotronHForCausalLM(GroupedMixture):
         return Latent(inward="fc1_latent_proj", outward="fc2_latent_proj", size=size)
 
 
-def _kinds(hf: Mapping[str, Any]) -> list[str]:
-    """The kind of each layer; ConfigError if config.json does not say it."""
+def _predictor_kinds(hf: Mapping[str, Any]) -> list[str]:
+    """The kind of each layer of the predictor."""
+    usual = {"mtp_layers_block_type": [FULL, MOE]}
+    said = hf if hf.get("mtp_hybrid_override_pattern") is not None else {**usual, **hf}
+    return _kinds(said, ("mtp_layers_block_type",), "mtp_hybrid_override_pattern")
+
+
+def _kinds(hf: Mapping[str, Any], names: tuple[str, ...], pattern_name: str) -> list[str]:
+    """The kind of each layer, in a list or in a pattern of letters; ConfigError if config.json does
+    not say it."""
     known = (LINEAR, FULL, MLP, MOE)
-    names = ("layers_block_type", "layer_types")
     said = next((hf[name] for name in names if hf.get(name) is not None), None)
-    pattern = hf.get("hybrid_override_pattern")
+    pattern = hf.get(pattern_name)
     if said is None and isinstance(pattern, str):
         said = [LETTERS.get(letter, letter) for letter in pattern]
     if not isinstance(said, list) or not said:
         raise ConfigError(
-            "config.json must say the kind of each layer in 'layers_block_type' or in "
-            f"'hybrid_override_pattern', got {said!r} and {pattern!r}"
+            f"config.json must say the kind of each layer in {names[0]!r} or in {pattern_name!r}, "
+            f"got {said!r} and {pattern!r}"
         )
     kinds = kinds_of({names[0]: said}, known, names[0], num_layers=len(said))
     assert kinds is not None

@@ -19,6 +19,9 @@ from sapwood.models.lm.architecture import Architecture
 from sapwood.models.lm.delta import DeltaArchitecture, every_nth_attends
 from sapwood.models.lm.mixture import MixtureArchitecture, dense_layers
 
+SPLITS_QKVZ = "gguf_splits_qkvz"
+"""A field that only files have which were made of GGUF files (store/gguf_config)."""
+
 
 class GatedQwen(DeltaArchitecture):
     """Attention whose layer of queries has gates too; norms have their weights' differences from 1;
@@ -86,7 +89,8 @@ class GatedQwenMixture(MixtureArchitecture):
 
 
 class Qwen3NextForCausalLM(GatedQwen, GatedQwenMixture):
-    """Projections of gated delta nets lie in two layers, key head by key head."""
+    """Projections of gated delta nets lie in two layers, key head by key head. In GGUF files the
+    first one is two: one for queries, keys and values, and one for gates of the output."""
 
     absent: ClassVar = {
         **GatedQwen.absent,
@@ -98,5 +102,12 @@ class Qwen3NextForCausalLM(GatedQwen, GatedQwenMixture):
         "shared_expert_intermediate_size": 512,
     }
     projections = DeltaProjections(
-        names=("q", "k", "v", "z", "b", "a"), grouped=("in_proj_qkvz", "in_proj_ba")
+        names=("q", "k", "v", "in_proj_z", "b", "a"),
+        grouped_inputs="in_proj_qkvz",
+        grouped_gates="in_proj_ba",
     )
+
+    def delta_projections(self) -> DeltaProjections:
+        if not self.config.hf.get(SPLITS_QKVZ, False):
+            return self.projections
+        return replace(self.projections, grouped_inputs=None, qkv="in_proj_qkv")

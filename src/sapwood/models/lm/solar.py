@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.layers.forward_batch import ForwardBatch
-from sapwood.layers.layer import Layer, summed
+from sapwood.layers.layer import FeedForward, Layer, summed
 from sapwood.layers.norm import Norm
 from sapwood.layers.streams import Streams
 from sapwood.layers.targets import Target, prefixed
@@ -100,6 +100,9 @@ class _BlendingLayer(Layer):
         # A layer adds to what it is given in place, and what is kept must stay.
         parts[0] = summed(*self._inner(parts[0].clone(), residual, batch))
         return torch.cat(parts, dim=-1), None
+
+    def change_feed_forwards(self, change: Callable[[FeedForward], FeedForward]) -> None:
+        self._inner.change_feed_forwards(change)
 
     def targets(self) -> dict[str, Target]:
         return self._inner.targets()

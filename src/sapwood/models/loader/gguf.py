@@ -29,6 +29,7 @@ from sapwood.layers.quantization.formats.fp4 import MX_GROUP
 from sapwood.layers.quantization.formats.packing import packed_nibbles
 from sapwood.layers.targets import Slice, Target
 from sapwood.models.loader.checkpoint import as_dtype
+from sapwood.models.loader.gguf_heads import TiledHeads, tiled_heads
 from sapwood.models.loader.reading import (
     Advance,
     Stored,
@@ -73,7 +74,11 @@ LAYER_NAMES: Mapping[str, str] = {
 }
 _ROWS = ("mlp.shared_expert_gate.weight", "mlp.moe_statics.e_score_correction_bias")
 """Ends of names of tensors [1, n]."""
-_CONVOLUTIONS = (".shortconv.conv.weight", ".ssm_conv1d.weight")
+_CONVOLUTIONS = (
+    ".shortconv.conv.weight",
+    ".ssm_conv1d.weight",
+    *(f".ssm_conv1d_{part}.weight" for part in "qkv"),
+)
 _KEYS, _VALUES = ".attn_k_b.weight", ".attn_v_b.weight"
 """Ends of names of the halves of latent attention's kv_b_proj."""
 CONFIGURATION = frozenset(
@@ -100,6 +105,7 @@ class StoredTensor:
     values     the tensor [heads, values, rank] that belongs to this one, [heads, rank, keys], if
                both are halves of kv_b_proj [heads * (keys + values), rank]
     is_rates   whether the file has -exp(x) instead of the tensor x: rates of decay, not their logs
+    tiles      the heads whose rows or columns are in llama.cpp's order; None: there are none such
     row_bytes  from a row to the next in the file, of a tensor that is some columns of a larger one;
                0: its rows lie together
     """
@@ -114,6 +120,7 @@ class StoredTensor:
     larger_by: float = 0.0
     is_rates: bool = False
     values: StoredTensor | None = None
+    tiles: TiledHeads | None = None
     row_bytes: int = 0
 
     @property
@@ -151,7 +158,7 @@ def iterate_blocks(
     tensors: list[Stored[torch.Tensor | LinearPart]] = []
     for stored in _own_parts(files, wanted, targets or {}):
         is_blocks = stored.type == MXFP4 or stored.type.lower() in FORMATS
-        if is_blocks and len(stored.shape) == 2:
+        if is_blocks and len(stored.shape) == 2 and _can_reorder_blocks(stored):
             tensors.append(_lazy(stored, stored.num_bytes, partial(_read_blocks, stored, files)))
         else:
             size = stored.numbers * dtype.itemsize
@@ -174,10 +181,11 @@ def _own_parts(
 
 
 def _part(stored: StoredTensor, own: Slice) -> StoredTensor | None:
-    """A part of a tensor; None if it would cut a block or a rotary head, or is no matrix's."""
+    """A part of a tensor; None if it would cut a block or a rotary head, if heads have to be put in
+    order first, or if the tensor is no matrix."""
     num_rows, *others = stored.shape
     row_bytes = stored.num_bytes // num_rows
-    if stored.values is not None or len(others) > 1:
+    if stored.values is not None or stored.tiles is not None or len(others) > 1:
         return None
     if own.dim == 0:
         head_size = num_rows // stored.heads if stored.heads else 1
@@ -214,6 +222,8 @@ def _lazy(stored: StoredTensor, num_bytes: int, read: Callable[[], W]) -> Stored
 
 def _read(stored: StoredTensor, files: ModelFiles, dtype: torch.dtype) -> torch.Tensor:
     found = _tensor(_rows(stored, files), stored, dtype)
+    if stored.tiles is not None and not _can_reorder_blocks(stored):
+        found = stored.tiles.in_order(found)
     if stored.values is None:
         return found
     halves = (found.transpose(1, 2), _read(stored.values, files, dtype))
@@ -227,6 +237,15 @@ def _read_blocks(stored: StoredTensor, files: ModelFiles) -> LinearPart:
     return QuantizedWeight(
         stored.type.lower(), (num_out, num_in), _rows(stored, files).view(num_out, -1)
     )
+
+
+def _can_reorder_blocks(stored: StoredTensor) -> bool:
+    """Whether the tensor's bytes can be put in order as they are in the file: not if blocks reach
+    from one head into the next."""
+    if stored.tiles is None or stored.tiles.dim == 0:
+        return True
+    block, _ = GGML_QUANT_SIZES[GGMLQuantizationType[stored.type]]
+    return stored.tiles.width_of(stored.shape) % block == 0
 
 
 def _mxfp4(data: torch.Tensor, shape: tuple[int, int]) -> CodedWeight:
@@ -302,13 +321,19 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
             offset=row["offset"],
             num_bytes=row["num_bytes"],
             heads=_rotary_heads(row, table),
-            larger_by=1.0 if architecture.adds_one and name.endswith("norm.weight") else 0.0,
+            larger_by=1.0 if architecture.adds_one and _is_plain_norm(row["name"]) else 0.0,
             is_rates=name.endswith(".A_log"),
+            tiles=tiled_heads(row, table["tiled_heads"]),
         )
         if "{}" in name:
             yield from _each_expert(stored)
         else:
             yield stored
+
+
+def _is_plain_norm(name: str) -> bool:
+    """Whether a tensor, named as in the file, is a norm's weight, but not a gated norm's."""
+    return name.endswith("norm.weight") and not name.endswith(".ssm_norm.weight")
 
 
 def _joined(keys: Mapping[str, Any], values: Mapping[str, Any], layer: str) -> StoredTensor:
@@ -346,13 +371,15 @@ def _each_expert(stored: StoredTensor) -> Iterator[StoredTensor]:
 
 def _shape(name: str, row: Mapping[str, Any]) -> tuple[int, ...]:
     """As Hugging Face's file has it: that of a convolution [channels, 1, length]. Files lack
-    dimensions of 1 there, and have one where a rate per head is [heads, 1]; norms of groups are
-    [groups, size]."""
+    dimensions of 1 there, or have more of them, and have one where a rate per head is [heads, 1];
+    norms of groups are [groups, size]. Kimi's rates are [1, 1, heads, 1]."""
     shape = tuple(row["shape"])
     if len(shape) == 1 and name.endswith(_ROWS):
         return (1, *shape)
-    if row["name"].endswith(_CONVOLUTIONS) and len(shape) == 2:
-        return (shape[0], 1, shape[1])
+    if row["name"].endswith(_CONVOLUTIONS) and len(shape) > 1:
+        return (math.prod(shape[:-1]), 1, shape[-1])
+    if name.endswith(".self_attn.A_log"):
+        return (1, 1, math.prod(shape), 1)
     if row["name"].endswith((".ssm_norm.weight", ".ssm_d")):
         return (math.prod(shape),)
     if row["name"].endswith(".ssm_a") and len(shape) > 1 and shape[-1] == 1:
@@ -385,9 +412,11 @@ def _rows(stored: StoredTensor, files: ModelFiles) -> torch.Tensor:
         )
     else:
         data = read_bytes(path, stored.offset, stored.num_bytes)
+    num_rows = stored.shape[0]
+    if stored.tiles is not None and _can_reorder_blocks(stored):
+        return stored.tiles.in_order(data.view(num_rows, -1)).reshape(-1)
     if not stored.heads:
         return data
-    num_rows = stored.shape[0]
     if num_rows % (2 * stored.heads):
         raise WeightError(f"{stored.name} has {num_rows} rows for {stored.heads} rotary heads")
     interleaved = data.view(stored.heads, num_rows // stored.heads // 2, 2, -1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.model import LOAD_FORMATS, QUANTIZATIONS
 from sapwood.schema.config.options import check_options, option, option_specs
+from sapwood.schema.draft_tree import TREE_TOKENS
 
 OWN_ALGORITHMS = ("EAGLE", "NEXTN")
 """Values of --speculative-algorithm that may use layers of the model's own checkpoint."""
@@ -46,21 +47,44 @@ class DraftingConfig:
         f"other. Default: {DEFAULT_STEPS}.",
         unit="tokens",
     )
-
     speculative_eagle_topk: int = option(
-        1, "Guesses of a draft model in each place. Guesses are chains: 1 is all that there is."
+        1,
+        "Guesses of a draft model that may follow the same token. Above 1, guesses are a tree: the "
+        "draft model goes on from so many of its likeliest guesses at once, and the likeliest "
+        "--speculative-num-draft-tokens - 1 of all are verified.",
+        unit="guesses",
+    )
+    enable_multi_layer_eagle: bool = option(
+        False,
+        "Let each guess be made by a layer of its own, of a model whose checkpoint has several "
+        "layers that predict further tokens. Default: the first of them makes all guesses.",
+    )
+    speculative_token_map: str | None = option(
+        None,
+        "File with the ids of the tokens that a head of EAGLE or NEXTN may guess, as a list: .pt "
+        "or .json. The head then computes the logits of these tokens alone. Default: all tokens. A "
+        "head of EAGLE3 has a list of its own.",
     )
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.speculative_eagle_topk != 1:
+        for name in ("speculative_eagle_topk", "speculative_num_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value} but must be >= 1")
+        topk, steps = self.speculative_eagle_topk, self.speculative_num_steps or DEFAULT_STEPS
+        if topk > 1 and self.enable_multi_layer_eagle:
             raise ConfigError(
-                f"--speculative-eagle-topk is {self.speculative_eagle_topk}, but trees of guesses "
-                "are not implemented; leave it out, and set --speculative-num-steps to guess more"
+                f"--enable-multi-layer-eagle makes chains of guesses, but --speculative-eagle-topk "
+                f"is {topk}; leave out one of the two"
             )
-        steps = self.speculative_num_steps
-        if steps is not None and steps < 1:
-            raise ConfigError(f"--speculative-num-steps is {steps} but must be >= 1")
+        num_computed = topk * (steps - 1)
+        if topk > 1 and num_computed >= TREE_TOKENS:
+            raise ConfigError(
+                f"--speculative-eagle-topk {topk} with --speculative-num-steps {steps} lets a "
+                f"draft model compute up to {topk} * {steps - 1} = {num_computed} guesses of a "
+                f"tree, but at most {TREE_TOKENS - 1} are possible; choose less of one or the other"
+            )
 
     @property
     def given(self) -> tuple[str, ...]:

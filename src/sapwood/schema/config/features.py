@@ -75,3 +75,31 @@ def check_adapters(asked: EngineConfig, model: ModelFacts) -> None:
             f"{model.name} is computed by the transformers library, whose layers have no place for "
             "LoRA adapters. Merge the adapter into the model, or leave out --enable-lora"
         )
+
+
+def check_shared_feed_forward(asked: EngineConfig, model: ModelFacts) -> None:
+    """ConfigError if ranks with requests of their own cannot share the model's feed-forwards."""
+    if not asked.parallel.enable_dp_attention:
+        return
+    if asked.speculation.speculative_algorithm is not None:
+        raise ConfigError(
+            "--enable-dp-attention does not go together with --speculative-algorithm; leave out "
+            "one of them"
+        )
+    if asked.lora.is_on:
+        raise ConfigError(
+            "--enable-dp-attention does not go together with LoRA adapters: a rank does not know "
+            "the adapters of the others' tokens; leave out one of them"
+        )
+    if asked.execution.enable_return_routed_experts:
+        raise ConfigError(
+            "--enable-dp-attention does not go together with --enable-return-routed-experts: a "
+            "rank chooses experts for all ranks' tokens; leave out one of them"
+        )
+    if model.makes_numbers or asked.model.model_impl == "transformers":
+        why = (
+            "makes embeddings or scores"
+            if model.makes_numbers
+            else "is computed by the transformers library"
+        )
+        raise ConfigError(f"{model.name} {why}; leave out --enable-dp-attention, or --tp-size")

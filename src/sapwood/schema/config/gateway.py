@@ -94,8 +94,55 @@ class GatewayConfig(ListeningConfig):
     worker_keyfile: str | None = option(
         None, "PEM file with that certificate's private key; default: it is in --worker-certfile."
     )
+    pd_disaggregation: bool = option(
+        False,
+        "The workers are SGLang's engines of two kinds, --prefill and --decode: each request goes "
+        "to one of either, which read its prompt and generate its answer.",
+    )
+    prefill: str = option(
+        "",
+        "Address of an engine that reads prompts, and the port on which engines that generate ask "
+        "it for keys and values (default: the engines' own); may be given several times.",
+        many=True,
+    )
+    decode: str = option(
+        "", "Address of an engine that generates; may be given several times.", many=True
+    )
+    service_discovery: bool = option(
+        False,
+        "Find workers in Kubernetes: the ready pods that --selector names are the workers.",
+    )
+    selector: str = option(
+        "",
+        "Labels of the pods that are workers, as KEY=VALUE, separated by blanks; a pod must have "
+        "all of them.",
+        many=True,
+    )
+    prefill_selector: str = option(
+        "",
+        "Labels of the pods that read prompts, with --pd-disaggregation. Their annotation "
+        "sglang.ai/bootstrap-port is their bootstrap port.",
+        many=True,
+    )
+    decode_selector: str = option(
+        "", "Labels of the pods that generate, with --pd-disaggregation.", many=True
+    )
+    service_discovery_port: int = option(80, "Port on which these pods listen.", unit="port")
+    service_discovery_namespace: str | None = option(
+        None, "Namespace in which pods are looked for; default: all that the gateway may read."
+    )
     policy: str = option(
         "cache_aware", "Rule that chooses a worker for each request.", choices=POLICIES
+    )
+    prefill_policy: str | None = option(
+        None,
+        "Rule that chooses among the engines of --prefill; default: --policy.",
+        choices=POLICIES,
+    )
+    decode_policy: str | None = option(
+        None,
+        "Rule that chooses among the engines of --decode; default: --policy.",
+        choices=POLICIES,
     )
     cache_threshold: float = option(
         0.3,
@@ -288,11 +335,16 @@ class GatewayConfig(ListeningConfig):
     postgres_pool_max: int = option(16, "Connections to PostgreSQL at most.")
     redis_url: str | None = option(
         None,
-        "Redis for --history-backend redis, as redis://:password@host:6379/0; better given in the "
-        "environment.",
+        "Redis for --history-backend redis and --share-state, as redis://:password@host:6379/0; "
+        "better given in the environment.",
         secret=True,
     )
     redis_pool_max: int = option(16, "Connections to Redis at most.")
+    share_state: bool = option(
+        False,
+        "Keep the sticky keys of --policy manual and the counts of --rate-limit-per-key in the "
+        "Redis of --redis-url, so that several gateways share them.",
+    )
     enable_wasm: bool = option(
         False, "Let modules in WebAssembly, added by POST /wasm, look at requests and answers."
     )
@@ -315,6 +367,13 @@ class GatewayConfig(ListeningConfig):
     )
     mcp_max_result_bytes: int = option(
         256 * 2**10, "A call of an MCP tool whose result is longer has failed.", unit="bytes"
+    )
+    enable_trace: bool = option(
+        False, "Send OpenTelemetry traces of requests, which the engines' traces continue."
+    )
+    otlp_traces_endpoint: str = option(
+        "http://localhost:4318/v1/traces",
+        "Where traces go: an http(s) URL for OTLP over HTTP, or HOST:PORT for OTLP over gRPC.",
     )
     prometheus_host: str = option("127.0.0.1", "Address on which /metrics is served.")
     prometheus_port: int = option(
@@ -342,11 +401,20 @@ class GatewayConfig(ListeningConfig):
         if not self.health_check_endpoint.startswith("/"):
             raise ConfigError("--health-check-endpoint must begin with a slash, such as /health")
         self._check_callers()
+        self._check_pairs()
+        self._check_discovery()
         for backend, address in (("postgres", "postgres_db_url"), ("redis", "redis_url")):
             if self.history_backend == backend and getattr(self, address) is None:
                 raise ConfigError(
                     f"--history-backend {backend} needs --{address.replace('_', '-')}"
                 )
+        if self.share_state and self.redis_url is None:
+            raise ConfigError("--share-state needs --redis-url")
+        policies = (self.policy, self.prefill_policy, self.decode_policy)
+        if self.share_state and "manual" not in policies and self.rate_limit_per_key is None:
+            raise ConfigError(
+                "--share-state does nothing without --policy manual or --rate-limit-per-key"
+            )
         if self.mcp_config_path is not None and self.history_backend == "none":
             raise ConfigError(
                 "--mcp-config-path needs a history, in which calls wait for approval; choose "
@@ -356,6 +424,46 @@ class GatewayConfig(ListeningConfig):
             raise ConfigError("--worker-keyfile does nothing without --worker-certfile; give both")
         if not self.id_headers:
             raise ConfigError("--request-id-headers must name at least one header")
+
+    def _check_pairs(self) -> None:
+        if self.pd_disaggregation:
+            if self.urls:
+                raise ConfigError(
+                    "with --pd-disaggregation the workers are those of --prefill and --decode; "
+                    "leave --worker-urls out"
+                )
+            _ = self.prefill_workers
+            return
+        for name in ("prefill", "decode", "prefill_policy", "decode_policy"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} does nothing without --pd-disaggregation; give "
+                    "both"
+                )
+
+    def _check_discovery(self) -> None:
+        names = ("selector", "prefill_selector", "decode_selector")
+        if not self.service_discovery:
+            for name in (*names, "service_discovery_namespace"):
+                if getattr(self, name):
+                    raise ConfigError(
+                        f"--{name.replace('_', '-')} does nothing without --service-discovery; "
+                        "give both"
+                    )
+            return
+        self._check("service_discovery_port", lambda port: 0 < port < 65536, "from 1 to 65535")
+        unused = names[:1] if self.pd_disaggregation else names[1:]
+        for name in unused:
+            if getattr(self, name):
+                switch = "with" if self.pd_disaggregation else "without"
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} does nothing {switch} --pd-disaggregation"
+                )
+        if not self.selectors:
+            raise ConfigError(
+                "--service-discovery needs --selector, or with --pd-disaggregation "
+                "--prefill-selector and --decode-selector: the labels of the pods to use"
+            )
 
     def _check_callers(self) -> None:
         keys = self.named_keys
@@ -425,10 +533,50 @@ class GatewayConfig(ListeningConfig):
         return _parts(self.worker_urls.replace(" ", ","))
 
     @property
+    def prefill_workers(self) -> tuple[tuple[str, int | None], ...]:
+        """(address, bootstrap port) of each of --prefill; None: the engines' own default."""
+        found: list[tuple[str, int | None]] = []
+        for word in _words(self.prefill):
+            if word.isdecimal() or word == "none":
+                port = None if word == "none" else int(word[:6])
+                if not found or found[-1][1] is not None or (port is not None and port > 65535):
+                    raise ConfigError(
+                        f"--prefill has {word!r} where an address should be, or a port that is "
+                        "too large; give each address with at most one port, as http://host 8998"
+                    )
+                found[-1] = (found[-1][0], port)
+            else:
+                found.append((word, None))
+        return tuple(found)
+
+    @property
+    def selectors(self) -> dict[str, str]:
+        """Type of workers -> the labels of their pods, as Kubernetes writes a selector."""
+        given = {
+            "regular": self.selector,
+            "prefill": self.prefill_selector,
+            "decode": self.decode_selector,
+        }
+        found = {kind: ",".join(_words(text)) for kind, text in given.items() if _words(text)}
+        for label in (label for text in found.values() for label in text.split(",")):
+            key, equals, value = label.partition("=")
+            if not (key and equals and value) or "=" in value:
+                raise ConfigError(f"a selector has {label!r}, but each part must be KEY=VALUE")
+        return found
+
+    @property
+    def decode_urls(self) -> tuple[str, ...]:
+        return _words(self.decode)
+
+    @property
     def id_headers(self) -> tuple[bytes, ...]:
         """In lower case, in order of preference."""
         names = (name.strip().lower() for name in self.request_id_headers.split(","))
         return tuple(name.encode("latin-1", "replace") for name in names if name)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -48,6 +48,17 @@ class ParallelConfig:
         aliases=("dp", "data-parallel-size"),
         unit="replicas",
     )
+    enable_dp_attention: bool = option(
+        False,
+        "The --dp-size replicas share one copy of the feed-forward layers (tensor or expert "
+        "parallelism), and each computes the attention of its own requests. --tp-size must be the "
+        "same number as --dp-size.",
+    )
+    enable_dp_lm_head: bool = option(
+        False,
+        "With --enable-dp-attention: each replica has the whole output layer, instead of a part of "
+        "the vocabulary.",
+    )
     ep_size: int = option(
         1,
         "Parts into which a model's experts are divided among the ranks of --tp-size (expert "
@@ -132,6 +143,7 @@ class ParallelConfig:
             )
         self._check_experts()
         self._check_replicas()
+        self._check_shared_feed_forward()
         self._check_nodes()
 
     def _check_experts(self) -> None:
@@ -179,6 +191,27 @@ class ParallelConfig:
                 f"{self.nnodes}; run one server per replica, and `sapwood gateway` in front of them"
             )
 
+    def _check_shared_feed_forward(self) -> None:
+        if not self.enable_dp_attention:
+            if self.enable_dp_lm_head:
+                raise ConfigError(
+                    "--enable-dp-lm-head does nothing without --enable-dp-attention; give both or "
+                    "neither"
+                )
+            return
+        if self.dp_size == 1 or self.tp_size != self.dp_size:
+            raise ConfigError(
+                f"--dp-size is {self.dp_size} and --tp-size {self.tp_size}, but with "
+                "--enable-dp-attention each rank has the attention of its own requests: both must "
+                "be the same number, above 1"
+            )
+        others = {"--pp-size": self.pp_size > 1, "--enable-eplb": self.enable_eplb}
+        for name, is_given in others.items():
+            if is_given:
+                raise ConfigError(
+                    f"--enable-dp-attention does not go together with {name}; leave out one of them"
+                )
+
     def _check_nodes(self) -> None:
         if self.num_ranks % self.nnodes:
             raise ConfigError(
@@ -206,9 +239,14 @@ class ParallelConfig:
         return "prefix_aware" if method == "auto" else _OLD_NAMES.get(method, method)
 
     @property
+    def attention_size(self) -> int:
+        """Ranks that share the heads of attention, and so have the same requests."""
+        return self.tp_size // self.dp_size if self.enable_dp_attention else self.tp_size
+
+    @property
     def num_ranks(self) -> int:
-        """Ranks of one replica."""
-        return self.tp_size * self.pp_size
+        """Ranks of one replica, which has requests of its own."""
+        return self.attention_size * self.pp_size
 
     @property
     def layers_of_stages(self) -> list[int] | None:

@@ -5,15 +5,21 @@ These functions are pure: they are given facts about machine and model, and read
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import CacheKind, CachePlan, Demand, within
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ResolvedExecution
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
-from sapwood.schema.config.features import check_adapters, check_speculation, why_no_trees
+from sapwood.schema.config.features import (
+    check_adapters,
+    check_shared_feed_forward,
+    check_speculation,
+)
+from sapwood.schema.config.guessing import explain_speculation, resolve_trees
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
 from sapwood.schema.config.model import (
     CHECKPOINT_FORMATS,
@@ -25,7 +31,6 @@ from sapwood.schema.config.model import (
 from sapwood.schema.config.options import decided
 from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
-from sapwood.schema.config.speculation import SpeculationConfig
 from sapwood.schema.config.state_options import refuse_idle_state_options, state_interval
 from sapwood.schema.config.window_share import check_window_share
 
@@ -43,16 +48,6 @@ POOL_CONTEXTS = 32
 MAX_PAGES = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    option: str
-    value: object
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.option} = {self.value} ({self.reason})"
-
-
 def resolve(
     asked: EngineConfig, machine: MachineFacts, model: ModelFacts
 ) -> tuple[ResolvedConfig, list[Decision]]:
@@ -64,11 +59,12 @@ def resolve(
     machine = _share_of(machine, asked.parallel, decisions)
     check_speculation(asked, model)
     check_adapters(asked, model)
+    check_shared_feed_forward(asked, model)
     execution = _resolve_execution(asked, machine, decisions)
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, asked.parallel, execution, decisions)
-    speculation = _resolve_trees(asked, model, decisions)
-    _explain_speculation(scheduler, speculation, decisions)
+    speculation, drafting = resolve_trees(asked, model, decisions)
+    explain_speculation(scheduler, speculation, decisions)
     demand = demand_of(scheduler, model_config)
     memory = _resolve_memory(
         asked.memory, model_config, execution, machine, model, demand, decisions
@@ -83,6 +79,7 @@ def resolve(
         scheduler=scheduler,
         execution=execution,
         speculation=speculation,
+        drafting=drafting,
     )
     return config, decisions
 
@@ -547,46 +544,3 @@ def _resolve_scheduler(
             "overlap_depth", 1, 2, "a CPU's step uses all cores; a GPU's leaves the host idle"
         ),
     )
-
-
-def _resolve_trees(
-    asked: EngineConfig, model: ModelFacts, decisions: list[Decision]
-) -> SpeculationConfig:
-    """Chains instead of trees of guesses where the model cannot take these."""
-    speculation = asked.speculation
-    if not speculation.wants_trees:
-        return speculation
-    why_not = why_no_trees(asked, model)
-    most = speculation.speculative_ngram_max_bfs_breadth if why_not is None else 1
-    reason = f"guesses are chains: {why_not}" if why_not else "guesses may be trees"
-    decisions.append(Decision("speculative_ngram_max_bfs_breadth", most, reason))
-    return speculation.as_chains if why_not else speculation
-
-
-def _explain_speculation(
-    scheduler: ResolvedScheduler, speculation: SpeculationConfig, decisions: list[Decision]
-) -> None:
-    """Say how much is guessed, and when steps overlap that could have guesses."""
-    if speculation.adapts:
-        most = speculation.speculative_num_draft_tokens
-        reason = (
-            "at most: each step verifies the guesses that promise the most tokens per second, by "
-            "how often guesses were right and by what steps cost, both measured; maybe none"
-        )
-        decisions.append(Decision("speculative_num_draft_tokens", most, reason))
-    if speculation.is_lossy:
-        reason = (
-            "below 1: sampled outputs are not distributed as the model's, and depend on the "
-            "guesses; greedy ones stay the same"
-        )
-        for name in ("speculative_accept_threshold_single", "speculative_accept_threshold_acc"):
-            if getattr(speculation, name) < 1.0:
-                decisions.append(Decision(name, getattr(speculation, name), reason))
-    if speculation.speculative_algorithm is None or scheduler.overlap_depth == 1:
-        return
-    why = [decision.reason for decision in decisions if decision.option == "overlap_depth"]
-    reason = (
-        f"{''.join(why) or 'asked for'}; with guesses, steps overlap only while none promise to pay"
-    )
-    decisions[:] = [decision for decision in decisions if decision.option != "overlap_depth"]
-    decisions.append(Decision("overlap_depth", scheduler.overlap_depth, reason))

@@ -137,10 +137,6 @@ class SpeculationConfig:
         )
 
     @property
-    def wants_trees(self) -> bool:
-        return self.speculative_algorithm == "NGRAM" and self.speculative_ngram_max_bfs_breadth > 1
-
-    @property
     def as_chains(self) -> SpeculationConfig:
         """The same without trees of guesses."""
         return replace(

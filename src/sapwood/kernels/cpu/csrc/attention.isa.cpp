@@ -13,8 +13,8 @@
 // arXiv:2205.14135 (tiling); merging of parts by their log-sum-exp as in Flash-Decoding (2023).
 #include "attention_scratch.h"
 #include "functions.h"
-#include "kv8.h"
 #include "matrix.h"
+#include "pages.h"
 #include "simd.h"
 #include "table.h"
 #include "tile.h"
@@ -86,15 +86,11 @@ class Attention {
   // this head's part of the page begins in the caches, in elements.
   template <class Body>
   __attribute__((always_inline)) void walk(const AttentionTask& task, std::int64_t begin, int n, const Body& body) const {
-    const std::int32_t* pages = a_.page_table + task.request * a_.page_table_stride;
     const std::int64_t head = static_cast<std::int64_t>(task.kv_head) * a_.page_size * kv_width(a_.kv, d_);
-    std::int64_t index = begin / a_.page_size, offset = begin % a_.page_size;
-    for (int t = 0; t < n; index++, offset = 0) {
-      const std::int64_t page = pages[index];
-      const int count = static_cast<int>(least(n - t, a_.page_size - offset));
-      body(t, count, offset, page * a_.key_stride + head, page * a_.value_stride + head);
-      t += count;
-    }
+    each_page(a_.page_table + task.request * a_.page_table_stride, a_.entry_size, a_.page_size, begin, n,
+              [&](int t, int count, std::int64_t page, std::int64_t offset) {
+                body(t, count, offset, page * a_.key_stride + head, page * a_.value_stride + head);
+              });
   }
 
   // Makes key(s_.rows[t]) and value(s_.rows[kKeyTile + t]) the rows of tokens [begin, begin + n).
@@ -105,8 +101,10 @@ class Attention {
     walk(*task_, begin, n, [&](int t, int count, std::int64_t offset, std::int64_t key, std::int64_t value) {
       if (!is_dense_) {
         prefetch_rows(a_.keys, s_.ahead, t, t + count < n ? least(t + count, num_ahead) : num_ahead);
-        dequantize(a_.keys, key, offset, count, s_.dense + t * d_);
-        if (!is_one_row_) dequantize(a_.values, value, offset, count, s_.dense + (kKeyTile + t) * d_);
+        dequantize(a_.kv, a_.keys, key, a_.page_size, offset, count, d_, s_.dense + t * d_);
+        if (!is_one_row_) {
+          dequantize(a_.kv, a_.values, value, a_.page_size, offset, count, d_, s_.dense + (kKeyTile + t) * d_);
+        }
         key = value = (t - offset) * d_;
       }
       for (int i = 0; i < count; i++) {
@@ -114,12 +112,6 @@ class Attention {
         value_rows[t + i] = value + (offset + i) * d_;
       }
     });
-  }
-
-  void dequantize(const void* cache, std::int64_t tile, std::int64_t offset, int count, T* to) const {
-    const std::uint8_t* numbers = static_cast<const std::uint8_t*>(cache) + tile;
-    const std::uint8_t* scales = numbers + static_cast<std::int64_t>(a_.page_size) * d_;
-    dequantize_rows(a_.kv, numbers + offset * d_, scales + offset * kScaleBytes, count, d_, to);
   }
 
   const T* key(std::int64_t offset) const { return keys_ + offset; }
@@ -454,7 +446,7 @@ class Attention {
     const int count = static_cast<int>(least(n - t, kUnitRows));
     const std::size_t row_bytes = static_cast<std::size_t>(d_) * sizeof(T);
     if (is_dense_) {
-      if (count == kUnitRows && a_.page_size % kUnitRows == 0 && begin % kUnitRows == 0) return key(s_.rows[t]);
+      if (count == kUnitRows && a_.entry_size % kUnitRows == 0 && begin % kUnitRows == 0) return key(s_.rows[t]);
       for (int i = 0; i < count; i++) __builtin_memcpy(own + i * d_, key(s_.rows[t + i]), row_bytes);
     }
     // Their probabilities are 0, but 0 x NaN would reach the sums.

@@ -275,6 +275,9 @@ void AttentionPlan::run_held(Context& context, DType dtype, const Tensors& tenso
     throw std::invalid_argument("a result of " + std::to_string(tensors.value_dim) + " entries cannot be made of heads of " +
                                 std::to_string(shape_.head_dim));
   }
+  if (tensors.page_size != 0 && (tensors.page_size < 1 || shape_.page_size != 1)) {
+    throw std::invalid_argument("pages of " + std::to_string(tensors.page_size) + " tokens need a plan of single tokens");
+  }
   AttentionArgs args{};
   args.tasks = cut.tasks.data();
   args.num_tasks = static_cast<std::int64_t>(cut.tasks.size());
@@ -286,7 +289,8 @@ void AttentionPlan::run_held(Context& context, DType dtype, const Tensors& tenso
   args.num_heads = shape_.num_heads;
   args.num_kv_heads = shape_.num_kv_heads;
   args.head_dim = shape_.head_dim;
-  args.page_size = shape_.page_size;
+  args.page_size = tensors.page_size == 0 ? shape_.page_size : tensors.page_size;
+  args.entry_size = shape_.page_size;
   args.q = tensors.q;
   args.q_stride = tensors.q_stride;
   args.keys = tensors.keys;

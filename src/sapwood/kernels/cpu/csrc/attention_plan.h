@@ -54,6 +54,8 @@ class AttentionPlan {
     float scale;
     AttentionTraits traits{};
     int value_dim = 0;  // of a result; 0: head_dim
+    // Where the plan's pages are single tokens of a cache (see pages.h): the tokens of its pages. 0: the plan's.
+    int page_size = 0;
   };
 
   void run(Context& context, DType dtype, const Tensors& tensors) const;

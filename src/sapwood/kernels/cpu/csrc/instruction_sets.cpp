@@ -188,6 +188,8 @@ SAPWOOD_WITH_BYTES(avx512_vnni)
     table.name = #SET;                                        \
     table.paged_attention = SET::paged_attention;             \
     table.attention_scratch = SET::attention_scratch;         \
+    table.index_scores = SET::index_scores;                   \
+    table.index_scratch = SET::index_scratch;                 \
     table.linear = SET::linear;                               \
     table.linear_scratch = SET::linear_scratch;               \
     table.linear_int8 = SET::linear_int8;                     \
@@ -241,6 +243,8 @@ Ops with_bf16(Ops table) {
   table.low_rank = neon_bf16::low_rank;
   table.scan = neon_bf16::scan;
   table.norm_rope_write_latent = neon_bf16::norm_rope_write_latent;
+  table.index_scores = neon_bf16::index_scores;
+  table.index_scratch = neon_bf16::index_scratch;
   return table;
 }
 #endif

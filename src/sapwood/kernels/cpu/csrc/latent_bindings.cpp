@@ -9,6 +9,7 @@
 #include "bindings.h"
 #include "context.h"
 #include "head_products.h"
+#include "key_choice.h"
 #include "step.h"
 
 namespace nb = nanobind;
@@ -48,10 +49,35 @@ void norm_rope_write_latent(const Context& c, int dtype, Address q, Address late
   c.ops().norm_rope_write_latent(static_cast<DType>(dtype), a);
 }
 
+// What KeyChoice has; of the page table (address, entries between rows, entries of a row).
+void choose(Context& c, int dtype, Address q, Address weights, int num_heads, int head_dim, const RowsTuple& keys,
+            const std::tuple<Address, I64, I64>& table, std::vector<I64> query, std::vector<I64> context,
+            I64 num_chosen, Address out) {
+  KeyChoice choice{};
+  choice.q = in(q);
+  choice.weights = static_cast<const float*>(in(weights));
+  choice.num_heads = num_heads;
+  choice.head_dim = head_dim;
+  choice.keys = in(std::get<0>(keys));
+  choice.page_stride = std::get<1>(keys);
+  choice.kv = static_cast<KvFormat>(std::get<2>(keys));
+  choice.num_pages = std::get<3>(keys);
+  choice.page_size = std::get<4>(keys);
+  choice.page_table = static_cast<const std::int32_t*>(in(std::get<0>(table)));
+  choice.page_table_stride = std::get<1>(table);
+  choice.max_pages = std::get<2>(table);
+  choice.query = std::move(query);
+  choice.context = std::move(context);
+  choice.num_chosen = num_chosen;
+  choice.out = static_cast<I64*>(to(out));
+  choose_keys(c, static_cast<DType>(dtype), choice);
+}
+
 }  // namespace
 
 void bind_latent_ops(nb::module_& m) {
   m.def("norm_rope_write_latent", &norm_rope_write_latent, Unlocked());
+  m.def("choose_keys", &choose, Unlocked());
   nb::class_<HeadProducts>(m, "HeadProducts")
       .def(nb::init<std::vector<LinearWeight>>())
       .def("run",

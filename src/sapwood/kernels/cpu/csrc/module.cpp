@@ -224,11 +224,11 @@ void make_coded_weight(LinearWeight* self, const CodedLayout* layout, Address da
 
 void attend(const AttentionPlan& plan, Context& c, int dtype, Address q, I64 q_stride, Address keys,
             I64 key_stride, Address values, I64 value_stride, int kv, Address out, float scale, I64 window,
-            float soft_cap, Address sinks, Address alibi, int value_dim) {
+            float soft_cap, Address sinks, Address alibi, int value_dim, int page_size) {
   const auto numbers = [](Address address) { return static_cast<const float*>(in(address)); };
   plan.run(c, static_cast<DType>(dtype),
            {in(q), q_stride, in(keys), key_stride, in(values), value_stride, static_cast<KvFormat>(kv),
-            to(out), scale, {window, soft_cap, numbers(sinks), numbers(alibi)}, value_dim});
+            to(out), scale, {window, soft_cap, numbers(sinks), numbers(alibi)}, value_dim, page_size});
 }
 
 // (keys, values, key_stride, value_stride, kv, num_pages, page_size)
@@ -428,7 +428,10 @@ void bind_step(nb::module_& m) {
       .def("select_rows",
            [](RecordedStep& step, Place x, I64 width, Place out) { step.add(SelectRowsOp{x, width, out}); })
       .def("logits",
-           [](RecordedStep& step, Place x, const LinearWeight& weight) { step.add(LogitsOp{x, weight}); })
+           [](RecordedStep& step, Place x, const LinearWeight& weight, const LowRankLayer* additions, I64 vocab) {
+             step.add(LogitsOp{x, weight, additions, vocab});
+           },
+           nb::arg(), nb::arg(), nb::arg().none(), nb::arg())
       .def("run", run, nb::call_guard<nb::gil_scoped_release>());
 }
 

@@ -97,6 +97,7 @@ struct AttentionArgs {
   // its own is missing. Null: each sees all new tokens up to itself.
   const std::int64_t* sees;
   int num_heads, num_kv_heads, head_dim, page_size;
+  int entry_size;  // tokens of an entry of page_table: page_size, or 1 (see pages.h)
   const void* q;  // [T, Hq, D], rows q_stride elements apart
   std::int64_t q_stride;
   const void* keys;    // [pages, Hk, page_size, D], pages key_stride elements apart
@@ -148,6 +149,34 @@ struct LatentRopeArgs {
   void* cache;
   std::int64_t page_stride;
   KvFormat kv;
+  Team team;
+};
+
+// Keys [kv_begin, kv_end) of a request, where kv_begin is a multiple of kKeyTile, for its tokens from row first_row
+// on. The score of row first_row + i and key j goes to scores[i * score_stride + j]; there is room for whole tiles.
+struct IndexTask {
+  std::int32_t request;
+  std::int64_t first_row, num_rows, kv_begin, kv_end;
+  float* scores;
+  std::int64_t score_stride;
+};
+
+// The scores of an indexer's keys: the sum over heads of weight * relu(query * key).
+struct IndexArgs {
+  const IndexTask* tasks;
+  std::int64_t num_tasks;
+  std::int64_t num_products;  // of queries and keys, by all tasks
+  std::int64_t most_rows;     // heads of a task's tokens, at most
+  int num_heads, head_dim, page_size;  // head_dim: a multiple of kHeadDimStep
+  const void* q;         // [T, H, D], contiguous
+  const float* weights;  // [T, H]
+  const void* keys;      // [pages, 1, page_size, D], pages page_stride elements apart
+  std::int64_t page_stride;
+  KvFormat kv;
+  const std::int32_t* page_table;
+  std::int64_t page_table_stride;
+  std::byte* scratch;    // per thread scratch_stride bytes
+  std::size_t scratch_stride;
   Team team;
 };
 
@@ -408,6 +437,8 @@ struct Ops {
   void (*low_rank)(DType, const LowRankArgs&);
   void (*scan)(DType, const ScanArgs&);
   void (*norm_rope_write_latent)(DType, const LatentRopeArgs&);
+  void (*index_scores)(DType, const IndexArgs&);
+  std::size_t (*index_scratch)(DType, const IndexArgs&);  // bytes per thread
   // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
   // twice: that takes less time. Measured, but for ARM.
   std::int64_t decoded_rows, decoded_rows_bf16;

@@ -387,6 +387,8 @@ class RecordedStep::Runner {
 
   void operator()(const LogitsOp& op) const {
     context_.linear_fp32(op.weight, dtype_, at(op.x), op.weight.k, rows, inputs_.logits);
+    if (op.additions == nullptr || adapters->slots.empty()) return;
+    op.additions->add(context_, dtype_, at(op.x), op.weight.k, inputs_.logits, op.vocab, true, *adapters);
   }
 
  private:

@@ -250,6 +250,8 @@ struct SelectRowsOp {
 struct LogitsOp {
   Place x;
   LinearWeight weight;
+  const LowRankLayer* additions;  // of adapters, or null
+  std::int64_t vocab;
 };
 
 using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, AttendOp, ConvolveOp, ActivateOp, AddOp,

@@ -25,6 +25,8 @@ void sampling_weights(DType dtype, const void* x, std::int64_t n, float inverse_
 void widen(WeightKind kind, const void* from, float* to, std::int64_t n);
 void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args);
 void norm_rope_write_latent(DType dtype, const LatentRopeArgs& args);
+void index_scores(DType dtype, const IndexArgs& args);
+std::size_t index_scratch(DType dtype, const IndexArgs& args);
 void paged_attention(DType dtype, const AttentionArgs& args);
 std::size_t attention_scratch(DType dtype, int rows, int head_dim);
 void linear(DType dtype, const LinearArgs& args);

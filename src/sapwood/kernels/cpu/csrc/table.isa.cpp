@@ -23,7 +23,8 @@ constinit const Ops ops = {
     sampling_weights,          widen,            qk_norm_rope_write_kv, paged_attention, attention_scratch,
     linear,                    linear_scratch,   linear_int8,           linear_grouped,  quantize,
     linear_coded,              causal_conv,      multiply_logistic,     gated_rms_norm,  gated_delta_rule,
-    low_rank,                  scan,             norm_rope_write_latent, kDecodedRows,    kDecodedRowsBf16,
+    low_rank,                  scan,             norm_rope_write_latent, index_scores,    index_scratch,
+    kDecodedRows,              kDecodedRowsBf16,
 };
 
 }  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,303 @@
+"""The attempts to get an answer to one request: choose, send, and send again after a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from starlette.types import Scope
+
+from sapwood.base.errors import EngineUnavailable, SapwoodError
+from sapwood.gateway import headers
+from sapwood.gateway.client import Answer, RawHeaders, WorkerFailure
+from sapwood.gateway.fleet import Fleet
+from sapwood.gateway.gate import Gate
+from sapwood.gateway.metrics import GatewayMetrics
+from sapwood.gateway.policies.interface import Call
+from sapwood.gateway.retries import RETRYABLE, WORKER_AT_FAULT, RetryBudget, RetryLimits
+from sapwood.gateway.routing_fields import RoutingFields, routing_fields
+from sapwood.gateway.spans import TRACE_HEADERS, RequestSpan
+from sapwood.gateway.worker import Worker, WorkerType
+from sapwood.http.routing import ROUTING_KEY_HEADER
+from sapwood.observe.tracing import Tracing
+
+log = logging.getLogger(__name__)
+
+MAX_KEY_BYTES = 1024
+_ROUTING_KEY = ROUTING_KEY_HEADER.encode()
+
+
+class BadGateway(SapwoodError):
+    """The worker gave no answer, and so did those that were asked after it."""
+
+    status = 502
+    type = "BadGatewayError"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyLimits:
+    """timeout_s: of a whole request; stream_idle_s: between two pieces of an answer, 0: no limit;
+    pass_key: whether a client's key goes to workers without a key of their own"""
+
+    timeout_s: float
+    stream_idle_s: float
+    pass_key: bool
+    id_headers: tuple[bytes, ...]
+
+
+class StickyKeys(Protocol):
+    """Which worker a routing key has, at several gateways."""
+
+    async def settle(self, key: str, chosen: str, candidates: Sequence[str]) -> str:
+        """The id of the key's worker, one of the candidates; `chosen` if it had none of them."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Proxy:
+    """Forwards requests to the workers of a fleet.
+
+    sticky  what other gateways say of routing keys, for the types of workers that have any
+    """
+
+    fleet: Fleet
+    gate: Gate
+    retries: RetryLimits
+    budget: RetryBudget
+    limits: ProxyLimits
+    metrics: GatewayMetrics
+    rng: random.Random = field(default_factory=random.Random)
+    tracing: Tracing | None = None
+    sticky: Mapping[WorkerType, StickyKeys] = field(default_factory=dict)
+
+
+class Merge(Protocol):
+    """Puts something into an answer on its way."""
+
+    def passed(self, piece: bytes, *, is_complete: bool) -> bytes:
+        """What of the answer can be passed on now that this piece has come."""
+        ...
+
+
+class Peer(Protocol):
+    """A second worker's part in a request, which goes on beside the answer."""
+
+    async def finish(self) -> None:
+        """Wait for its end, but not for long."""
+        ...
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Taken:
+    """An answer that is passed on, of which only the head has come for certain.
+
+    `close` must follow, and before it one of the three methods of the worker's breaker.
+    """
+
+    worker: Worker
+    answer: Answer
+    peer: Peer | None = None
+    merge: Merge | None = None
+
+    def close(self) -> None:
+        self.answer.close()
+        self.worker.end()
+        if self.peer is not None:
+            self.peer.close()
+
+
+class Failed(Exception):
+    """An attempt has failed: this worker gave no answer."""
+
+    def __init__(self, worker: Worker, failure: WorkerFailure) -> None:
+        super().__init__(str(failure))
+        self.worker = worker
+
+
+class Way(Protocol):
+    """How one request is answered: by one worker, or by several.
+
+    body  of the request, for the policies
+    """
+
+    @property
+    def body(self) -> bytes: ...
+
+    async def attempt(self, exchange: Exchange, tried: set[str]) -> Taken:
+        """Ask workers once. Raises Failed, or EngineUnavailable if there is nobody to ask."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneWorker:
+    """One worker answers.
+
+    only  the only one that can; None: the policy chooses
+    kind  among which workers
+    """
+
+    body: bytes
+    only: Worker | None = None
+    kind: WorkerType = "regular"
+
+    async def attempt(self, exchange: Exchange, tried: set[str]) -> Taken:
+        worker = self.only or await exchange.choose(self.kind, tried)
+        return Taken(worker=worker, answer=await exchange.ask(worker, self.body))
+
+
+class Exchange:
+    """One request, until there is an answer.
+
+    span  the request in a trace; None: it is not traced
+    """
+
+    def __init__(self, proxy: Proxy, scope: Scope, way: Way) -> None:
+        self.proxy = proxy
+        self._way = way
+        self._method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
+        self._path: str = scope["path"]
+        query: bytes = scope["query_string"]
+        self._target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
+        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        limits = proxy.limits
+        self.id = headers.request_id(
+            self._headers, limits.id_headers, os.urandom(16).hex().encode()
+        )
+        client = scope.get("client")
+        self._extra = [(headers.REQUEST_ID, self.id)]
+        if client is not None:
+            self._extra.append((b"x-forwarded-for", str(client[0]).encode("ascii", "replace")))
+        self._call, self._model = self._call_and_model()
+        self.span: RequestSpan | None = None
+
+    async def first_answer(self) -> Taken:
+        """The answer that is passed on.
+
+        Raises BadGateway if all attempts failed, EngineUnavailable if no worker can be asked.
+        """
+        proxy = self.proxy
+        proxy.budget.add_request()
+        tried: set[str] = set()
+        num_retries = 0
+        while True:
+            failure: SapwoodError
+            try:
+                taken = await self._way.attempt(self, tried)
+            except Failed as error:
+                tried.add(error.worker.id)
+                failure = BadGateway(f"worker {error.worker.id} failed: {error}; try again")
+                if not self._may_retry(num_retries):
+                    raise failure from error
+            except EngineUnavailable:
+                if not self._may_retry(num_retries):
+                    raise
+            else:
+                if taken.answer.status not in RETRYABLE or not self._may_retry(num_retries):
+                    return taken
+                tried.add(taken.worker.id)
+                self._give_back(taken)
+            num_retries += 1
+            await asyncio.sleep(proxy.retries.backoff_s(num_retries - 1, proxy.rng))
+
+    async def choose(self, kind: WorkerType, tried: set[str]) -> Worker:
+        """A worker of that type, by its policy. Raises EngineUnavailable, NotFound."""
+        fleet, key = self.proxy.fleet, self._call.key
+        candidates = fleet.candidates(model=self._model, path=self._path, tried=tried, kind=kind)
+        chosen = fleet.policies[kind].choose(candidates, self._call)
+        sticky = self.proxy.sticky.get(kind)
+        if sticky is None or not key:
+            return chosen
+        by_id = {worker.id: worker for worker in candidates}
+        # The key's worker for prompts is another one than that for answers.
+        return by_id[await sticky.settle(f"{kind}:{key}", chosen.id, list(by_id))]
+
+    async def ask(
+        self, worker: Worker, body: bytes, *, without: frozenset[bytes] = frozenset()
+    ) -> Answer:
+        """Send the request with this body, and wait for the answer's head.
+
+        `answer.close`, `worker.end` and one of the breaker's three methods must follow.
+
+        without  names of the client's headers that this request shall not have
+        Raises Failed.
+        """
+        if self.span is None:
+            return await self._ask(worker, body, (), without)
+        with self.span.attempt(worker) as attempt:
+            if attempt.headers:
+                without = without | TRACE_HEADERS
+            answer = await self._ask(worker, body, attempt.headers, without)
+            attempt.answered(answer)
+            return answer
+
+    async def _ask(
+        self, worker: Worker, body: bytes, extra: RawHeaders, without: frozenset[bytes]
+    ) -> Answer:
+        proxy = self.proxy
+        sent = self._headers
+        if without:
+            sent = [pair for pair in sent if pair[0] not in without]
+        head = headers.request_head(
+            self._method,
+            worker.origin.base_path + self._target,
+            host=worker.host,
+            headers=sent,
+            extra=[*self._extra, *extra],
+            num_body_bytes=len(body),
+            own_key=worker.spec.api_key,
+            pass_key=proxy.limits.pass_key,
+        )
+        proxy.metrics.chosen(worker)
+        worker.begin()
+        try:
+            return await worker.ask(head, body)
+        except WorkerFailure as error:
+            self.no_answer(worker, error)
+            worker.end()
+            raise Failed(worker, error) from error
+        except BaseException:
+            worker.breaker.ended()
+            worker.end()
+            raise
+
+    def no_answer(self, worker: Worker, error: WorkerFailure) -> None:
+        """Count that the worker has failed the request."""
+        worker.last_error = str(error)
+        worker.breaker.failed(self.proxy.fleet.clock())
+        self.proxy.metrics.failed(worker, "no_answer")
+        log.warning("worker %s failed a request: %s", worker.url, error)
+
+    def _call_and_model(self) -> tuple[Call, str | None]:
+        fleet, body = self.proxy.fleet, self._way.body
+        fields = RoutingFields()
+        if body and (fleet.needs_text or len(fleet.models) > 1):
+            fields = routing_fields(body)
+        key = headers.find(self._headers, _ROUTING_KEY) or b""
+        return Call(text=fields.text, key=key[:MAX_KEY_BYTES].decode("latin-1")), fields.model
+
+    def _give_back(self, taken: Taken) -> None:
+        """This answer is not passed on; the request is sent again."""
+        worker, status = taken.worker, taken.answer.status
+        if status in WORKER_AT_FAULT:
+            worker.breaker.failed(self.proxy.fleet.clock())
+            worker.last_error = f"a request was answered with {status}"
+        else:
+            worker.breaker.ended()
+        taken.close()
+        self.proxy.metrics.failed(worker, str(status))
+
+    def _may_retry(self, num_retries: int) -> bool:
+        proxy = self.proxy
+        if num_retries >= proxy.retries.max_retries or not proxy.budget.take_retry():
+            return False
+        proxy.metrics.num_retries += 1
+        return True
