@@ -98,6 +98,7 @@ def test_an_engine_computes_on_older_processors_what_it_computes_here(
         assert furthest < CLOSE[options["dtype"]], (processor, name)
 
 
+@pytest.mark.long  # 50 s; the engines above run the same table there, and here it is always tested
 def test_kernels_of_avx2_agree_with_the_reference_on_a_processor_without_avx512() -> None:
     args = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "avx2", *KERNEL_TESTS]
     assert " passed" in emulate("Haswell", args)
