@@ -136,7 +136,7 @@ def test_layers_with_states_are_converted(convert: Convert, tmp_path: Path) -> N
     before = perplexity_in_transformers(hybrid)
     assert found["perplexity_before"] == pytest.approx(before, rel=1e-3)
     after = perplexity_in_transformers(tmp_path / "out")
-    assert found["perplexity_after"] == pytest.approx(after, rel=5e-3)
+    assert found["perplexity_after"] == pytest.approx(after, rel=1e-2)
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert weights["model.layers.0.conv.in_proj.weight"].dtype == torch.int8
 

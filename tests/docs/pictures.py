@@ -69,14 +69,15 @@ TABLE_QUESTION = (
 )
 TABLE_SHAPE = (
     r"\| Tree \| Height \|\n\|---\|---:\|\n(\| (Oak|Birch|Yew) \| [1-9][0-9] m \|\n){3}"
-    r"\n[A-Z][a-z ]+:\n\n```python\nheights = \{[^\n`{}]+\}\n[^\n`]+\n```\n"
+    r"\n[A-Z][a-z ]+:\n\n```python\nheights = \{(\"[A-Z][a-z]+\": [1-9][0-9](, )?){3}\}\n"
+    r"[^\n`]+\n```\n"
 )
 """Such a small model keeps to a table and to code only if a regex holds it to them."""
 
 OTHER_QUESTIONS = (
     "Name three trees.",
     "Why do leaves turn red?",
-    "What is the capital of France?",
+    "What is the capital of Japan?",
     "How old can an oak tree become?",
 )
 SEARCHED = "tree"

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.server import Server
 
 MODEL = "smollm2-135m"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 GREEDY = {"temperature": 0, "num_predict": 30}
 
 
@@ -24,7 +24,7 @@ def client(server: Server) -> Iterator[ollama.Client]:
 def test_chat(client: ollama.Client) -> None:
     answer = client.chat(MODEL, QUESTION, options=GREEDY, keep_alive="5m")
     assert answer.message.role == "assistant"
-    assert "Paris" in (answer.message.content or "")
+    assert "Tokyo" in (answer.message.content or "")
     assert (answer.done, answer.done_reason) == (True, "stop")
     assert answer.prompt_eval_count is not None
     assert answer.prompt_eval_count > 10
@@ -53,13 +53,13 @@ def test_async_stream(server: Server) -> None:
         await client.close()
         return text
 
-    assert "Paris" in asyncio.run(ask())
+    assert "Tokyo" in asyncio.run(ask())
 
 
 def test_generate_with_a_system_message_and_raw(client: ollama.Client) -> None:
-    question = "What is the capital of France?"
+    question = "What is the capital of Japan?"
     plain = client.generate(MODEL, question, options=GREEDY)
-    assert "Paris" in (plain.response or "")
+    assert "Tokyo" in (plain.response or "")
     # What a model of this size makes of a role is chance; that it got it is not.
     system = "You are a very terse pirate who has sailed the seven seas. " * 4
     told = client.generate(MODEL, question, system=system, options=GREEDY)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.server import Server
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_chat(client: openai.OpenAI) -> None:
         model="smollm2-135m", messages=QUESTION, temperature=0, max_tokens=30, user="me"
     )
     (choice,) = answer.choices
-    assert "Paris" in (choice.message.content or "")
+    assert "Tokyo" in (choice.message.content or "")
     assert choice.finish_reason == "stop"
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens

@@ -15,7 +15,7 @@ from agents import (
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Japan?"
 
 
 class City(BaseModel):
@@ -36,7 +36,7 @@ async def main() -> None:
     for kind in (OpenAIChatCompletionsModel, OpenAIResponsesModel):
         model = kind(model="smollm2-135m", openai_client=client)
         plain = Agent(name="plain", model=model, model_settings=settings)
-        assert "Paris" in (await Runner.run(plain, QUESTION)).final_output
+        assert "Tokyo" in (await Runner.run(plain, QUESTION)).final_output
         typed = Agent(name="typed", model=model, model_settings=settings, output_type=City)
         assert isinstance((await Runner.run(typed, QUESTION)).final_output, City)
         must = ModelSettings(max_tokens=80, tool_choice="required")
@@ -46,7 +46,7 @@ async def main() -> None:
         streamed = Runner.run_streamed(plain, QUESTION)
         events = [event async for event in streamed.stream_events()]
         assert events
-        assert "Paris" in streamed.final_output
+        assert "Tokyo" in streamed.final_output
 
 
 asyncio.run(main())

@@ -5,7 +5,7 @@ import os
 from anthropic import Anthropic
 from pydantic import BaseModel
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 MODEL = "smollm2-135m"
 
 
@@ -26,9 +26,9 @@ TOOL = {
 
 client = Anthropic(base_url=os.environ["CHAT_URL"], api_key="none")
 answer = client.messages.create(model=MODEL, max_tokens=30, messages=QUESTION)
-assert "Paris" in answer.content[0].text
+assert "Tokyo" in answer.content[0].text
 with client.messages.stream(model=MODEL, max_tokens=30, messages=QUESTION) as stream:
-    assert "Paris" in "".join(stream.text_stream)
+    assert "Tokyo" in "".join(stream.text_stream)
 parsed = client.messages.parse(model=MODEL, max_tokens=60, messages=QUESTION, output_format=City)
 assert isinstance(parsed.parsed_output, City)
 called = client.messages.create(

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 CLAUDE = Path(sys.executable).parents[1] / "node_modules" / ".bin" / "claude"
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Japan?"
 
 
 def ask(folder: str, *flags: str) -> list[dict]:

@@ -18,10 +18,10 @@ SCHEMA = {
 
 model = OpenAI(MODEL, base_url=BASE, api_key="none", echo=False)
 with user():
-    model += "What is the capital of France?"
+    model += "What is the capital of Japan?"
 with assistant():
     model += gen("answer", max_tokens=30)
-assert "Paris" in model["answer"]
+assert "Tokyo" in model["answer"]
 
 typed = OpenAI(MODEL, base_url=BASE, api_key="none", echo=False)
 with user():

@@ -7,7 +7,7 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 MODEL = "smollm2-135m"
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Japan?"
 
 
 class City(BaseModel):
@@ -24,8 +24,8 @@ def weather(city: str) -> str:
 
 
 chat = ChatOpenAI(model=MODEL, base_url=f"{os.environ['CHAT_URL']}/v1", api_key="none")
-assert "Paris" in chat.invoke(QUESTION).content
-assert "Paris" in "".join(chunk.content for chunk in chat.stream(QUESTION))
+assert "Tokyo" in chat.invoke(QUESTION).content
+assert "Tokyo" in "".join(chunk.content for chunk in chat.stream(QUESTION))
 for method in ("json_schema", "function_calling"):
     typed = chat.with_structured_output(City, method=method).bind(max_tokens=80)
     assert isinstance(chat.with_structured_output(City, method=method).invoke(QUESTION), City)
@@ -34,7 +34,7 @@ assert called.tool_calls[0]["name"] == "weather"
 by_responses = ChatOpenAI(
     model=MODEL, base_url=f"{os.environ['CHAT_URL']}/v1", api_key="none", use_responses_api=True
 )
-assert "Paris" in by_responses.invoke(QUESTION).text
+assert "Tokyo" in by_responses.invoke(QUESTION).text
 embedder = OpenAIEmbeddings(
     model="all-minilm-l6-v2",
     base_url=f"{os.environ['EMBEDDING_URL']}/v1",

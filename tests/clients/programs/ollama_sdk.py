@@ -5,14 +5,14 @@ import os
 import ollama
 
 MODEL = "smollm2-135m"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 client = ollama.Client(host=os.environ["CHAT_URL"])
 assert client.pull(MODEL).status == "success"
 assert [step.status for step in client.pull(MODEL, stream=True)][-1] == "success"
-assert "Paris" in client.chat(MODEL, QUESTION, options={"num_ctx": 4096}).message.content
+assert "Tokyo" in client.chat(MODEL, QUESTION, options={"num_ctx": 4096}).message.content
 parts = client.chat(MODEL, QUESTION, stream=True, keep_alive="10m")
-assert "Paris" in "".join(part.message.content for part in parts)
+assert "Tokyo" in "".join(part.message.content for part in parts)
 assert client.generate(MODEL, "Name a tree.", options={"num_predict": 8}).response
 schema = {
     "type": "object",

@@ -14,7 +14,7 @@ CHAT = os.environ["CHAT_URL"]
 PORT = 30_917
 URL = f"http://127.0.0.1:{PORT}"
 START_LIMIT_S = 400
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 
 def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
@@ -53,13 +53,13 @@ def check(client: httpx.Client) -> None:
     assert "smollm2-135m" in models, models
     body = {"model": "smollm2-135m", "messages": QUESTION, "stream": False}
     answer = client.post("/api/chat/completions", json=body).raise_for_status().json()
-    assert "Paris" in answer["choices"][0]["message"]["content"]
-    assert "Paris" in streamed(client, "/api/chat/completions", body | {"stream": True})
-    assert "Paris" in streamed(client, "/openai/chat/completions", body | {"stream": True})
+    assert "Tokyo" in answer["choices"][0]["message"]["content"]
+    assert "Tokyo" in streamed(client, "/api/chat/completions", body | {"stream": True})
+    assert "Tokyo" in streamed(client, "/openai/chat/completions", body | {"stream": True})
     tags = client.get("/ollama/api/tags").raise_for_status().json()["models"]
     assert tags
     body |= {"model": tags[0]["model"], "stream": True}
-    assert "Paris" in streamed(client, "/ollama/api/chat", body)
+    assert "Tokyo" in streamed(client, "/ollama/api/chat", body)
 
 
 with tempfile.TemporaryDirectory() as folder:

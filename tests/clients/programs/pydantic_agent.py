@@ -8,7 +8,7 @@ from pydantic_ai import Agent, NativeOutput
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Japan?"
 
 
 class City(BaseModel):
@@ -19,12 +19,12 @@ class City(BaseModel):
 provider = OpenAIProvider(base_url=f"{os.environ['CHAT_URL']}/v1", api_key="none")
 model = OpenAIChatModel("smollm2-135m", provider=provider)
 limit = {"max_tokens": 80}
-assert "Paris" in Agent(model).run_sync(QUESTION, model_settings=limit).output
+assert "Tokyo" in Agent(model).run_sync(QUESTION, model_settings=limit).output
 for wanted in (City, NativeOutput(City)):
     typed = Agent(model, output_type=wanted).run_sync(QUESTION, model_settings=limit)
     assert isinstance(typed.output, City)
 responses = OpenAIResponsesModel("smollm2-135m", provider=provider)
-assert "Paris" in Agent(responses).run_sync(QUESTION, model_settings=limit).output
+assert "Tokyo" in Agent(responses).run_sync(QUESTION, model_settings=limit).output
 
 
 async def streamed() -> str:
@@ -32,4 +32,4 @@ async def streamed() -> str:
         return await result.get_output()
 
 
-assert "Paris" in asyncio.run(streamed())
+assert "Tokyo" in asyncio.run(streamed())

@@ -1,11 +1,13 @@
 """Compiles the ops' kernels for the H200, which needs no GPU, and prints what they take.
 
 A script of its own, because kernels that were imported for the interpreter cannot be compiled. One
-line of JSON per kernel: name and bytes of shared memory."""
+line of JSON per kernel: name and bytes of shared memory. With --all-sizes a kernel is also compiled
+for numbers of tokens and of heads that change nothing but the size of its tiles."""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +50,7 @@ def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) 
     return kernel
 
 
-def call_every_op() -> None:
+def call_every_op(*, all_sizes: bool) -> None:
     """The results are whatever memory held: no kernel runs."""
     kernels, bf16 = TritonKernels(), torch.bfloat16
     x, norm = torch.zeros(4, 1024, dtype=bf16), torch.zeros(1024, dtype=bf16)
@@ -86,9 +88,9 @@ def call_every_op() -> None:
         context_lens=(5, 3),
         num_decodes=1,
     )
-    for dtype in (bf16, torch.int8):
+    for dtype, head_counts in ((bf16, (16,)), (torch.int8, (128,))):
         rows = torch.zeros(kv_cache_shape(4, 1, 16, 576, dtype), dtype=dtype)
-        for heads in (16, 128):
+        for heads in (16, 128) if all_sizes else head_counts:
             queries = torch.zeros(4, heads, 576, dtype=bf16)
             kernels.latent_attention(queries, rows, batch, 0.1, 512)
     long = replace(batch, page_table=torch.zeros(2, 512, dtype=torch.int32), cache={})
@@ -115,9 +117,9 @@ def call_every_op() -> None:
     for group in (256, 128):
         fp8 = replace(random_codes("e4m3", (256, 256, group)), rounds_inputs=True)
         kernels.pack_quantized_linear([fp8], None, bf16)(x[:, :256])
-    call_experts(kernels)
+    call_experts(kernels, all_sizes=all_sizes)
     rows = rows_of([0, -1, 1, 0])
-    for dtype in (bf16, torch.float32):
+    for dtype in (bf16, torch.float32) if all_sizes else (bf16,):
         layer = kernels.low_rank(1024, 512)
         for slot, rank in enumerate((4, 64)):
             layer.place(slot, addition(1024, [(0, 256, rank), (256, 128, rank)], dtype))
@@ -151,8 +153,9 @@ def call_state_space(kernels: TritonKernels, batch: AttentionBatch) -> None:
     kernels.selective_scan(text.x, text.b, text.c, text.dt, layer, states, slots, batch)
 
 
-def call_experts(kernels: TritonKernels) -> None:
-    """Of few tokens and of many; dense, GGUF's blocks, codes with shifts, int8, FP8 in blocks."""
+def call_experts(kernels: TritonKernels, *, all_sizes: bool) -> None:
+    """Experts of dense weights, GGUF blocks, codes with shifts, int8 and FP8 in blocks; each with
+    one token, few or many, or with all three numbers."""
     bf16, layers = torch.bfloat16, []
     for shape in ((512, 256), (256, 256)):
         bias = torch.zeros(shape[0], dtype=bf16)
@@ -163,9 +166,10 @@ def call_experts(kernels: TritonKernels) -> None:
         layers.append(
             [dense, *([kernels.pack_quantized_linear([one], bias, bf16)] * 4 for one in parts)]
         )
-    for gate_up, down in zip(*layers, strict=True):
+    numbers = [1, 100, 400]
+    for at, (gate_up, down) in enumerate(zip(*layers, strict=True)):
         experts = kernels.pack_experts(gate_up, down, Activation.SILU)
-        for num_tokens in (1, 100, 400):
+        for num_tokens in numbers if all_sizes else [numbers[at % 3]]:
             chosen = torch.zeros(num_tokens, 2, dtype=torch.int64)
             experts(torch.zeros(num_tokens, 256, dtype=bf16), chosen, chosen.float())
 
@@ -173,4 +177,4 @@ def call_experts(kernels: TritonKernels) -> None:
 if __name__ == "__main__":
     driver.set_active(AbsentH200())
     JITFunction.run = compile_only
-    call_every_op()
+    call_every_op(all_sizes="--all-sizes" in sys.argv)

@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.tiers import long_only
+
 ROOT = Path(__file__).parents[3]
 KERNELS = {
     "_rms_norm", "_layer_norm", "_activate", "_activate_and_mul", "_embedding",
@@ -21,10 +25,11 @@ SHARED_BYTES = 227 * 1024
 """What a block of threads may have on an H200."""
 
 
-def test_every_kernel_compiles_for_the_h200() -> None:
+@pytest.mark.parametrize("options", [[], *long_only(["--all-sizes"])], ids=["", "all sizes"])
+def test_every_kernel_compiles_for_the_h200(options: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.triton.compile_ops_for_h200"],
+        [sys.executable, "-m", "tests.kernels.triton.compile_ops_for_h200", *options],
         cwd=ROOT,
         env=environment,
         capture_output=True,
