@@ -21,6 +21,7 @@ from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.step import StepPlan
 from tests.app.llms import llms_of
 from tests.app.test_logprobs import Result, ask
+from tests.tiers import long_only
 from tests.tiny import VOCAB, write_tokenizer
 
 CLOSE = 1e-4
@@ -97,7 +98,9 @@ def reference(model_path: Path) -> Reference:
     return of
 
 
-def kernels_with_windows() -> list[str]:
+def kernels_with_windows() -> list[Any]:
+    """Those that support windows; the reference, which is slow and to which the others' own tests
+    compare them, only at full size."""
     need = Need(
         device="cpu",
         dtype=torch.float32,
@@ -110,7 +113,7 @@ def kernels_with_windows() -> list[str]:
         with suppress(ConfigError):
             select_kernels(need, name)
             found.append(name)
-    return found
+    return [*long_only("reference"), *(name for name in found if name != "reference")]
 
 
 @pytest.fixture(params=kernels_with_windows())

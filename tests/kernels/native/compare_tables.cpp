@@ -3,6 +3,10 @@
 // has (tests/kernels/test_arm.py): small sizes, no Python.
 //
 // Prints the sets, slowest first, then a line for every comparison that failed; ends with 1 if any did.
+#include <algorithm>
+#include <string>
+#include <vector>
+
 #include "attention_ops.h"
 #include "latent_ops.h"
 #include "linear_ops.h"
@@ -45,13 +49,16 @@ void test_all(Context& context, std::vector<double>* same) {
 }  // namespace
 }  // namespace sapwood
 
-int main() {
+// Arguments: the sets to test, all without any. With --list none is tested.
+int main(int count, char** arguments) {
   using namespace sapwood;
+  const std::vector<std::string> asked(arguments + 1, arguments + count);
   std::setvbuf(stdout, nullptr, _IOLBF, 4096);  // what was found must be seen if an instruction ends this
   std::vector<double> first;
   for (const Ops& ops : usable_ops()) std::printf("%s%s", &ops == &usable_ops().front() ? "" : " ", ops.name);
   std::printf("\n");
   for (const Ops& ops : usable_ops()) {
+    if (!asked.empty() && std::find(asked.begin(), asked.end(), ops.name) == asked.end()) continue;
     set_name = ops.name;
     Context context(set_name, kThreads);
     std::vector<double> same;
