@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 
 import msgspec
 from fastapi import FastAPI, Request, Response
-from starlette.routing import BaseRoute, compile_path
+from starlette.routing import BaseRoute, Match, Route, compile_path
+from starlette.types import Scope
 
 from sapwood.http.errors import NATIVE_ERRORS, ErrorForm
 
@@ -170,14 +171,7 @@ class EndpointTable:
         for dialect in self.dialects:
             for endpoint, handler in dialect.rows:
                 for path in endpoint.paths:
-                    app.add_api_route(
-                        path,
-                        handler,
-                        methods=list(endpoint.methods),
-                        response_model=None,
-                        # The document is made from this table, not from the routes.
-                        include_in_schema=False,
-                    )
+                    app.router.routes.append(EndpointRoute(path, handler, endpoint.methods))
 
     def check_routes(self, routes: Iterable[BaseRoute]) -> None:
         """RuntimeError if one of an application's routes is in no dialect's table.
@@ -191,6 +185,24 @@ class EndpointTable:
                     f"{route!r} is no endpoint of a dialect; declare it in the dialect's table, "
                     "with its access"
                 )
+
+
+class EndpointRoute(Route):
+    """One path of an endpoint, which names itself in the scope of a call as `route`.
+
+    FastAPI's own kind of route looks for parameters in the handler's signature, which took most of
+    the time in which an application is made.
+    """
+
+    def __init__(self, path: str, handler: Handler, methods: Sequence[str]) -> None:
+        super().__init__(path, handler, methods=methods)
+        self.methods = set(methods)  # without a HEAD that nobody declared
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        if match is not Match.NONE:
+            found["route"] = self
+        return match, found
 
 
 def _all(endpoints: Iterable[Endpoint]) -> list[str]:
