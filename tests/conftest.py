@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 load_profiles()
 CONNECTING = {"app", "bench", "docs", "e2e", "frontends", "gateway", "http"}
-"""Folders of tests that open connections. Looking for open ones takes a quarter of a second."""
+"""Folders of tests that open connections."""
 # One compute thread per test process and per server that a test starts: the other cores have other
 # tests. Tests about threads say how many they want.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,6 +33,19 @@ if not Path("/dev/nvidiactl").exists():
     # Without a GPU, Triton's interpreter runs its kernels. This must be said before anything
     # imports triton, and transformers does.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def share_certificate_authorities() -> None:
+    """A client of httpx reads the machine's authorities when it is made, which takes longer than
+    most tests that make a client: here all with the same options share what was read."""
+    for library in ("httpx", "httpx2"):
+        if find_spec(library) is not None:
+            transports = import_module(f"{library}._transports.default")
+            reading = transports.create_ssl_context
+            transports.__dict__["create_ssl_context"] = cache(reading)
+
+
+share_certificate_authorities()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +63,14 @@ def nothing_stays_open(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if not CONNECTING.isdisjoint(request.path.parts):
         gc.collect()
+        gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end: libraries, and twenty thousand tests. Frozen, these
+    objects need not be looked at again each time that Python looks for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -45,9 +45,9 @@ class Fleet:
         self.clock = clock
         self._on_removed = on_removed
         self._config = config
-        self._tls = tls_context(
-            config.worker_ca_certs, config.worker_certfile, config.worker_keyfile
-        )
+        files = (config.worker_ca_certs, config.worker_certfile, config.worker_keyfile)
+        # Read at once, so that a wrong file ends the start; without files only TLS needs a context.
+        self._tls = tls_context(*files) if any(files) else None
         self._workers: dict[str, Worker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._models: frozenset[str] = frozenset()
