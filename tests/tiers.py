@@ -14,11 +14,11 @@ LONG_EXAMPLES = 500
 
 
 def load_profiles() -> None:
-    """Hypothesis' profiles: `ci`, the default, tries a fifth of what `long` does.
+    """Hypothesis' profiles: `ci`, the default, tries an eighth of what `long` does.
 
     No deadlines: a machine that is busy with other tests is no defect.
     """
-    settings.register_profile("ci", max_examples=LONG_EXAMPLES // 5, deadline=None)
+    settings.register_profile("ci", max_examples=LONG_EXAMPLES // 8, deadline=None)
     settings.register_profile("long", max_examples=LONG_EXAMPLES, deadline=None)
     settings.load_profile("ci")
 
