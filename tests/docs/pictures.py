@@ -119,7 +119,7 @@ def take_chat(browser: Browser, url: str, folder: Path) -> None:
     page.get_by_label("Other fields, as JSON").fill(shape)
     _ask(page, TABLE_QUESTION)
     expect(page.locator(".message.assistant table")).to_be_visible()
-    expect(page.locator(".message.assistant .hljs-number").first).to_be_visible()
+    expect(page.locator(".message.assistant .body .hljs-number").first).to_be_visible()
     page.get_by_label("Other fields, as JSON").fill("")
     page.locator("#settings").evaluate("one => (one.scrollTop = 0)")
     page.get_by_label("Message", exact=True).focus()

@@ -24,6 +24,7 @@ MAX_BYTES = 200_000
 
 
 @needs_chromium
+@pytest.mark.long
 def test_all_are_taken_of_a_real_server(smollm2_files: ModelFiles, tmp_path: Path) -> None:
     assert pictures.main(["--seconds", "8", "--to", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == set(WIDTHS)
