@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sapwood import LLM
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.output import CallDone
+from sapwood.schema.request import RecordExperts
 from tests.app.llms import llms_of
 from tests.models.lm.peer import make_peer
 from tests.tiny import VOCAB, write_tokenizer
@@ -74,12 +77,50 @@ def test_answers_stay_the_same_while_experts_move(
     assert not any("stay where they are" in one for one in told)
 
 
+def test_experts_start_where_a_record_places_them(
+    make_llm: Callable[..., LLM], tmp_path: Path
+) -> None:
+    """Recorded on one rank; with it placed on the ranks of two stages, where they move again."""
+    alone = make_llm(
+        expert_distribution_recorder_mode="stat", expert_distribution_recorder_dir=str(tmp_path)
+    )
+    expected, engine = outputs(alone), alone.services.engine
+
+    def ask(action: Any) -> CallDone:
+        return alone.run(engine.record_experts(RecordExperts(call_id="", action=action)))
+
+    assert "no step" in ask("dump").message
+    assert alone.run(engine.flush_cache()).done
+    assert ask("start").done
+    assert outputs(alone) == expected
+    assert ask("stop").done
+    assert ask("dump").done
+    (path,) = tmp_path.glob("*.pt")
+    counts = torch.load(path, weights_only=True)["logical_count"]
+    num_tokens = sum(map(len, PROMPTS)) + (24 - 1) * len(PROMPTS)
+    assert counts.sum(dim=(0, 2)).tolist() == [2 * num_tokens] * 2
+    placed = make_llm(
+        tp_size=2,
+        pp_size=2,
+        ep_size=2,
+        ep_num_redundant_experts=2,
+        init_expert_location=str(path),
+        enable_eplb=True,
+        eplb_rebalance_num_iterations=20,
+    )
+    assert outputs(placed) == expected
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         ({"ep_size": 2}, "must divide --tp-size"),
         ({"tp_size": 4, "ep_size": 3}, "must divide --tp-size"),
         ({"enable_eplb": True}, "spread over ranks"),
+        ({"init_expert_location": "{}"}, "spread over ranks"),
+        ({"expert_distribution_recorder_buffer_size": 0}, "or -1 for all"),
+        ({"moe_a2a_backend": "deepep"}, "no library that sapwood calls"),
+        ({"moe_a2a_backend": "torch", "tp_size": 2, "ep_size": 2}, "--enable-dp-attention"),
         ({"ep_num_redundant_experts": 2}, "spread over ranks"),
         ({"tp_size": 2, "ep_size": 2, "ep_num_redundant_experts": -1}, ">= 0"),
         ({"eplb_rebalance_num_iterations": 0}, ">= 1"),

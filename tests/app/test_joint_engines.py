@@ -54,6 +54,7 @@ def long(*values: Any) -> Any:
     ("save", "options"),
     [
         long(save_qwen3_moe, {"ep_size": 2}),
+        long(save_qwen3_moe, {"ep_size": 2, "moe_a2a_backend": "torch"}),
         long(save_llama, {"enable_dp_lm_head": True, "disable_overlap_schedule": True}),
         long(save_llama, {"tie_word_embeddings": True, "chunked_prefill_size": 16}),
         long(save_lfm2, {"disable_radix_cache": True}),

@@ -6,6 +6,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,25 @@ def test_gathered_rows_lie_side_by_side() -> None:
     on_all(ranks, gather)
     assert torch.equal(found[0], torch.cat(parts, dim=1))
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_rank_gets_the_rows_for_it_by_rank(size: int) -> None:
+    ranks = ranks_of(size)
+    generator = torch.Generator().manual_seed(size)
+    for width, most in ((7, 6), (3001, 40), (5, 1)):  # the second one in pieces
+        counts = torch.randint(most, (size, size), generator=generator)
+        rows = [torch.randint(256, (int(of.sum()), width)).to(torch.uint8) for of in counts]
+        found = [rows[0].new_empty(int(counts[:, rank].sum()), width) for rank in range(size)]
+
+        def exchange(rank: int, *of: Any) -> None:
+            rows, found, counts = of
+            ranks[rank].exchange(rows[rank], found[rank], counts)
+
+        on_all(ranks, lambda rank, of=(rows, found, counts): exchange(rank, *of))
+        for rank in range(size):
+            split = [x.split(of.tolist()) for x, of in zip(rows, counts, strict=True)]
+            assert torch.equal(found[rank], torch.cat([one[rank] for one in split]))
 
 
 def test_who_waits_for_a_rank_that_is_gone_is_told() -> None:

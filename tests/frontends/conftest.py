@@ -32,7 +32,7 @@ from sapwood.schema.output import (
     PoolUse,
     RequestOutput,
 )
-from sapwood.schema.request import Generate, SentAdapter, StartProfile
+from sapwood.schema.request import Generate, RecordExperts, SentAdapter, StartProfile
 from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate, template_source
 from sapwood.text.tokenizer import Tokenizer
@@ -175,6 +175,10 @@ class ScriptedEngine:
     async def stop_profile(self) -> CallDone:
         self.calls.append("stop_profile")
         return CallDone("1", not self.refuses, "no profile is being recorded")
+
+    async def record_experts(self, order: RecordExperts) -> CallDone:
+        self.calls.append(order.action)
+        return CallDone("1", not self.refuses, "recording experts")
 
     async def freeze_gc(self) -> CallDone:
         self.calls.append("freeze_gc")

@@ -131,6 +131,7 @@ class ExpertMoves:
             self._resolved.config,
             self._resolved.dtype,
             name_of=self._model.checkpoint_name,
+            wanted=lambda name: not self._model.is_elsewhere(name),
         )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sapwood.app.draft_model import Draft, FoundDraft, find_draft, resolve_draft
+from sapwood.app.expert_location import initial_placements
 from sapwood.app.loading import checkpoint_format, refuse_absurd_size
 from sapwood.app.model_defaults import (
     checkpoint_dtype,
@@ -57,6 +58,7 @@ class Resolved:
     stage    which layers this rank has
     draft    the model that guesses tokens; None: there is none
     wanted_tokens  size of the KV pool in tokens, if the options say it; None: they do not
+    placements  by layer, the expert of each slot at the start; of other layers as they have it
     """
 
     config: ResolvedConfig
@@ -70,6 +72,7 @@ class Resolved:
     draft: Draft | None = None
     pooling: Pooling | None = None
     wanted_tokens: int | None = None
+    placements: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -230,6 +233,9 @@ def resolve_config(
         wanted_tokens=None
         if asked.memory.max_total_tokens is None
         else config.memory.max_total_tokens,
+        placements=initial_placements(asked.parallel, shape)
+        if isinstance(shape, DecoderConfig)
+        else {},
     )
 
 
@@ -266,7 +272,8 @@ def _check_experts(asked: EngineConfig, shape: Shape, pooling: Pooling | None) -
             f"--ep-size is {asked.parallel.ep_size}, but this model has no experts to spread; "
             "leave it out"
         )
-    if not asked.execution.enable_return_routed_experts:
+    given = asked.execution.options_of_experts
+    if not given:
         return
     if pooling is not None or not isinstance(shape, DecoderConfig) or shape.experts is None:
         why = (
@@ -274,7 +281,7 @@ def _check_experts(asked: EngineConfig, shape: Shape, pooling: Pooling | None) -
             if asked.model.model_impl == TRANSFORMERS
             else "this model has no experts, or generates nothing"
         )
-        raise ConfigError(f"{why}; leave out --enable-return-routed-experts")
+        raise ConfigError(f"{why}; leave out {' and '.join(given)}")
 
 
 def _check_stages(
@@ -286,10 +293,10 @@ def _check_stages(
             f"{name} makes embeddings or scores, and --pp-size is for models that generate; leave "
             "it out"
         )
-    if asked.execution.enable_return_routed_experts:
+    for option in asked.execution.options_of_experts:
         raise ConfigError(
-            "--enable-return-routed-experts tells of the experts of all layers, and each of "
-            f"{stage.count} stages knows its own; leave it out, or --pp-size"
+            f"{option} tells of the experts of all layers, and each of {stage.count} stages knows "
+            "its own; leave it out, or --pp-size"
         )
     refuse_split(shape, stage)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from sapwood.app.resolving import Resolved
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import CapturePlan
 from sapwood.executor.drafting import DraftMemory
+from sapwood.executor.expert_record import ExpertRecord
 from sapwood.executor.grammar.ahead import GrammarsAhead
 from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.joint import jointly
@@ -58,6 +61,7 @@ from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.adapters import AdapterContext
 from sapwood.layers.build import Build, Groups
+from sapwood.layers.expert_exchange import ExpertExchange
 from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
@@ -94,6 +98,7 @@ class StepRunner:
     measure   seconds of a step of one request, by its new tokens, for some numbers of these; None:
               the model's requests have no tokens to guess
     adapters  loads LoRA adapters; None: there are none
+    expert_record  records which experts are chosen; None: nobody can ask for that
     """
 
     resolved: Resolved
@@ -102,6 +107,7 @@ class StepRunner:
     warm_up: Callable[[Execute], None]
     measure: Callable[[Execute, Sequence[int]], dict[int, float]] | None = None
     adapters: AdapterParts | None = None
+    expert_record: ExpertRecord | None = None
 
 
 def build_runner(
@@ -124,10 +130,12 @@ def build_runner(
                 warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
             ),
         )
-    routes = RouteLog() if resolved.config.execution.enable_return_routed_experts else None
+    record = _expert_record(resolved)
+    tells_routes = resolved.config.execution.enable_return_routed_experts or record is not None
+    routes = RouteLog() if tells_routes else None
     lora = resolved.config.lora
     context = AdapterContext() if lora.is_on else None
-    experts = MovableExperts() if resolved.config.parallel.enable_eplb else None
+    experts = _movable_experts(resolved)
     models = load_models(
         resolved, watch=watch, routes=routes, adapters=context, experts=experts, member=member
     )
@@ -157,12 +165,13 @@ def build_runner(
     if isinstance(model, Decoder) and not resolved.stage.is_last:
         execute = _stage_runner(resolved, model, watch).execute
     else:
-        runner = _decoder_runner(resolved, models, captures, watch, grammars, routes, pool, member)
+        told = None if routes is None else RoutedExperts.of(resolved.decoder, routes, record)
+        runner = _decoder_runner(resolved, models, captures, watch, grammars, told, pool, member)
         execute, launch = runner.execute, runner.launch if runs_ahead(resolved.device) else None
     if member.counting is not None and isinstance(model, Decoder):
         execute = jointly(execute, model, lambda result: result)
         launch = None if launch is None else jointly(launch, model, Finished)
-    if experts is not None and isinstance(model, Decoder):
+    if experts is not None and experts.counts and isinstance(model, Decoder):
         moves = ExpertMoves(model, experts, resolved, member.tp)
         execute = moves.before(execute)
         launch = None if launch is None else moves.before(launch)
@@ -178,6 +187,7 @@ def build_runner(
             slot=_first_slot(resolved),
         ),
         adapters=adapters,
+        expert_record=record,
     )
 
 
@@ -274,6 +284,7 @@ def load_models(
     build = replace(_build(resolved, member), routes=routes, adapters=adapters, experts=experts)
     with timed("model structure"):
         model = Decoder.of(resolved.decoder, build, resolved.stage, member.pipe)
+        _place_experts(resolved, experts)
     name_of = model.checkpoint_name
     if draft is not None and draft.kind is DraftKind.OWN:
         heads = own_heads(model, draft, build)
@@ -291,6 +302,41 @@ def load_models(
     if draft is None:
         return Models(model)
     return Models(model, load_drafter(resolved, draft, model, watch))
+
+
+def _expert_record(resolved: Resolved) -> ExpertRecord | None:
+    asked = resolved.config.execution
+    if asked.expert_distribution_recorder_mode is None:
+        return None
+    experts = resolved.decoder.experts
+    assert experts is not None, "the option is refused for models without experts"
+    size, folder = (
+        asked.expert_distribution_recorder_buffer_size,
+        asked.expert_distribution_recorder_dir,
+    )
+    return ExpertRecord(
+        asked.expert_distribution_recorder_mode,
+        layers=resolved.decoder.expert_layers,
+        num_layers=resolved.decoder.num_layers,
+        num_experts=experts.num_experts,
+        max_steps=None if size == -1 else size,
+        folder=Path(tempfile.gettempdir()) / "sapwood-experts" if folder is None else Path(folder),
+    )
+
+
+def _movable_experts(resolved: Resolved) -> MovableExperts | None:
+    """Layers of experts that somebody places; None: all stay as the layers have them."""
+    moves = resolved.config.parallel.enable_eplb
+    return MovableExperts(counts=moves) if moves or resolved.placements else None
+
+
+def _place_experts(resolved: Resolved, experts: MovableExperts | None) -> None:
+    """Before the weights are loaded: each rank then reads its own."""
+    if experts is None or not resolved.placements:
+        return
+    own = [at for at in resolved.stage.layers if at in resolved.placements]
+    for index, layer in zip(own, experts.layers, strict=True):
+        layer.slots.place(resolved.placements[index])
 
 
 def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) -> DecoderModel:
@@ -325,6 +371,9 @@ def _build(resolved: Resolved, member: RankMember) -> Build:
             dtype=resolved.dtype,
             device=resolved.device,
         ),
+        exchange=None
+        if member.counting is None or resolved.config.parallel.moe_a2a_backend == "none"
+        else ExpertExchange(member.tp, member.counting),
     )
 
 
@@ -342,7 +391,7 @@ def _decoder_runner(
     captures: CapturePlan | None,
     watch: LoadWatch,
     grammars: GrammarParts | None,
-    routes: RouteLog | None,
+    routed_experts: RoutedExperts | None,
     adapters: AdapterPool | None,
     member: RankMember,
 ) -> Runner:
@@ -403,7 +452,7 @@ def _decoder_runner(
         page_size=page_size,
         device=device,
         places=_places(resolved),
-        routed_experts=None if routes is None else RoutedExperts.of(resolved.decoder, routes),
+        routed_experts=routed_experts,
         adapters=adapters,
         drafter=drafter,
         share=same_requests.broadcast if overlaps and same_requests.size > 1 else None,

@@ -187,6 +187,7 @@ def _build_engine(
         instruments=instruments,
         adapters=None if adapters is None else _desk(adapters, team),
         joint=None if joint is None else joint.steps(config.parallel.tp_size),
+        experts=runner.expert_record,
     )
     return Engine(
         loop=loop,

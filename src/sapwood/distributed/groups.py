@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -22,6 +23,16 @@ class ProcessGroup(Protocol):
     def allreduce(self, tensors: list[Tensor], /) -> Work: ...
 
     def allgather(self, parts: list[list[Tensor]], tensors: list[Tensor], /) -> Work: ...
+
+    def alltoall_base(
+        self,
+        out: Tensor,
+        x: Tensor,
+        received: Sequence[int],
+        sent: Sequence[int],
+        options: dist.AllToAllOptions,
+        /,
+    ) -> Work: ...
 
     def broadcast(self, tensors: list[Tensor], options: dist.BroadcastOptions, /) -> Work: ...
 
@@ -76,6 +87,26 @@ class Group:
         parts = [torch.empty_like(x) for _ in range(self.size)]
         self.process_group.allgather([parts], [x.contiguous()]).wait()
         return torch.cat(parts, dim=-1)
+
+    def all_to_all(self, x: Tensor, counts: Tensor) -> Tensor:
+        """Send some rows of x [n, m] to each rank -> the rows [received, m] from all ranks, by
+        rank; x itself when alone.
+
+        x       rows for rank 0 first, then those for rank 1, and so on
+        counts  [size, size] int64 on the host, alike on all ranks: how many rows each rank (its
+                row) sends to each other one
+        """
+        if self.process_group is None:
+            return x
+        sent, received = counts[self.rank].tolist(), counts[:, self.rank].tolist()
+        out = x.new_empty((sum(received), x.shape[1]))
+        if self.memory is not None:
+            self.memory.exchange(x, out, counts)
+            return out
+        self.process_group.alltoall_base(
+            out, x.contiguous(), received, sent, dist.AllToAllOptions()
+        ).wait()
+        return out
 
     def stop(self) -> None:
         """A rank is gone: exchanges that wait for it fail, those of gloo and NCCL by themselves."""

@@ -32,6 +32,7 @@ from sapwood.schema.request import (
     Generate,
     GetStatus,
     LoadAdapter,
+    RecordExperts,
     SentAdapter,
     SlowDown,
     StartProfile,
@@ -125,6 +126,11 @@ class AsyncEngineClient:
 
     async def stop_profile(self) -> CallDone:
         return await self._call(lambda call_id: StopProfile(call_id), CallDone)
+
+    async def record_experts(self, order: RecordExperts) -> CallDone:
+        return await self._call(
+            lambda call_id: msgspec.structs.replace(order, call_id=call_id), CallDone
+        )
 
     async def freeze_gc(self) -> CallDone:
         return await self._call(lambda call_id: FreezeGc(call_id), CallDone)

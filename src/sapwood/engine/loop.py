@@ -13,6 +13,7 @@ from typing import Protocol
 
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import Clock
+from sapwood.base.errors import InvalidRequest
 from sapwood.engine.adapters import AdapterDesk
 from sapwood.engine.instruments import Instruments
 from sapwood.engine.joint_steps import JointSteps
@@ -35,6 +36,7 @@ from sapwood.schema.request import (
     Generate,
     GetStatus,
     LoadAdapter,
+    RecordExperts,
     SlowDown,
     StartProfile,
     StepBegun,
@@ -55,6 +57,19 @@ class StepExecutor(Protocol):
         ...
 
 
+class ChoiceRecord(Protocol):
+    """What is recorded of the experts that tokens choose; each method tells what it has done."""
+
+    def start(self) -> str: ...
+
+    def stop(self) -> str: ...
+
+    def dump(self, suffix: str) -> str:
+        """Write a file. InvalidRequest if nothing was recorded; OSError or RuntimeError if the file
+        cannot be written."""
+        ...
+
+
 class EngineLoop:
     """Runs until it is drained. The error of a step ends the loop: `run` raises it."""
 
@@ -70,8 +85,11 @@ class EngineLoop:
         instruments: Instruments | None = None,
         adapters: AdapterDesk | None = None,
         joint: JointSteps | None = None,
+        experts: ChoiceRecord | None = None,
     ) -> None:
-        """joint: the steps that other engines compute too; None: this engine shares none"""
+        """joint: the steps that other engines compute too; None: this engine shares none
+        experts: records which experts are chosen; None: it cannot be asked for"""
+        self._experts = experts
         self._instruments = instruments or Instruments()
         self._adapters = adapters
         self._joint = joint
@@ -91,6 +109,7 @@ class EngineLoop:
             GetStatus: self._on_status,
             StartProfile: self._on_control,
             StopProfile: self._on_control,
+            RecordExperts: self._on_record_experts,
             FreezeGc: self._on_control,
             SlowDown: self._on_control,
             LoadAdapter: self._on_load_adapter,
@@ -198,6 +217,25 @@ class EngineLoop:
 
     def _on_control(self, message: StartProfile | StopProfile | FreezeGc | SlowDown) -> None:
         self._sender.send(self._instruments.control(message))
+
+    def _on_record_experts(self, message: RecordExperts) -> None:
+        record = self._experts
+        if record is None:
+            why = "start the server with --expert-distribution-recorder-mode to record experts"
+            self._tell(message.call_id, False, why)
+            return
+        try:
+            match message.action:
+                case "start":
+                    told = record.start()
+                case "stop":
+                    told = record.stop()
+                case "dump":
+                    told = record.dump(message.suffix)
+        except (InvalidRequest, OSError, RuntimeError) as error:
+            self._tell(message.call_id, False, str(error))
+        else:
+            self._tell(message.call_id, True, told)
 
     def _on_load_adapter(self, message: LoadAdapter) -> None:
         if self._adapters is None:

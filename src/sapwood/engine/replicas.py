@@ -22,7 +22,7 @@ from sapwood.schema.output import (
     RequestOutput,
     total_status,
 )
-from sapwood.schema.request import Generate, SentAdapter, StartProfile
+from sapwood.schema.request import Generate, RecordExperts, SentAdapter, StartProfile
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,15 @@ class ReplicatedClient:
 
     async def stop_profile(self) -> CallDone:
         return _all_done(await self._each(lambda replica: replica.client.stop_profile()))
+
+    async def record_experts(self, order: RecordExperts) -> CallDone:
+        """Each replica writes a file of its own, with its rank in the name."""
+
+        def record(replica: _Replica) -> Awaitable[CallDone]:
+            own = msgspec.structs.replace(order, suffix=f"{order.suffix}-dp{replica.rank}")
+            return replica.client.record_experts(own)
+
+        return _all_done(await self._each(record))
 
     async def freeze_gc(self) -> CallDone:
         return _all_done(await self._each(lambda replica: replica.client.freeze_gc()))

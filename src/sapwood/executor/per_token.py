@@ -9,7 +9,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from sapwood.executor.expert_record import ExpertRecord
 from sapwood.kernels.transfer import Download
+from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.routes import RouteLog
 from sapwood.models.config import DecoderConfig
 from sapwood.schema.step import ScheduledTokens
@@ -63,33 +65,52 @@ class RoutedExperts:
     """The experts that compute each token, in all layers.
 
     log      of the model's routers
+    record   records the choices of whole steps; None: nobody can ask for that
     layers   indices of the layers that have experts, in the order in which they compute
     num_layers, num_chosen  of the model: all its layers, and the experts of a token in each
     """
 
     def __init__(
-        self, log: RouteLog, *, layers: Sequence[int], num_layers: int, num_chosen: int
+        self,
+        log: RouteLog,
+        *,
+        layers: Sequence[int],
+        num_layers: int,
+        num_chosen: int,
+        record: ExpertRecord | None = None,
     ) -> None:
         self.log = log
+        self._record = record
         self._layers = list(layers)
         self._sizes = (num_layers, num_chosen)
 
     @staticmethod
-    def of(config: DecoderConfig, log: RouteLog) -> RoutedExperts:
+    def of(
+        config: DecoderConfig, log: RouteLog, record: ExpertRecord | None = None
+    ) -> RoutedExperts:
         """Of a model with experts."""
         experts = config.experts
         assert experts is not None, "the model has experts"
         return RoutedExperts(
             log,
-            layers=[at for at in range(config.num_layers) if at not in experts.dense_layers],
+            layers=config.expert_layers,
             num_layers=config.num_layers,
             num_chosen=experts.num_per_token,
+            record=record,
         )
 
-    def of_step(self, num_tokens: int) -> Tensor:
-        """[num_tokens, layers, experts of a token] int32, of the step whose choices are in the log;
+    @property
+    def are_recorded(self) -> bool:
+        """Whether the choices of every step are wanted."""
+        return self._record is not None and self._record.is_on
+
+    def of_step(self, batch: ForwardBatch) -> Tensor:
+        """[tokens, layers, experts of a token] int32, of the step whose choices are in the log;
         zeros in layers without experts, as SGLang has them."""
-        chosen = torch.stack(self.log.take(), dim=1).to(torch.int32)
-        found = chosen.new_zeros(num_tokens, *self._sizes)
+        by_layer = self.log.take()
+        if self._record is not None and self._record.is_on:
+            self._record.add(batch, by_layer)
+        chosen = torch.stack(by_layer, dim=1).to(torch.int32)
+        found = chosen.new_zeros(len(batch.token_ids), *self._sizes)
         found[:, self._layers] = chosen
         return found

@@ -314,7 +314,11 @@ class Runner:
         scheduled = launched.plan.scheduled
         num_hidden = [entry.num_hidden for entry in scheduled]
         num_routed = [entry.num_routed for entry in scheduled]
-        if not (self._logprobs.scores(scheduled) or any(num_hidden) or any(num_routed)):
+        routed_experts = self._routed_experts
+        tells_experts = routed_experts is not None and (
+            any(num_routed) or routed_experts.are_recorded
+        )
+        if not (self._logprobs.scores(scheduled) or any(num_hidden) or tells_experts):
             states = None if self._drafter is None else self._drafter.new_states(batch)
             logits = self._recorded.replay(batch, states)
             if logits is not None:
@@ -323,12 +327,12 @@ class Runner:
             if states is None:
                 return self._model.compute(batch)
         # Recorded steps compute no logits but those from which tokens are sampled.
-        if self._routed_experts is None or not any(num_routed):
+        if routed_experts is None or not tells_experts:
             hidden = self._forward(launched, batch)
         else:
-            with self._routed_experts.log.open():
+            with routed_experts.log.open():
                 hidden = self._forward(launched, batch)
-                routed = self._routed_experts.of_step(len(hidden))
+                routed = routed_experts.of_step(batch)
             launched.routed = kept_rows(scheduled, num_routed, routed, self._download)
         launched.of_prompts = self._logprobs.of_prompts(scheduled, hidden, self._prompt_logits)
         if any(num_hidden):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
 from sapwood.layers.adapters import AdapterContext, AdapterSite
+from sapwood.layers.expert_exchange import ExpertExchange
 from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
@@ -60,6 +61,7 @@ class Build:
     num_redundant_experts  further copies of experts in each layer of experts, over all ranks
     experts          is told of the layers of experts; None: nobody moves experts
     rows             of ranks that share feed-forwards, but not attention; None: there are none
+    exchange         sends rows to the ranks that have their experts; None: each rank has all rows
     """
 
     kernels: Kernels
@@ -73,6 +75,15 @@ class Build:
     num_redundant_experts: int = 0
     experts: MovableExperts | None = None
     rows: SharedRows | None = None
+    exchange: ExpertExchange | None = None
+
+    @property
+    def beside_experts(self) -> Build:
+        """For what goes on beside a mixture's experts with the same rows: not shared by ranks of
+        which each has rows of its own there."""
+        if self.exchange is None:
+            return self
+        return replace(self, groups=replace(self.groups, tp=Group()))
 
     def adapter_site(self, in_size: int, out_size: int) -> AdapterSite | None:
         """Where adapters add to a linear layer of these sizes; None if there are no adapters."""

@@ -83,12 +83,13 @@ class ExpertSlots:
         """Look experts up in these slots from now on."""
         slots: list[list[int]] = [[] for _ in range(self._num_experts)]
         for slot, expert in enumerate(placement):
-            own = slot - self.share.first
-            slots[expert].append(own if 0 <= own < self.share.num_own else -1)
+            slots[expert].append(slot)
         most = max(map(len, slots))
         table = [[of[copy % len(of)] for copy in range(most)] for of in slots]
         self.placement = tuple(placement)
-        self._own_slots = torch.tensor(table, device=self._device)
+        self._slots = torch.tensor(table, device=self._device)
+        own = self._slots - self.share.first
+        self._own_slots = own.masked_fill((own < 0) | (own >= self.share.num_own), -1)
         self._num_copies = torch.tensor([len(of) for of in slots], device=self._device)
 
     def find(self, x: Tensor, chosen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,16 +99,28 @@ class ExpertSlots:
         chosen   [T, k] int64, experts
         weights  [T, k] fp32
         """
-        if self.counts is not None:
-            self.counts.scatter_add_(0, chosen.flatten(), (weights != 0).long().flatten())
+        self._count(chosen, weights)
         if self.has_all:
             return chosen, weights
-        if self._own_slots.shape[1] == 1:
-            own = self._own_slots[chosen, 0]
-        else:
-            own = self._own_slots[chosen, _key_of(x) % self._num_copies[chosen]]
+        own = self._looked_up(self._own_slots, x, chosen)
         is_elsewhere = own < 0
         return own.masked_fill(is_elsewhere, 0), weights.masked_fill(is_elsewhere, 0.0)
+
+    def find_everywhere(self, x: Tensor, chosen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(the rank of each choice [T, k], its slot there [T, k]); parameters as in `find`."""
+        self._count(chosen, weights)
+        slots, num_own = self._looked_up(self._slots, x, chosen), self.share.num_own
+        return slots // num_own, slots % num_own
+
+    def _count(self, chosen: Tensor, weights: Tensor) -> None:
+        if self.counts is not None:
+            self.counts.scatter_add_(0, chosen.flatten(), (weights != 0).long().flatten())
+
+    def _looked_up(self, table: Tensor, x: Tensor, chosen: Tensor) -> Tensor:
+        """The entry of a table [experts, copies] for each choice."""
+        if table.shape[1] == 1:
+            return table[chosen, 0]
+        return table[chosen, _key_of(x) % self._num_copies[chosen]]
 
 
 def _key_of(x: Tensor) -> Tensor:
@@ -130,9 +143,12 @@ class Movable(Protocol):
 
 
 class MovableExperts:
-    """The layers of experts of a model, in the order in which they were built."""
+    """The layers of experts of a model, in the order in which they were built.
 
-    def __init__(self) -> None:
+    counts  whether they count which experts tokens choose"""
+
+    def __init__(self, *, counts: bool) -> None:
+        self.counts = counts
         self.layers: list[Movable] = []
 
     def add(self, layer: Movable) -> None:

@@ -18,6 +18,7 @@ from sapwood.kernels.recording import Add, Buffer, CannotRecord, GateRows, Multi
 from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.layers.adapted_experts import AdaptedExperts
 from sapwood.layers.build import Build
+from sapwood.layers.expert_exchange import ExpertExchange
 from sapwood.layers.expert_slots import ExpertSlots, SlotShare
 from sapwood.layers.layer import FeedForward
 from sapwood.layers.linear import (
@@ -151,10 +152,12 @@ class Experts:
         groups = build.groups
         within = groups.tp if groups.expert is None else groups.expert
         self._over = groups.tp
+        self._exchange = build.exchange
         share = SlotShare.of(
             num_experts, build.num_redundant_experts, groups.ep_rank, groups.ep_size
         )
-        self.slots = ExpertSlots(num_experts, share, build.device, counts=build.experts is not None)
+        counts = build.experts is not None and build.experts.counts
+        self.slots = ExpertSlots(num_experts, share, build.device, counts=counts)
         self._next: tuple[int, ...] | None = None
         if build.experts is not None:
             build.experts.add(self)
@@ -183,17 +186,17 @@ class Experts:
         )
         self._packed: PackedExperts | None = None
 
+    @property
+    def sends_rows(self) -> bool:
+        return self._exchange is not None
+
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]"""
+        if self._exchange is not None and not len(x):
+            return self._take_part(self._exchange, x)
         weights, chosen, kept = self._routed(x)
-        chosen, weights = self.slots.find(x, chosen, weights)
-        mix = self._mix_of_weighed if self._weighs_inputs else self._experts
         taken = x if self._inward is None else self._inward(x)
-        if self._adapted is None:
-            out = mix(taken, chosen, weights)
-        else:
-            out = self._adapted(taken, chosen, weights, mix, weighs_inputs=self._weighs_inputs)
-        out = self._over.all_reduce(out)
+        out = self._mixed(x, taken, chosen, weights)
         if self._outward is not None:
             out = self._outward(out)
         if kept is not None:
@@ -204,6 +207,26 @@ class Experts:
         if self._shared_gate is not None:
             self._kernels.gate_rows(beside, self._shared_gate(x))
         return out + beside
+
+    def _mixed(self, x: Tensor, taken: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """What all ranks' experts give for `taken`, [T, size]; x is what the router was given."""
+        mix = self._mix_of_weighed if self._weighs_inputs else self._experts
+        if self._exchange is not None:
+            ranks, slots = self.slots.find_everywhere(x, chosen, weights)
+            return self._exchange(taken, ranks, slots, weights, mix)
+        chosen, weights = self.slots.find(x, chosen, weights)
+        if self._adapted is None:
+            out = mix(taken, chosen, weights)
+        else:
+            out = self._adapted(taken, chosen, weights, mix, weighs_inputs=self._weighs_inputs)
+        return self._over.all_reduce(out)
+
+    def _take_part(self, exchange: ExpertExchange, x: Tensor) -> Tensor:
+        """Compute what other ranks ask of this one, which has no rows of its own."""
+        mix = self._mix_of_weighed if self._weighs_inputs else self._experts
+        none = torch.empty(0, self._router.num_chosen, dtype=torch.int64, device=x.device)
+        exchange(x.new_empty(0, self._sizes[0]), none, none, none.float(), mix)
+        return x
 
     def _routed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(weights [T, k], experts [T, k], the sum over experts that give what they take)"""

@@ -46,6 +46,12 @@ class Mixer(Protocol):
 class FeedForward(Protocol):
     """As Mixer, without the other tokens."""
 
+    @property
+    def sends_rows(self) -> bool:
+        """Whether it takes this rank's own rows where ranks have requests of their own, and sends
+        them to others as need be."""
+        ...
+
     def __call__(self, x: Tensor) -> Tensor: ...
 
     def steps(self, x: Tensor) -> Generator[Tensor, None, Tensor]: ...

@@ -35,6 +35,8 @@ from sapwood.layers.targets import Target, prefixed, whole
 class _MLP:
     """down(expand(up(x))), where `up` are one or two layers as one matrix product."""
 
+    sends_rows = False
+
     def __init__(
         self,
         build: Build,

@@ -60,6 +60,11 @@ class Router:
             else torch.empty(num_experts, dtype=torch.float32, device=build.device)
         )
 
+    @property
+    def num_chosen(self) -> int:
+        """Experts of each token."""
+        return self._routing.num_chosen
+
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, hidden] -> (weights [T, k] fp32, experts [T, k])"""
         scores = self._linear.packed.fp32(x)

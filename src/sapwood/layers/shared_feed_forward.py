@@ -14,13 +14,18 @@ from sapwood.layers.targets import Target
 
 
 class SharedFeedForward:
-    """See `layer.FeedForward`: `own`, which is this rank's part, computes the rows of all ranks."""
+    """See `layer.FeedForward`: `own`, which is this rank's part, computes the rows of all ranks; or
+    those that others send to it, if it exchanges rows by itself."""
+
+    sends_rows = False
 
     def __init__(self, own: FeedForward, rows: SharedRows) -> None:
         self._own = own
         self._rows = rows
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._own.sends_rows:
+            return self._own(x)
         return self._rows.own(self._own(self._rows.gathered(x)))
 
     def take_part(self) -> None:

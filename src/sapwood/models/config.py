@@ -252,6 +252,13 @@ class DecoderConfig:
         return tuple(layer for group in self.states for layer in group.layers)
 
     @property
+    def expert_layers(self) -> list[int]:
+        """Indices of the layers that have experts."""
+        if self.experts is None:
+            return []
+        return [at for at in range(self.num_layers) if at not in self.experts.dense_layers]
+
+    @property
     def num_caches(self) -> int:
         """Numbers that cache groups call layers by: one per layer, and more in a model whose layers
         have states beside keys and values, or several attentions."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from sapwood.schema.output import CacheFlushed, CallDone, EngineReady, EngineStatus, RequestOutput
-from sapwood.schema.request import Generate, SentAdapter, StartProfile
+from sapwood.schema.request import Generate, RecordExperts, SentAdapter, StartProfile
 
 
 class EngineClient(Protocol):
@@ -41,6 +41,10 @@ class EngineClient(Protocol):
         ...
 
     async def stop_profile(self) -> CallDone: ...
+
+    async def record_experts(self, order: RecordExperts) -> CallDone:
+        """Start, stop or write a record; the implementation fills in `order.call_id`."""
+        ...
 
     async def freeze_gc(self) -> CallDone: ...
 

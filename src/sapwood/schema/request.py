@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from sapwood.schema.logprobs import LogprobOptions
@@ -132,6 +134,17 @@ class StopProfile(msgspec.Struct, frozen=True, tag=True):
     call_id: str
 
 
+class RecordExperts(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Start, stop or write the record of which experts are chosen; answered by a `CallDone`.
+
+    suffix  of the file's name
+    """
+
+    call_id: str
+    action: Literal["start", "stop", "dump"]
+    suffix: str = ""
+
+
 class FreezeGc(msgspec.Struct, frozen=True, tag=True):
     """Exempt all objects that exist now from garbage collection; answered by a `CallDone`."""
 
@@ -210,6 +223,7 @@ EngineInput = (
     | GetStatus
     | StartProfile
     | StopProfile
+    | RecordExperts
     | FreezeGc
     | SlowDown
     | LoadAdapter

@@ -71,6 +71,13 @@ def test_web_pages_of_others_cannot_steer(api, engine, path):
     assert engine.calls == []
 
 
+def test_experts_are_recorded(api, engine):
+    for action in ("start", "stop", "dump"):
+        answer = api.post(f"/{action}_expert_distribution_record")
+        assert answer.json() == {"success": True, "message": "recording experts"}
+    assert engine.calls == ["start", "stop", "dump"]
+
+
 def test_the_engine_can_be_slowed_down_and_let_go_again(api, engine):
     for asked in (0.5, 0, None):
         answer = api.post("/slow_down", {"forward_sleep_time": asked})

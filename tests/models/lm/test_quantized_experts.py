@@ -288,7 +288,7 @@ def logits_of_part(files: ModelFiles, group: Group, *, spreads: bool) -> Tensor:
 
 def logits_after_moves(files: ModelFiles, group: Group) -> Tensor:
     """Two experts more than the model has, all of them moved to the other rank and back again."""
-    layers = MovableExperts()
+    layers = MovableExperts(counts=True)
     groups = Groups(tp=group, attention=group, expert=Group())
     model = load(files, TorchKernels(), groups=groups, experts=layers, num_redundant_experts=2)
     session = Session(model, group=group)

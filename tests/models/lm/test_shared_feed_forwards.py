@@ -13,6 +13,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.build import Build, Groups
+from sapwood.layers.expert_exchange import ExpertExchange
 from sapwood.layers.shared_rows import SharedRows
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
@@ -53,6 +54,8 @@ def shared_decoder(
     *,
     splits_head: bool = True,
     spreads_experts: bool = False,
+    sends_rows: bool = False,
+    num_redundant: int = 0,
 ) -> Decoder:
     config = read_decoder(hf_config)
     rows = SharedRows(group, group, width=config.hidden_size, dtype=torch.float32, device=CPU)
@@ -62,7 +65,15 @@ def shared_decoder(
         head=group if splits_head else None,
         expert=Group() if spreads_experts else None,
     )
-    build = Build(kernels=TorchKernels(), device=CPU, dtype=torch.float32, groups=groups, rows=rows)
+    build = Build(
+        kernels=TorchKernels(),
+        device=CPU,
+        dtype=torch.float32,
+        groups=groups,
+        rows=rows,
+        num_redundant_experts=num_redundant,
+        exchange=ExpertExchange(group, group) if sends_rows else None,
+    )
     model = Decoder.of(config, build)
     load_weights(model, ((model.checkpoint_name(name), one) for name, one in weights.items()))
     model.finalize()
@@ -124,6 +135,37 @@ def test_whole_heads_and_whole_experts(how: dict[str, Any]) -> None:
     check(peer.hf_config, peer.weights, **how)
 
 
+SENT = {"spreads_experts": True, "sends_rows": True}
+
+
+@pytest.mark.parametrize(
+    ("case", "how"),
+    [
+        ("qwen3_moe", SENT),
+        ("deepseek_v3", SENT),  # a shared expert, which each rank has whole, and dense layers
+        ("llama4", SENT | {"num_redundant": 1}),  # weights of inputs, an expert on both ranks
+        ("longcat_flash", SENT),  # experts that give what they take
+        ("nemotron_h, experts", SENT),
+        ("qwen3_moe", SENT | {"size": 4, "num_redundant": 2}),
+    ],
+)
+def test_tokens_that_are_sent_to_their_experts(case: str, how: dict[str, Any]) -> None:
+    peer = peer_of(case)
+    check(peer.hf_config, peer.weights, **how)
+
+
+class Nothing:
+    """A rank's part that adds nothing."""
+
+    sends_rows = False
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._group.all_reduce(torch.zeros_like(x))
+
+
 def test_the_ranks_depend_on_each_other() -> None:
     """The comparison can fail: without the rows of the others, a part of the sum is missing."""
     peer = peer_of("smollm3")
@@ -134,7 +176,7 @@ def test_the_ranks_depend_on_each_other() -> None:
     def run(group: Group) -> Tensor:
         model = shared_decoder(peer.hf_config, peer.weights, group)
         if group.rank == 1:
-            model._shared[0]._own = lambda x: group.all_reduce(torch.zeros_like(x))  # type: ignore[assignment]
+            model._shared[0]._own = Nothing(group)  # type: ignore[assignment]
         return run_shared(model, SCHEDULES[group.rank])
 
     with pytest.raises(AssertionError):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
+from sapwood.distributed.groups import Group
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.quantization.gguf import gguf_scheme
@@ -25,6 +26,7 @@ from sapwood.schema.stage import Stage, stages_of, whole_model
 from tests.models.lm.cases import CASES, peer_of
 from tests.models.lm.harness import Session, make_decoder
 from tests.models.lm.peer import make_peer, random_text
+from tests.models.lm.rank_threads import on_ranks
 from tests.models.lm.test_checkpoints import load, write
 from tests.models.lm.test_checkpoints import peer_of as quantised_peer
 from tests.models.lm.test_gguf_types import CONFIG, all_types
@@ -91,9 +93,9 @@ def piped(stages: tuple[Stage, ...], make: Callable[[Stage, Queue], Decoder]) ->
     return Pipeline([make(stage, pipe) for stage, pipe in zip(stages, pipes, strict=True)])
 
 
-def run(model: Any) -> Tensor:
+def run(model: Any, group: Group | None = None) -> Tensor:
     """A prompt in two chunks beside another request, then a decode of both."""
-    session, text = Session(model), random_text(40)
+    session, text = Session(model, group=group), random_text(40)
     steps = [
         {"a": text[:20]},
         {"a": text[20:39], "b": text[:9]},
@@ -149,6 +151,19 @@ def test_stages_of_a_file_with_act_order(tmp_path: Path) -> None:
 
     expected = run(load(files, TorchKernels()))
     torch.testing.assert_close(run(piped(stages_of(2, 2), make)), expected, atol=1e-4, rtol=0)
+
+
+def test_stages_of_ranks_with_different_experts() -> None:
+    peer = peer_of("qwen3_moe")
+    expected = run(make_decoder(peer.hf_config, peer.weights, TorchKernels()))
+    stages = stages_of(read_decoder(peer.hf_config).num_layers, 2)
+
+    def run_rank(group: Group) -> Tensor:
+        how = {"group": group, "spreads_experts": True}
+        return run(pipeline(peer.hf_config, peer.weights, stages, **how), group)
+
+    for found in on_ranks(2, run_rank):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def splits(config: DecoderConfig, stages: tuple[Stage, ...]) -> bool:

@@ -19,7 +19,7 @@ from sapwood.observe.crash_dump import RequestDump
 from sapwood.observe.profiling import ACTIVITIES, ProfileOrder, default_folder
 from sapwood.schema.fields import Count, FieldTable, NotOffered, parse
 from sapwood.schema.output import CallDone
-from sapwood.schema.request import StartProfile
+from sapwood.schema.request import RecordExperts, StartProfile
 
 MAX_SLEEP_S = 60.0
 DEFAULT_THRESHOLD = 1000
@@ -114,6 +114,11 @@ async def start_profile(request: Request, services: Services) -> Response:
 
 async def stop_profile(services: Services) -> Response:
     return _answer(await services.engine.stop_profile())
+
+
+async def record_experts(services: Services, action: Literal["start", "stop", "dump"]) -> Response:
+    """Record which experts are chosen, or write that to a file; the answer names the file."""
+    return _answer(await services.engine.record_experts(RecordExperts(call_id="", action=action)))
 
 
 async def freeze_gc(services: Services) -> Response:

@@ -87,6 +87,39 @@ def observability_dialect(services: Services) -> Dialect:
         return await controls.stop_profile(services)
 
     @dialect.serves(
+        Endpoint(
+            paths=("/start_expert_distribution_record",),
+            methods=("GET", "POST"),
+            access="admin",
+            answers=(Done,),
+        )
+    )
+    async def start_expert_record(request: Request) -> Response:
+        return await controls.record_experts(services, "start")
+
+    @dialect.serves(
+        Endpoint(
+            paths=("/stop_expert_distribution_record",),
+            methods=("GET", "POST"),
+            access="admin",
+            answers=(Done,),
+        )
+    )
+    async def stop_expert_record(request: Request) -> Response:
+        return await controls.record_experts(services, "stop")
+
+    @dialect.serves(
+        Endpoint(
+            paths=("/dump_expert_distribution_record",),
+            methods=("GET", "POST"),
+            access="admin",
+            answers=(Done,),
+        )
+    )
+    async def dump_expert_record(request: Request) -> Response:
+        return await controls.record_experts(services, "dump")
+
+    @dialect.serves(
         Endpoint(paths=("/freeze_gc",), methods=("GET", "POST"), access="admin", answers=(Done,))
     )
     async def freeze_gc(request: Request) -> Response:

@@ -255,11 +255,14 @@ class Architecture:
             form = replace(form, fused=None)
         return replace(form, grouped=False, transposed=False)
 
-    def gated_mlp(self, *, bias: bool = False, size: int = 0, **details: Any) -> GatedMLP:
-        """size: the intermediate size, 0 for the config's; details: other parameters of GatedMLP"""
+    def gated_mlp(
+        self, *, bias: bool = False, size: int = 0, build: Build | None = None, **details: Any
+    ) -> GatedMLP:
+        """size: the intermediate size, 0 for the config's; build: None for that of most layers;
+        details: other parameters of GatedMLP"""
         config = self.config
         return GatedMLP(
-            self.build,
+            build or self.build,
             config.hidden_size,
             size or config.intermediate_size,
             activation=Activation(config.activation),
@@ -272,12 +275,20 @@ class Architecture:
         return RMSNorm(self.build, size, eps=self.config.norm_eps, adds_one=adds_one)
 
     def plain_mlp(
-        self, up: str, down: str, *, bias: bool, transposed: bool = False, size: int = 0
+        self,
+        up: str,
+        down: str,
+        *,
+        bias: bool,
+        transposed: bool = False,
+        size: int = 0,
+        build: Build | None = None,
     ) -> PlainMLP:
-        """A feed-forward without a gate, whose layers have these names; size: as in gated_mlp."""
+        """A feed-forward without a gate, whose layers have these names; size and build: as in
+        gated_mlp."""
         config = self.config
         return PlainMLP(
-            self.build,
+            build or self.build,
             config.hidden_size,
             size or config.intermediate_size,
             activation=Activation(config.activation),

@@ -98,4 +98,9 @@ class GraniteMoeHybridForCausalLM(GraniteMoeForCausalLM):
 
     def shared_expert(self, size: int) -> FeedForward:
         fused = None if self.is_from_gguf else "input_linear"
-        return self.gated_mlp(size=size, names=("gate", "up", "output_linear"), fused=fused)
+        return self.gated_mlp(
+            size=size,
+            names=("gate", "up", "output_linear"),
+            fused=fused,
+            build=self.build.beside_experts,
+        )

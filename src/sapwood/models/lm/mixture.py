@@ -70,7 +70,7 @@ class MixtureArchitecture(Architecture):
         return self.gated_mlp()
 
     def shared_expert(self, size: int) -> FeedForward:
-        return self.gated_mlp(size=size)
+        return self.gated_mlp(size=size, build=self.build.beside_experts)
 
     def latent(self) -> Latent | None:
         """As in layers/experts.Experts."""

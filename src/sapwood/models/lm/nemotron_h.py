@@ -164,7 +164,13 @@ class NemotronHForCausalLM(GroupedMixture):
         return self.plain_mlp("up_proj", "down_proj", bias=self.config.mlp_bias)
 
     def shared_expert(self, size: int) -> FeedForward:
-        return self.plain_mlp("up_proj", "down_proj", bias=self.config.mlp_bias, size=size)
+        return self.plain_mlp(
+            "up_proj",
+            "down_proj",
+            bias=self.config.mlp_bias,
+            size=size,
+            build=self.build.beside_experts,
+        )
 
     def latent(self) -> Latent | None:
         size = self.config.hf.get("moe_latent_size")

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
+STAT, STAT_APPROX, PER_PASS, PER_TOKEN = RECORDER_MODES = (
+    *("stat", "stat_approx", "per_pass", "per_token"),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionConfig:
@@ -63,10 +67,33 @@ class ExecutionConfig:
         "Let requests ask which experts computed each token with return_routed_experts. An answer "
         "then has 4 bytes in base64 per token, layer and expert.",
     )
+    expert_distribution_recorder_mode: str | None = option(
+        None,
+        "Lets /start_expert_distribution_record record which experts are chosen: stat, how often "
+        "each one is in each layer and step; stat_approx, the same here; per_pass, with each "
+        "step's size; per_token, the experts of each token. Steps take longer meanwhile.",
+        choices=RECORDER_MODES,
+    )
+    expert_distribution_recorder_buffer_size: int = option(
+        1000, "Steps that the record keeps, the last ones; -1: all.", unit="steps"
+    )
+    expert_distribution_recorder_dir: str | None = option(
+        None,
+        "Folder of the files of /dump_expert_distribution_record; default: sapwood-experts in the "
+        "system's folder for temporary files.",
+    )
     skip_server_warmup: bool = option(False, "Answer the first request without a warm-up step.")
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.expert_distribution_recorder_buffer_size < 1 and (
+            self.expert_distribution_recorder_buffer_size != -1
+        ):
+            raise ConfigError(
+                "--expert-distribution-recorder-buffer-size is "
+                f"{self.expert_distribution_recorder_buffer_size} but must be >= 1, or -1 for all "
+                "steps"
+            )
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"--num-threads is {self.num_threads} but must be >= 1")
         if self.cuda_graph_max_bs is not None and self.cuda_graph_max_bs < 1:
@@ -83,6 +110,17 @@ class ExecutionConfig:
                 f"{', '.join(self.capture_options)} does nothing with --disable-graphs; leave one "
                 "of them out"
             )
+
+    @property
+    def options_of_experts(self) -> list[str]:
+        """Those of the given flags by which experts are told."""
+        given = {
+            "--enable-return-routed-experts": self.enable_return_routed_experts,
+            "--expert-distribution-recorder-mode": (
+                self.expert_distribution_recorder_mode is not None
+            ),
+        }
+        return [flag for flag, is_given in given.items() if is_given]
 
     @property
     def capture_options(self) -> list[str]:

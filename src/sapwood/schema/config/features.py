@@ -91,10 +91,12 @@ def check_shared_feed_forward(asked: EngineConfig, model: ModelFacts) -> None:
             "--enable-dp-attention does not go together with LoRA adapters: a rank does not know "
             "the adapters of the others' tokens; leave out one of them"
         )
-    if asked.execution.enable_return_routed_experts:
+    given = asked.execution.options_of_experts
+    if given and asked.parallel.moe_a2a_backend == "none":
         raise ConfigError(
-            "--enable-dp-attention does not go together with --enable-return-routed-experts: a "
-            "rank chooses experts for all ranks' tokens; leave out one of them"
+            f"--enable-dp-attention does not go together with {' and '.join(given)}: a rank "
+            "chooses experts for all ranks' tokens; leave out one of them, or send tokens to their "
+            "experts (--moe-a2a-backend)"
         )
     if model.makes_numbers or asked.model.model_impl == "transformers":
         why = (

@@ -15,6 +15,9 @@ BALANCE_METHODS = (
     *("auto", "round_robin", "total_requests", "total_tokens", "prefix_aware"),
     *_OLD_NAMES,
 )
+A2A_BACKENDS = ("none", "torch")
+_LIBRARIES = ("deepep", "mooncake", "nixl", "mori", "ascend_fuseep", "flashinfer")
+"""Which SGLang sends tokens with, besides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +69,25 @@ class ParallelConfig:
         aliases=("ep", "expert-parallel-size"),
         unit="parts",
     )
+    moe_a2a_backend: str = option(
+        "none",
+        "With --enable-dp-attention, how a token gets to the ranks that have its experts: torch, "
+        "each rank sends tokens only to the ranks whose experts they chose (all-to-all: in shared "
+        "memory, over gloo or NCCL); none, all ranks gather all tokens, and add up.",
+        choices=A2A_BACKENDS,
+    )
     ep_num_redundant_experts: int = option(
         0,
         "Further copies of experts in each layer of experts, over all ranks: so an expert that "
         "many tokens choose can be on several ranks.",
         unit="experts",
+    )
+    init_expert_location: str = option(
+        "trivial",
+        "Where experts are at the start: trivial, on the ranks in turn; or the path of a .json or "
+        ".pt file, or JSON itself, with physical_to_logical_map (the expert of each slot of each "
+        "layer, over all ranks) or logical_count (how often each expert of each layer was chosen, "
+        "as /dump_expert_distribution_record writes).",
     )
     enable_eplb: bool = option(
         False,
@@ -123,6 +140,11 @@ class ParallelConfig:
                 "--load-balance-method follow_bootstrap_room is for servers that compute only "
                 f"prompts; choose one of {', '.join(BALANCE_METHODS)}"
             )
+        if self.moe_a2a_backend in _LIBRARIES:
+            raise ConfigError(
+                f"--moe-a2a-backend {self.moe_a2a_backend} is no library that sapwood calls; "
+                "use torch, which sends tokens over NCCL between GPUs"
+            )
         check_options(self)
         for name in ("tp_size", "pp_size", "nnodes"):
             value = getattr(self, name)
@@ -151,19 +173,23 @@ class ParallelConfig:
             raise ConfigError(
                 f"--ep-size is {self.ep_size} but must divide --tp-size, which is {self.tp_size}"
             )
-        if self.ep_size > 1 and self.pp_size > 1:
-            raise ConfigError(
-                f"--ep-size is {self.ep_size} and --pp-size {self.pp_size}, but experts over ranks "
-                "do not go together with stages of layers; leave one of them out"
-            )
         if self.ep_num_redundant_experts < 0:
             raise ConfigError(
                 f"--ep-num-redundant-experts is {self.ep_num_redundant_experts} but must be >= 0"
             )
-        if self.ep_size == 1 and (self.ep_num_redundant_experts or self.enable_eplb):
+        moves = self.ep_num_redundant_experts or self.enable_eplb
+        if self.ep_size == 1 and (moves or self.init_expert_location != "trivial"):
             raise ConfigError(
-                "--ep-num-redundant-experts and --enable-eplb are for experts that are spread over "
-                "ranks; set --tp-size and --ep-size, or leave them out"
+                "--ep-num-redundant-experts, --enable-eplb and --init-expert-location are for "
+                "experts that are spread over ranks; set --tp-size and --ep-size, or leave them out"
+            )
+        if self.moe_a2a_backend != "none" and not (
+            self.enable_dp_attention and self.ep_size == self.tp_size
+        ):
+            raise ConfigError(
+                f"--moe-a2a-backend {self.moe_a2a_backend} sends tokens between ranks that have "
+                "requests and experts of their own; set --enable-dp-attention, and --ep-size to "
+                f"--tp-size, which is {self.tp_size}, or leave it out"
             )
         if self.eplb_rebalance_num_iterations < 1:
             raise ConfigError(

@@ -480,6 +480,11 @@ NB_MODULE(_native, m) {
              s.gather(in(x), to(out), rows, row_bytes);
            },
            Unlocked())
+      .def("exchange",
+           [](SharedSums& s, Address x, Address out, Address bytes) {
+             s.exchange(in(x), to(out), reinterpret_cast<const I64*>(in(bytes)));
+           },
+           Unlocked())
       .def("stop", &SharedSums::stop);
   bind_experts(m);
   bind_low_rank(m);

@@ -193,6 +193,35 @@ void SharedSums::gather(const void* x, void* out, std::int64_t rows, std::int64_
   }
 }
 
+void SharedSums::exchange(const void* x, void* out, const std::int64_t* bytes) {
+  // A place has a box for each rank that takes from it; longer pieces go in several turns.
+  const std::int64_t box = static_cast<std::int64_t>(capacity_) / ranks_;
+  std::int64_t to[kMostRanks], from[kMostRanks];
+  std::int64_t sent = 0, received = 0, longest = 0;
+  for (int rank = 0; rank < ranks_; ++rank) {
+    to[rank] = sent;
+    from[rank] = received;
+    sent += bytes[rank_ * ranks_ + rank];
+    received += bytes[rank * ranks_ + rank_];
+    for (int other = 0; other < ranks_; ++other)
+      if (other != rank) longest = std::max(longest, bytes[rank * ranks_ + other]);
+  }
+  const char* source = static_cast<const char*>(x);
+  char* target = static_cast<char*>(out);
+  std::memcpy(target + from[rank_], source + to[rank_], bytes[rank_ * ranks_ + rank_]);
+  for (std::int64_t first = 0; first < longest; first += box, ++turn_) {
+    for (int rank = 0; rank < ranks_; ++rank) {
+      const std::int64_t count = std::min(box, bytes[rank_ * ranks_ + rank] - first);
+      if (rank != rank_ && count > 0) std::memcpy(place(rank_) + rank * box, source + to[rank] + first, count);
+    }
+    meet();
+    for (int rank = 0; rank < ranks_; ++rank) {
+      const std::int64_t count = std::min(box, bytes[rank * ranks_ + rank_] - first);
+      if (rank != rank_ && count > 0) std::memcpy(target + from[rank] + first, place(rank) + rank_ * box, count);
+    }
+  }
+}
+
 void SharedSums::stop() {
   header_->is_stopped.store(1);
   for (int rank = 0; rank < ranks_; ++rank) wake_all(arrival(rank).turns);

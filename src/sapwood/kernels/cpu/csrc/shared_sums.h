@@ -25,6 +25,9 @@ class SharedSums {
   void add_up(DType dtype, void* x, std::int64_t n);
   // out [rows, ranks * row_bytes] = every rank's x [rows, row_bytes] side by side. Throws likewise.
   void gather(const void* x, void* out, std::int64_t rows, std::int64_t row_bytes);
+  // Sends pieces of x, which lie in it by rank, one to each rank, and receives theirs, by rank, in out.
+  // bytes [ranks * ranks], alike on all ranks: of the piece from rank i to rank j at i * ranks + j. Throws likewise.
+  void exchange(const void* x, void* out, const std::int64_t* bytes);
   // All ranks that wait, or will wait, throw: one of them is gone.
   void stop();
 
