@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sapwood.executor.open_ends import OpenEnds
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
-from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult
+from sapwood.schema.step import GuessedTokens, ScheduledTokens, StepPlan, StepResult
 from sapwood.speculative.interface import Guesses
 
 VOCAB = 50
@@ -110,12 +111,14 @@ class SimulatedRank:
         self._states: list[int | None] = [None] * kinds.get(CacheKind.STATE, 0)
         self._rows: dict[int, Row] = {}
         self._adapters: dict[int, str] = {}
+        self._open_ends = OpenEnds()
         self.computed: list[int] = []
         """Tokens computed per step."""
         self.is_last = True
         """Whether it samples; a stage that does not must be told every token."""
 
     def execute(self, plan: StepPlan) -> StepResult:
+        plan = self._open_ends.followed(plan)
         self._adapters.update(plan.adapters)
         for start in plan.starts:
             # The ids of a prompt of vectors are not told; they come with the steps.
@@ -130,7 +133,8 @@ class SimulatedRank:
         for entry in plan.scheduled:
             self._write(entry, self._rows[entry.row])
         sampled: list[list[int]] = []
-        for entry in plan.scheduled:
+        guesses: dict[int, GuessedTokens] = {}
+        for index, entry in enumerate(plan.scheduled):
             row = self._rows[entry.row]
             slot, adapter = row.adapter
             assert self._adapters.get(slot, "") == adapter, "the slot has another adapter"
@@ -148,7 +152,25 @@ class SimulatedRank:
             row.last_token = brought[-1]
             row.tokens[first + 1 :] = brought
             sampled.append(brought)
-        return StepResult(step=plan.step, token_ids=sampled)
+            if entry.num_guesses:
+                guesses[index] = self._guess(
+                    row, min(entry.guesses_end, len(row.tokens) + entry.num_guesses)
+                )
+        if self.is_last:
+            self._open_ends.note(plan, sampled, guesses)
+        return StepResult(step=plan.step, token_ids=sampled, guesses=guesses)
+
+    def _guess(self, row: Row, end: int) -> GuessedTokens:
+        """Tokens up to `end`. Spoils what a draft model would write to in order to guess them."""
+        num_known = len(row.tokens)
+        for place in range(num_known - 1, end - 1):
+            page, slot = divmod(place, self._page_size)
+            if self._kv is not None:
+                self._kv[row.pages[page]][slot] = None
+            for index, (_, pages) in enumerate(self._windows):
+                pages[row.windows[index][page]][slot] = None
+        guesses = SometimesRightDraft(row.tokens).propose(max(end - num_known, 0))
+        return GuessedTokens(list(guesses.token_ids))
 
     def _copy(self, plan: StepPlan) -> None:
         copies = [copy for entry in plan.scheduled for copy in entry.copies]

@@ -148,6 +148,7 @@ def scenarios(
         "stages": draw(st.integers(1, 3)),  # of an engine whose scheduler feeds tokens
         "most_decodes": draw(st.none() | st.integers(1, 4)),
         "drafts": draw(st.sampled_from([0, 0, 1, 3, 8])),  # of a step at most
+        "by_rank": draw(st.booleans()),
         "step_tokens": draw(st.sampled_from([2, 6, 32])),
         "adapts": draw(st.booleans()),
         "requests": requests,
@@ -176,14 +177,16 @@ class World:
             state_interval=scenario["state_interval"],
         )
         num_drafts = scenario["drafts"]
+        by_rank = scenario["by_rank"] and scenario["feed"] is TokenFeed.ROW
         speculation = Speculation(
-            SometimesRight(),
+            None if by_rank else SometimesRight(),
             self.ledger,
             most_drafts=num_drafts,
             most_step_tokens=scenario["step_tokens"],
             context_length=MAX_CONTEXT,
             clock=self.clock,
             costs=StepCosts() if scenario["adapts"] else None,
+            overlaps=by_rank and not self.ledger.keeps_states,
         )
         self.adapters = AdapterSlots(
             scenario["adapters_at_once"], scenario["adapter_bytes"], scenario["adapter_policy"]
@@ -272,6 +275,20 @@ def test_one_owner_per_page_and_outputs_independent_of_the_schedule(
 @settings(max_examples=examples(1000))
 @given(scenarios())
 def test_the_same_with_windows_and_states(scenario: dict[str, object]) -> None:
+    run(scenario)
+
+
+def overlaps_guesses(scenario: dict[str, object]) -> dict[str, object]:
+    """The same without states, where ranks guess and steps overlap."""
+    pools = [pool for pool in scenario["pools"] if pool[0].kind is not CacheKind.STATE]
+    asked = {"by_rank": True, "feed": TokenFeed.ROW, "depth": max(scenario["depth"], 2)}
+    drafts = {"drafts": max(scenario["drafts"], 2), "step_tokens": 32}
+    return {**scenario, **asked, **drafts, "pools": pools or [(FULL_POOL, 40)]}
+
+
+@settings(max_examples=examples(1000, usual=60))
+@given(scenarios().map(overlaps_guesses))
+def test_the_same_where_ranks_go_on_by_themselves(scenario: dict[str, object]) -> None:
     run(scenario)
 
 

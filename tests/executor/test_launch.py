@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from sapwood.executor.launch import OverlappedExecutor, SerialExecutor
+from sapwood.executor.launch import OverlappedExecutor, OverlappedLaunches, SerialExecutor
 from sapwood.schema.step import StepPlan, StepResult
 
 
@@ -57,7 +57,39 @@ def test_overlapped_steps_run_in_order_beside_the_caller() -> None:
     executor.close()
 
 
-@pytest.mark.parametrize("kind", [SerialExecutor, OverlappedExecutor])
+class Queued:
+    """A step in a device's queue, as each even one is; an odd one was waited for when launched."""
+
+    def __init__(self, one: StepPlan, did: list[tuple[str, int, int]]) -> None:
+        self.one = one
+        self.did = did
+        self._do("launch")
+
+    def done(self) -> bool:
+        return self.one.step % 2 == 1
+
+    def result(self) -> StepResult:
+        if not self.done():
+            self._do("wait")
+        return echo(self.one)
+
+    def _do(self, what: str) -> None:
+        self.did.append((what, self.one.step, threading.get_ident()))
+
+
+def test_launches_and_waits_are_made_in_one_thread() -> None:
+    did: list[tuple[str, int, int]] = []
+    executor = OverlappedLaunches(lambda one: Queued(one, did))
+    first, second = executor.launch(plan(0)), executor.launch(plan(1))
+    assert second.result().token_ids == [[10]]
+    assert [what for what, _, _ in did] == ["launch", "launch"]
+    assert first.result().token_ids == [[0]]
+    assert [(what, step) for what, step, _ in did] == [("launch", 0), ("launch", 1), ("wait", 0)]
+    assert len({thread for _, _, thread in did} - {threading.get_ident()}) == 1
+    executor.close()
+
+
+@pytest.mark.parametrize("kind", [SerialExecutor, OverlappedExecutor, OverlappedLaunches])
 def test_what_a_step_raises_comes_to_whoever_wants_its_result(kind: type) -> None:
     executor = kind(fail)
     with pytest.raises(RuntimeError, match="step 2 failed"):

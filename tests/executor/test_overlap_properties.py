@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.clock import ManualClock
 from sapwood.engine.loop import EngineLoop, StepExecutor
 from sapwood.engine.scheduler import Scheduler
 from sapwood.engine.speculation import Speculation
+from sapwood.executor.drafting import Sampled
 from sapwood.executor.grammar.interface import GrammarFailed
 from sapwood.executor.grammar.masks import GrammarMasks
-from sapwood.executor.launch import QueuedExecutor, SerialExecutor
+from sapwood.executor.launch import OverlappedLaunches, QueuedExecutor, SerialExecutor
 from sapwood.executor.recorded import NothingRecorded
 from sapwood.executor.rows import RowTable
 from sapwood.executor.runner import Launched, Runner
@@ -27,6 +29,7 @@ from sapwood.executor.sampling.processors import LogitBias, MinNewTokens, Penalt
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.kernels.torch_ops import TorchKernels
+from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.memory.eviction import least_recently_used
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
@@ -38,7 +41,7 @@ from sapwood.schema.output import EngineOutput, Finish, StepOutputs
 from sapwood.schema.rank import CompileGrammar, GrammarAnswer, RankMessage
 from sapwood.schema.request import Abort, EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
-from sapwood.schema.step import StepPlan, TokenFeed
+from sapwood.schema.step import GuessedTokens, StepPlan, TokenFeed
 from sapwood.schema.thinking import ThinkingBudget
 from sapwood.speculative.interface import Guesses
 from tests.executor.hashing_model import VOCAB, HashingModel, make_pages
@@ -192,6 +195,7 @@ class Layout:
     depth: int
     seed: int
     drafts: int = 0
+    by_rank: bool = False
     stages: int = 1
 
 
@@ -205,6 +209,7 @@ LAYOUTS = st.builds(
     depth=st.sampled_from([2, 2, 2, 3]),
     seed=st.integers(0, 3),
     drafts=st.sampled_from([0, 1, 6]),
+    by_rank=st.booleans(),
     stages=st.sampled_from([1, 1, 2, 3]),
 )
 
@@ -239,6 +244,53 @@ class HalfKnownDraft:
         pass
 
 
+class HalfKnownOnRank:
+    """The same, on the rank. It overwrites what a draft model would write to.
+
+    outputs  prompt -> output tokens
+    stored   [num_pages, page_size], the tokens whose keys are in the pages
+    """
+
+    takes_states = False
+
+    def __init__(
+        self, outputs: Mapping[tuple[int, ...], Sequence[int]], rows: RowTable, stored: Tensor
+    ) -> None:
+        self._outputs = outputs
+        self._rows = rows
+        self._stored = stored
+        self._prompts: dict[int, list[int]] = {}
+
+    def new_states(self, batch: ForwardBatch) -> None:
+        return None
+
+    def states_of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        raise AssertionError("it takes no states")
+
+    def follow(self, plan: StepPlan, batch: ForwardBatch, states: Tensor | None) -> None:
+        self._prompts |= {begun.row: begun.prompt_ids for begun in plan.starts}
+
+    def guess(
+        self,
+        plan: StepPlan,
+        batch: ForwardBatch,
+        states: Tensor | None,
+        sampled: Sequence[Sampled],
+    ) -> dict[int, GuessedTokens]:
+        self.follow(plan, batch, states)
+        found: dict[int, GuessedTokens] = {}
+        for one in sampled:
+            if one.num_guesses:
+                prompt = self._prompts[one.entry.row]
+                draft = HalfKnownDraft(self._outputs[tuple(prompt)], one.num_known - len(prompt))
+                guesses = draft.propose(one.num_guesses)
+                found[one.index] = GuessedTokens(list(guesses.token_ids))
+                for place in range(one.num_known - 1, one.num_known + one.num_guesses - 1):
+                    page, offset = divmod(place, self._stored.shape[1])
+                    self._stored[self._rows.page_table[one.entry.row, page], offset] = -1
+        return found
+
+
 class World:
     """A scheduler, a loop and a runner; where steps overlap, on a simulated device or at the end of
     a simulated pipeline."""
@@ -254,6 +306,8 @@ class World:
         self.tokens: dict[str, list[int]] = {}
         self.logprobs: dict[str, list[TokenLogprobs]] = {}
         self.finishes: dict[str, Finish] = {}
+        self.plans: list[StepPlan] = []
+        self.thread: OverlappedLaunches | None = None
         num_pages = layout.num_tokens // layout.page_size
         self.pipeline = None
         if depth > 1 and layout.stages > 1:
@@ -286,19 +340,22 @@ class World:
             speculation=None
             if known is None
             else Speculation(
-                HalfKnown(known),
+                None if self._guesses_by_rank(layout) else HalfKnown(known),
                 ledger,
                 most_drafts=layout.drafts,
                 most_step_tokens=24,
                 context_length=CONTEXT,
                 clock=ManualClock(),
+                overlaps=self._guesses_by_rank(layout),
             ),
         )
-        self.runner = self._runner(layout, num_pages)
+        self.runner = self._runner(layout, num_pages, known)
         executor: StepExecutor = SerialExecutor(self.runner.execute)
         if self.pipeline:
             self.pipeline.execute = self.runner.execute
             executor = self.pipeline
+        elif depth > 1 and self._guesses_by_rank(layout) and layout.seed % 2 == 0:
+            executor = self.thread = OverlappedLaunches(self._launch)
         elif depth > 1:
             executor = QueuedExecutor(self._launch)
         self.channel: QueueChannel[EngineInput] = QueueChannel()
@@ -311,7 +368,15 @@ class World:
             clock=ManualClock(),
         )
 
-    def _runner(self, layout: Layout, num_pages: int) -> Runner:
+    def _guesses_by_rank(self, layout: Layout) -> bool:
+        return layout.by_rank and self.pipeline is None
+
+    def _runner(
+        self,
+        layout: Layout,
+        num_pages: int,
+        known: Mapping[tuple[int, ...], Sequence[int]] | None,
+    ) -> Runner:
         rows = RowTable(num_rows=layout.max_running, max_pages=CONTEXT, device=CPU)
         failures: dict[int, str] = {}
         kernels = TorchKernels()
@@ -329,11 +394,16 @@ class World:
                 vocabulary=lambda: pytest.fail("nothing here needs a vocabulary"),
             ),
         )
-        more = {} if self.device is None else {"download": self.device.download}
+        more: dict[str, Any] = {}
+        if self.device is not None:
+            more["download"] = self.device.download
+        pages = make_pages(num_pages, layout.page_size)
+        if known is not None and self._guesses_by_rank(layout):
+            more["drafter"] = HalfKnownOnRank(known, rows, pages[0][0][:, 0, :, 0])
         return Runner(
             self.pipeline.model if self.pipeline else HashingModel(),
             NothingRecorded(),
-            kv_caches=make_pages(num_pages, layout.page_size),
+            kv_caches=pages,
             rows=rows,
             sampler=sampler,
             page_size=layout.page_size,
@@ -343,6 +413,7 @@ class World:
 
     def _launch(self, plan: StepPlan) -> Launched:
         assert self.device is not None
+        self.plans.append(plan)
         with self.device.launching():
             return self.runner.launch(plan)
 
@@ -377,6 +448,8 @@ class World:
         for _ in range(4):
             self.loop.turn(0.0)
         assert self.scheduler.status().num_leased_pages == 0
+        if self.thread is not None:
+            self.thread.close()
         if self.device is not None:
             self.device.close()
 
@@ -425,6 +498,25 @@ def test_a_launch_waits_for_nothing() -> None:
     world.run([plain(0), plain(1, logit_bias={3: 1.0}), plain(2)], with_aborts=False)
     assert world.device is not None
     assert world.device.waits_in_launch == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_steps_with_guesses_of_the_rank_overlap(seed: int) -> None:
+    """Also of requests with penalties and grammars: each is planned again in every step."""
+    asked = [plain(0), plain(1, presence_penalty=1.0), plain(2, grammar=GRAMMARS[1])]
+    one_by_one = World(LAYOUT, depth=1)
+    one_by_one.run(asked, with_aborts=False)
+    known = {tuple(one.prompt): one_by_one.tokens[str(at)] for at, one in enumerate(asked)}
+    world = World(replace(LAYOUT, drafts=2, by_rank=True, seed=seed), depth=2, known=known)
+    world.run(asked, with_aborts=False)
+    assert world.tokens == one_by_one.tokens
+    total = world.scheduler.status().speculated
+    assert total is not None
+    assert 0 < total.num_accepted < total.num_drafted
+    decodes = [entry for plan in world.plans for entry in plan.scheduled if entry.num_output]
+    following = [entry for entry in decodes if entry.follows]
+    assert len(following) >= len(decodes) - 2 * len(asked)
+    assert {len(entry.draft_ids) for entry in following} >= {0, 2}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from sapwood.engine.speculation import Speculation
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.drafting import DEFAULT_STEPS, MODEL_ALGORITHMS
 from sapwood.schema.config.engine import ResolvedConfig
+from sapwood.schema.config.guessing import why_steps_wait
 from sapwood.schema.config.speculation import SpeculationConfig
 from sapwood.speculative.costs import StepCosts
 from sapwood.speculative.ngram import NgramDrafter, NgramRules
@@ -31,6 +32,7 @@ def build_speculation(
     if asks_ranks:
         most_drafts = min(config.drafting.speculative_num_steps or DEFAULT_STEPS, most_nodes)
         breadth = config.drafting.speculative_eagle_topk
+    why_not = why_steps_wait(asked, config.drafting, keeps_states=ledger.keeps_states)
     return Speculation(
         None if asks_ranks else _ngram_drafter(asked),
         ledger,
@@ -41,6 +43,7 @@ def build_speculation(
         context_length=config.model.context_length,
         clock=clock,
         costs=StepCosts(measured_s) if asked.adapts else None,
+        overlaps=config.scheduler.overlap_depth > 1 and why_not is None,
     )
 
 

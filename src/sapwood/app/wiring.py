@@ -27,6 +27,7 @@ from sapwood.engine.scheduler import Scheduler
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.launch import (
     OverlappedExecutor,
+    OverlappedLaunches,
     QueuedExecutor,
     SerialExecutor,
     TeamExecutor,
@@ -42,7 +43,7 @@ from sapwood.schema.output import EngineOutput, EngineReady, PoolFacts, RankFact
 from sapwood.schema.request import EngineInput
 from sapwood.schema.step import TokenFeed
 
-OwnExecutor = SerialExecutor | OverlappedExecutor | QueuedExecutor
+OwnExecutor = SerialExecutor | OverlappedExecutor | OverlappedLaunches | QueuedExecutor
 Executor = OwnExecutor | TeamExecutor
 
 
@@ -158,6 +159,7 @@ def _build_engine(
                 steps_s = runner.measure(execute, _step_sizes(resolved))
                 resolved.decisions.append(_explained(steps_s))
     ledger = _build_ledger(resolved)
+    speculation = build_speculation(config, ledger, clock, steps_s)
     scheduler = Scheduler(
         config.scheduler,
         ledger,
@@ -170,13 +172,15 @@ def _build_engine(
         grammars=None if grammars is None else grammars.ranks,
         token_feed=TokenFeed.ROW if config.parallel.pp_size == 1 else TokenFeed.SCHEDULER,
         most_decodes=config.parallel.most_decodes(config.scheduler.max_running_requests),
-        speculation=build_speculation(config, ledger, clock, steps_s),
+        speculation=speculation,
         switch_length=resolved.shape.switch_length
         if isinstance(resolved.shape, DecoderConfig)
         else None,
         adapters=None if adapters is None else adapters.slots,
     )
-    executor = _executor(runner, config.scheduler.overlap_depth, team)
+    # A launch of a step with guesses waits for the device.
+    waits = speculation is not None and speculation.overlaps
+    executor = _executor(runner, config.scheduler.overlap_depth, team, launches_wait=waits)
     loop = EngineLoop(
         scheduler,
         executor,
@@ -266,11 +270,15 @@ def _pools(resolved: Resolved) -> tuple[tuple[CachePool, ...], tuple[int, ...]]:
     return (FULL_POOL,), (memory.max_total_tokens // memory.page_size,)
 
 
-def _executor(runner: StepRunner, depth: int, team: RankTeam | None) -> Executor:
+def _executor(
+    runner: StepRunner, depth: int, team: RankTeam | None, *, launches_wait: bool
+) -> Executor:
     """The executor for this device and depth, which has all ranks compute each step."""
     executor: OwnExecutor = SerialExecutor(runner.execute)
     if depth > 1 and runner.launch is None:
         executor = OverlappedExecutor(runner.execute)
+    elif depth > 1 and runner.launch is not None and launches_wait:
+        executor = OverlappedLaunches(runner.launch)
     elif depth > 1 and runner.launch is not None:
         executor = QueuedExecutor(runner.launch)
     return executor if team is None else TeamExecutor(executor, team.run)

@@ -19,11 +19,14 @@ def scheduled_tokens(
     num_new: int,
     drafts: Guesses = NO_GUESSES,
     wanted: Wanted = NOTHING_WANTED,
+    *,
+    follows: bool = False,
 ) -> ScheduledTokens:
     """The next `num_new` tokens of a running request and drafts of the tokens that follow, and what
     has changed in its lease.
 
-    wanted  guesses that the rank shall make for the next step"""
+    wanted   guesses that the rank shall make for the next step
+    follows  as ScheduledTokens.follows"""
     lease = state.lease
     assert lease is not None, "a scheduled request has a lease"
     first_page, pages = lease.take_changes()
@@ -37,6 +40,7 @@ def scheduled_tokens(
         token_ids=state.new_token_ids(num_new),
         draft_ids=list(drafts.token_ids),
         draft_parents=list(drafts.parents),
+        follows=follows,
         num_guesses=wanted.num_guesses,
         guesses_end=wanted.guesses_end,
         first_page=first_page,

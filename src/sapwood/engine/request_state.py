@@ -13,7 +13,7 @@ from sapwood.memory.prefix_tree import token_key
 from sapwood.schema.logprobs import TokenLogprobs
 from sapwood.schema.output import Finish, Speculated
 from sapwood.schema.request import Generate
-from sapwood.schema.step import RowStart
+from sapwood.schema.step import RowStart, ScheduledTokens
 
 
 class Phase(Enum):
@@ -35,6 +35,7 @@ class RequestState:
     Both count what steps in flight will have done: a sampled token whose id is not yet known is one
     of `num_pending_outputs`. Of a step with drafts they count one token, as if all drafts were
     wrong, until its result says how many were right: the lease may have pages for more tokens.
+    Steps in flight that have drafts, or after which a rank guesses, are `unsettled`.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class RequestState:
         self.output_ids: list[int] = []
         self.num_pending_outputs = 0
         self.num_computed_tokens = 0
+        self.unsettled: list[ScheduledTokens] = []
         self.speculated: Speculated | None = None
         self.num_cached_tokens: int | None = None
         self.lease: Lease | None = None
@@ -149,6 +151,12 @@ class RequestState:
     def num_outputs(self) -> int:
         """Number of output tokens, pending ones included."""
         return len(self.output_ids) + self.num_pending_outputs
+
+    @property
+    def num_uncertain(self) -> int:
+        """How many tokens more than `num_computed_tokens` it may have once its steps in flight are
+        done: their drafts."""
+        return sum(len(entry.draft_ids) for entry in self.unsettled)
 
     @property
     def num_outstanding(self) -> int:

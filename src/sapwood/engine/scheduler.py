@@ -7,7 +7,8 @@ Chunked prefill, prefix hits, recomputation after a retraction, and decoding are
 `plan` may be called again before the previous plan's result is known (overlap): the token that a
 request is about to get counts as pending, and whoever feeds it back (`TokenFeed`) fills in its id.
 Plans run in order, so the row and the pages of a request can be given to another as soon as they
-are released. A request whose step has drafts waits for that step: nobody knows how many are right.
+are released. Where a step has drafts, nobody knows yet how many are right: a request counts as if
+none were, and either waits for the step or is moved on by the rank (`ScheduledTokens.follows`).
 """
 
 from __future__ import annotations
@@ -247,6 +248,7 @@ class Scheduler:
                     num_new,
                     drafts.get(state.request_id, NO_GUESSES),
                     wanted.get(state.request_id, NOTHING_WANTED),
+                    follows=bool(state.unsettled),
                 ),
             )
             for state, num_new in shares
@@ -282,6 +284,8 @@ class Scheduler:
             self._ledger.keep_state(state.lease, state.num_computed_tokens, state.num_prompt_tokens)
         if entry.num_output is not None:
             state.num_pending_outputs += 1
+        if entry.draft_ids or entry.num_guesses:
+            state.unsettled.append(entry)
         self._counts["computed"] += entry.num_new
 
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
@@ -449,6 +453,8 @@ class Scheduler:
                 self._requeue(state)
                 continue
             if state.num_pending_outputs and not self._feeds_rows:
+                continue
+            if self._speculation is not None and self._speculation.is_held_back(state):
                 continue
             num_new = min(state.num_missing_tokens, budget)
             is_decode = state.num_missing_tokens == 1

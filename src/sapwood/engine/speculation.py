@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sapwood.base.clock import Clock
-from sapwood.engine.request_state import RequestState
+from sapwood.engine.request_state import Phase, RequestState
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.draft_tree import TREE_TOKENS, path_of
 from sapwood.schema.output import Speculated
@@ -90,6 +90,7 @@ class Speculation:
         costs: StepCosts | None = None,
         most_nodes: int | None = None,
         breadth: int = 1,
+        overlaps: bool = False,
     ) -> None:
         """drafter      None: the ranks guess, with a draft model
         most_drafts  of one request in one step, one after the other
@@ -97,7 +98,12 @@ class Speculation:
         context_length  tokens for which a request can have pages
         most_nodes   of one request in one step, in a tree; None: as most_drafts
         breadth      guesses of a draft model that may follow the same token
-        costs        what steps cost; None: every request always gets as many drafts as it may"""
+        costs        what steps cost; None: every request always gets as many drafts as it may
+        overlaps     whether a request may be planned again before anybody knows how many of its
+                     drafts were right: the rank, which guesses, goes on where the request is
+                     (ScheduledTokens.follows)"""
+        assert not overlaps or (drafter is None and breadth == 1 and not ledger.keeps_states)
+        self.overlaps = overlaps
         self._drafter = BroughtDrafter() if drafter is None else drafter
         self._asks_ranks = drafter is None
         self._most_nodes = most_drafts if most_nodes is None else most_nodes
@@ -128,12 +134,28 @@ class Speculation:
         """Whether the next step should only be planned once all tokens so far are known: for steps
         with drafts, which would otherwise split the requests into two groups, and where the last
         step has shown that drafts would help."""
-        return self._num_unsettled > 0 or self._is_worth_waiting
+        return not self.overlaps and (self._num_unsettled > 0 or self._is_worth_waiting)
+
+    def is_held_back(self, state: RequestState) -> bool:
+        """Whether a running request has to wait for its steps in flight: since nobody knows yet
+        whether it goes on, or since there is no memory for the farthest place that its next token
+        may have. Reserves that memory."""
+        if not state.unsettled:
+            return False
+        told = (state.hidden_states, state.routed_experts)
+        # What is told of a token is found by its place.
+        most = min(state.num_outstanding, state.most_drafts)
+        if state.num_uncertain >= most or any(one is not None for one in told):
+            return True
+        assert state.lease is not None, "a running request has a lease"
+        start = state.num_computed_tokens
+        return not self._ledger.reserve(state.lease, start + state.num_uncertain + 1, start)
 
     def drafts(
         self, shares: Sequence[tuple[RequestState, int]], token_budget: int
     ) -> dict[str, Guesses]:
-        """Request id -> drafts that follow its one new token, for the requests that decode.
+        """Request id -> drafts that follow its one new token, for the requests that decode; where
+        the rank goes on by itself, anything in the place of the guesses that it will have.
 
         The pages of these drafts are reserved; no request loses pages for that.
 
@@ -147,7 +169,8 @@ class Speculation:
             (state, guesses)
             for state, num_new in shares
             if num_new == state.num_missing_tokens
-            and state.output_ids
+            and (state.output_ids or state.unsettled)
+            and (state.unsettled or not (self.overlaps and state.num_pending_outputs))
             and num_new <= self._most_drafts + 1
             for guesses in [self._guesses(state)]
             if guesses.token_ids
@@ -157,7 +180,7 @@ class Speculation:
             return {}
         chosen = self._choose(decoding, spare, len(shares), num_tokens)
         self._is_worth_waiting = any(chosen)
-        if any(state.num_pending_outputs for state, _ in decoding):
+        if any(state.num_pending_outputs and not state.unsettled for state, _ in decoding):
             return {}
         num_new_of = {state.request_id: num_new for state, num_new in shares}
         found: dict[str, Guesses] = {}
@@ -185,7 +208,8 @@ class Speculation:
             return {}
         rooms: list[tuple[RequestState, int, int]] = []
         for state, num_new in shares:
-            is_last = num_new == state.num_missing_tokens and not state.num_pending_outputs
+            may_guess = not state.num_pending_outputs or self.overlaps
+            is_last = num_new == state.num_missing_tokens and may_guess
             # Of the tokens after the sampled one, none beyond the last that may be put out.
             room = min(state.num_outstanding - 1, state.most_drafts)
             is_paused = self._depth is not None and self._progress_of(state).pause > 0
@@ -264,10 +288,17 @@ class Speculation:
         """
         num_drafts = len(entry.draft_ids)
         num_accepted = max(len(token_ids) - 1, 0)
-        self.total = self.total.after(num_drafts, num_accepted)
-        state.speculated = (state.speculated or Speculated()).after(num_drafts, num_accepted)
         if num_drafts:
             self._num_unsettled -= 1
+        if num_drafts or entry.num_guesses:
+            state.unsettled.pop(0)
+        if entry.follows and state.phase is Phase.FINISHED:
+            return
+        self.total = self.total.after(num_drafts, num_accepted)
+        state.speculated = (state.speculated or Speculated()).after(num_drafts, num_accepted)
+        if entry.follows:
+            # The step verified what the one before it has brought.
+            self._known_guesses(state)
         progress = self._progress.get(state.request_id)
         if progress is not None and progress.num_told == len(state.output_ids):
             progress.learn(token_ids)
@@ -288,6 +319,14 @@ class Speculation:
             progress.draft.close()
 
     def _guesses(self, state: RequestState) -> Guesses:
+        """How the request may go on after its tokens; where only the rank will know, anything."""
+        if not state.unsettled:
+            return self._known_guesses(state)
+        most = min(state.num_outstanding - 1, state.most_drafts) - state.num_uncertain
+        most = min(state.unsettled[-1].num_guesses, most)
+        return Guesses(token_ids=[0] * most, kinds=[0] * most)
+
+    def _known_guesses(self, state: RequestState) -> Guesses:
         """How the request may go on after its known tokens."""
         # Beyond the last token that the request may put out no draft can be right.
         most = min(self._most_drafts, state.num_outstanding - 1, state.most_drafts)
@@ -325,8 +364,7 @@ class Speculation:
     ) -> list[list[int]]:
         """Which guesses of each request to verify."""
         survivals = [
-            self._progress[state.request_id].acceptance.survivals(guesses)
-            for state, guesses in decoding
+            self._progress_of(state).acceptance.survivals(guesses) for state, guesses in decoding
         ]
         if self._costs is None:
             return shared_out(survivals, spare, most_each=self._most_nodes)
@@ -338,9 +376,10 @@ class Speculation:
         """Make room for the drafts of a request; False if it has no drafts, or gets none."""
         assert state.lease is not None, "a scheduled request has a lease"
         start = state.num_computed_tokens
+        end = start + state.num_uncertain + num_new + num_drafts
         return (
             num_drafts > 0
-            and self._ledger.reserve(state.lease, start + num_new + num_drafts, start)
+            and self._ledger.reserve(state.lease, end, start)
             and self._ledger.begin_trial(state.lease)
         )
 
@@ -356,7 +395,8 @@ class Speculation:
         assert state.lease is not None, "a scheduled request has a lease"
         start = state.num_computed_tokens
         verified = drafts.get(state.request_id, NO_GUESSES)
-        end = start + num_new + len(verified.token_ids) + 1 + self._breadth * (most - 1)
+        end = start + state.num_uncertain + num_new + len(verified.token_ids)
+        end += 1 + self._breadth * (most - 1)
         if self._breadth == 1:
             end = min(end, state.num_tokens + room)
         return end <= self._context_length and self._ledger.reserve(state.lease, end, start)

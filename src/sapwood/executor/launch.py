@@ -7,11 +7,21 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from sapwood.schema.step import StepHandle, StepPlan, StepResult
 
 Execute = Callable[[StepPlan], StepResult]
-Launch = Callable[[StepPlan], StepHandle]
+T = TypeVar("T")
+
+
+class LaunchedStep(StepHandle, Protocol):
+    def done(self) -> bool:
+        """Whether its tokens are on the host, so that `result` need not wait for the device."""
+        ...
+
+
+Launch = Callable[[StepPlan], LaunchedStep]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +32,9 @@ class Finished:
 
     def result(self) -> StepResult:
         return self.value
+
+    def done(self) -> bool:
+        return True
 
 
 class SerialExecutor:
@@ -55,7 +68,7 @@ class TeamExecutor:
 
     def __init__(
         self,
-        own: SerialExecutor | OverlappedExecutor | QueuedExecutor,
+        own: SerialExecutor | OverlappedExecutor | OverlappedLaunches | QueuedExecutor,
         tell: Callable[[StepPlan], None],
     ) -> None:
         """own: of this rank; tell: sends a plan to all others, and waits for nothing"""
@@ -70,35 +83,83 @@ class TeamExecutor:
         self._own.close()
 
 
-class OverlappedExecutor:
-    """Runs steps one after the other in a thread, while the caller prepares the next one.
+class _Thread:
+    """Does what it is given, one thing after the other.
 
     A daemon thread of its own and not a pool of threads: a pool takes no more work once the
     interpreter has begun to end, and a stream that is still open then would fail.
     """
 
-    def __init__(self, execute: Execute) -> None:
-        self._execute = execute
-        self._steps: queue.SimpleQueue[tuple[StepPlan, Future[StepResult]] | None] = (
-            queue.SimpleQueue()
-        )
-        self._thread = threading.Thread(target=self._work, name="step", daemon=True)
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="step", daemon=True)
         self._thread.start()
 
+    def do(self, work: Callable[[], T]) -> Future[T]:
+        found: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                found.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - raised where the result is wanted
+                found.set_exception(error)
+
+        self._work.put(do)
+        return found
+
+    def close(self) -> None:
+        """Wait until all is done, and end the thread. May be called twice."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+
+
+class OverlappedExecutor:
+    """Runs steps one after the other in a thread, while the caller prepares the next one."""
+
+    def __init__(self, execute: Execute) -> None:
+        self._execute = execute
+        self._thread = _Thread()
+
     def launch(self, plan: StepPlan) -> Future[StepResult]:
-        result: Future[StepResult] = Future()
-        self._steps.put((plan, result))
-        return result
+        return self._thread.do(lambda: self._execute(plan))
 
     def close(self) -> None:
         """Wait for the steps that were launched, and end the thread. May be called twice."""
-        self._steps.put(None)
-        self._thread.join()
+        self._thread.close()
 
-    def _work(self) -> None:
-        while (step := self._steps.get()) is not None:
-            plan, result = step
-            try:
-                result.set_result(self._execute(plan))
-            except BaseException as error:  # noqa: BLE001 - it is raised where the result is wanted
-                result.set_exception(error)
+
+class OverlappedLaunches:
+    """Launches steps one after the other in a thread, while the caller prepares the next one: for a
+    device with a queue, where some launches wait for it.
+
+    A step that is still in the queue when its launch has ended is waited for in the same thread, as
+    nothing else may use the runner meanwhile."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._thread = _Thread()
+
+    def launch(self, plan: StepPlan) -> StepHandle:
+        return _Launching(self._thread, self._thread.do(lambda: self._launch(plan)))
+
+    def close(self) -> None:
+        """Wait for the launches, and end the thread. May be called twice."""
+        self._thread.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Launching:
+    """A step whose launch is done in a thread."""
+
+    thread: _Thread
+    launched: Future[LaunchedStep]
+
+    def result(self) -> StepResult:
+        step = self.launched.result()
+        if step.done():
+            return step.result()
+        return self.thread.do(step.result).result()

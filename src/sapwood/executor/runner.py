@@ -16,6 +16,7 @@ from torch import Tensor
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.drafting import Drafter, sampled_entries
 from sapwood.executor.inputs import ONE_GROUP, StepInputs, build_inputs
+from sapwood.executor.open_ends import OpenEnds
 from sapwood.executor.per_token import RoutedExperts, ToldRows, kept_rows
 from sapwood.executor.recorded import RecordedSteps
 from sapwood.executor.rows import RowTable
@@ -98,6 +99,10 @@ class Launched:
     guesses: dict[int, GuessedTokens] = field(default_factory=dict)
     drafting_s: float = 0.0
     states: Tensor | None = None
+
+    def done(self) -> bool:
+        """Whether the launch has waited for the tokens already."""
+        return self.token_ids is not None
 
     def result(self) -> StepResult:
         """Wait for this step and for all earlier steps."""
@@ -186,6 +191,7 @@ class Runner:
         self._device = device
         self._uncollected: deque[Launched] = deque()
         self._mover: TreeMover | None = None
+        self._open_ends = OpenEnds()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step and wait for it; plans come in the order in which they were made."""
@@ -194,6 +200,7 @@ class Runner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Launched:
         """Queue one step behind all earlier steps."""
+        plan = self._open_ends.followed(plan)
         launched = Launched(plan, self._collect_through)
         self._uncollected.append(launched)
         for row in plan.ends:
@@ -228,13 +235,15 @@ class Runner:
         if self._drafter is not None:
             self._draft(self._drafter, launched, inputs.batch)
             launched.states = None
+            if launched.token_ids is not None:
+                self._open_ends.note(plan, launched.token_ids, launched.guesses)
         # At once, lest they be taken for those of a step that is collected later.
         launched.failures = self._sampler.take_failures()
         return launched
 
     def _sample(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
         rows = [entry.row for entry in inputs.sampling]
-        if any(entry.draft_ids or entry.num_guesses for entry in inputs.sampling):
+        if any(one.draft_ids or one.num_guesses or one.follows for one in inputs.sampling):
             self._sample_spans(launched, inputs, logits)
             return
         num_outputs = [entry.num_output or 0 for entry in inputs.sampling]
@@ -262,8 +271,9 @@ class Runner:
         launched.drafting_s = time.perf_counter() - start_s
 
     def _sample_spans(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
-        """Sample a step with drafts, or one that asks for guesses. Nobody knows how far its
-        requests have come before its tokens are on the host, so the launch waits for them."""
+        """Sample a step with drafts, one that asks for guesses, or one that follows such a step.
+        Nobody knows how far its requests have come before its tokens are on the host, so the launch
+        waits for them."""
         entries = inputs.sampling
         self._collect_before(launched)
         self._uncollected.popleft()

@@ -72,6 +72,10 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     position    index of the first new token in the request
     token_ids   ids of the new tokens; empty: the single token that this row sampled last
     draft_ids   guesses of the tokens that follow; only if a token is sampled after `token_ids`
+    follows     whether the span begins after the tokens that the row's last step has brought, which
+                only the rank knows. `position` and `num_output` are then those if that step brought
+                one token, `token_ids` is empty, and `draft_ids` stand for as many of the rank's
+                own guesses. The pages are there, however many tokens it brought
     draft_parents  of a tree of drafts, as in schema/draft_tree.py; empty: a chain
     num_guesses  how many tokens in a row after those that this step brings the rank shall guess,
                 for the request's next step; only if a token is sampled, and only of a rank with a
@@ -102,6 +106,7 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
     pages: list[int]
     num_output: int | None
     draft_ids: list[int] = []
+    follows: bool = False
     draft_parents: list[int] = []
     num_guesses: int = 0
     guesses_end: int = 0

@@ -8,6 +8,7 @@ from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import keys_and_values
 from sapwood.schema.config.decision import Decision
+from sapwood.schema.config.drafting import DraftingConfig
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.facts import MachineFacts, ModelFacts
@@ -349,11 +350,20 @@ def test_when_steps_with_guesses_overlap_is_said():
     guessing = SpeculationConfig(speculative_algorithm="NGRAM")
     _, decisions = resolve(EngineConfig(speculation=guessing), GPU, MODEL)
     assert reasons(decisions)["overlap_depth"].endswith(
-        "leaves the host idle; with guesses, steps overlap only while none promise to pay"
+        "steps overlap only while none promise to pay: guesses are made of the tokens that a step "
+        "brings"
     )
     asked = EngineConfig(speculation=guessing, scheduler=SchedulerConfig(overlap_depth=2))
     _, decisions = resolve(asked, CPU, MODEL)
     assert reasons(decisions)["overlap_depth"].startswith("asked for; with guesses, steps overlap")
+    drafting = DraftingConfig(speculative_draft_model_path="draft", speculative_eagle_topk=2)
+    by_model = SpeculationConfig(speculative_algorithm="STANDALONE")
+    trees = EngineConfig(speculation=by_model, drafting=drafting)
+    _, decisions = resolve(trees, GPU, MODEL)
+    assert reasons(decisions)["overlap_depth"].endswith("promise to pay: guesses are trees")
+    chains = replace(trees, drafting=replace(drafting, speculative_eagle_topk=1))
+    _, decisions = resolve(chains, GPU, MODEL)
+    assert reasons(decisions)["overlap_depth"].endswith("; steps with guesses overlap, too")
     _, decisions = resolve(EngineConfig(speculation=guessing), CPU, MODEL)
     assert "both measured" in reasons(decisions)["speculative_num_draft_tokens"]
     fixed = replace(guessing, disable_speculative_adaptation=True)

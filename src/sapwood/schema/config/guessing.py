@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sapwood.schema.cache import CacheKind
 from sapwood.schema.config.decision import Decision
-from sapwood.schema.config.drafting import DraftingConfig
+from sapwood.schema.config.drafting import MODEL_ALGORITHMS, DraftingConfig
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.facts import ModelFacts
 from sapwood.schema.config.features import why_no_trees
@@ -31,8 +32,26 @@ def resolve_trees(
     return speculation.as_chains, replace(drafting, speculative_eagle_topk=1)
 
 
+def why_steps_wait(
+    speculation: SpeculationConfig, drafting: DraftingConfig, *, keeps_states: bool
+) -> str | None:
+    """Why no step is planned before it is known how many guesses of the last one were right; None
+    if steps with guesses overlap where others do."""
+    if speculation.speculative_algorithm not in MODEL_ALGORITHMS:
+        return "guesses are made of the tokens that a step brings"
+    if drafting.speculative_eagle_topk > 1:
+        return "guesses are trees"
+    if keeps_states:
+        return "a state goes back where guesses were wrong"
+    return None
+
+
 def explain_speculation(
-    scheduler: ResolvedScheduler, speculation: SpeculationConfig, decisions: list[Decision]
+    scheduler: ResolvedScheduler,
+    speculation: SpeculationConfig,
+    drafting: DraftingConfig,
+    model: ModelFacts,
+    decisions: list[Decision],
 ) -> None:
     """Say how much is guessed, and when steps overlap that could have guesses."""
     if speculation.adapts:
@@ -53,8 +72,13 @@ def explain_speculation(
     if speculation.speculative_algorithm is None or scheduler.overlap_depth == 1:
         return
     why = [decision.reason for decision in decisions if decision.option == "overlap_depth"]
-    reason = (
-        f"{''.join(why) or 'asked for'}; with guesses, steps overlap only while none promise to pay"
-    )
+    keeps_states = any(group.kind is CacheKind.STATE for group in model.cache)
+    why_not = why_steps_wait(speculation, drafting, keeps_states=keeps_states)
+    reason = f"{''.join(why) or 'asked for'}; steps with guesses overlap, too"
+    if why_not is not None:
+        reason = (
+            f"{''.join(why) or 'asked for'}; with guesses, steps overlap only while none promise "
+            f"to pay: {why_not}"
+        )
     decisions[:] = [decision for decision in decisions if decision.option != "overlap_depth"]
     decisions.append(Decision("overlap_depth", scheduler.overlap_depth, reason))

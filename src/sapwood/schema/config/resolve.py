@@ -64,7 +64,7 @@ def resolve(
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, asked.parallel, execution, decisions)
     speculation, drafting = resolve_trees(asked, model, decisions)
-    explain_speculation(scheduler, speculation, decisions)
+    explain_speculation(scheduler, speculation, drafting, model, decisions)
     demand = demand_of(scheduler, model_config)
     memory = _resolve_memory(
         asked.memory, model_config, execution, machine, model, demand, decisions
