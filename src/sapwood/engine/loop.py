@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import Clock
 from sapwood.engine.adapters import AdapterDesk
@@ -22,6 +24,7 @@ from sapwood.schema.output import (
     CallDone,
     EngineOutput,
     Finish,
+    KVEventCounts,
     RequestOutput,
     StepOutputs,
 )
@@ -55,6 +58,15 @@ class StepExecutor(Protocol):
         ...
 
 
+class Published(Protocol):
+    """Events that were published, and those for which there was no room."""
+
+    @property
+    def num_published(self) -> int: ...
+    @property
+    def num_dropped(self) -> int: ...
+
+
 class EngineLoop:
     """Runs until it is drained. The error of a step ends the loop: `run` raises it."""
 
@@ -70,11 +82,17 @@ class EngineLoop:
         instruments: Instruments | None = None,
         adapters: AdapterDesk | None = None,
         joint: JointSteps | None = None,
+        kv_events: Published | None = None,
     ) -> None:
-        """joint: the steps that other engines compute too; None: this engine shares none"""
+        """A loop that has not begun.
+
+        joint      the steps that other engines compute too; None: this engine shares none
+        kv_events  counts what is published of the prefix cache; None: nothing is
+        """
         self._instruments = instruments or Instruments()
         self._adapters = adapters
         self._joint = joint
+        self._kv_events = kv_events
         self._scheduler = scheduler
         self._executor = executor
         self._receiver = receiver
@@ -194,7 +212,14 @@ class EngineLoop:
         self._sender.send(CacheFlushed(message.call_id, done, text))
 
     def _on_status(self, message: GetStatus) -> None:
-        self._sender.send(self._instruments.completed(self._scheduler.status(message.call_id)))
+        status = self._instruments.completed(self._scheduler.status(message.call_id))
+        if self._kv_events is not None:
+            counts = KVEventCounts(
+                num_published=self._kv_events.num_published,
+                num_dropped=self._kv_events.num_dropped,
+            )
+            status = msgspec.structs.replace(status, kv_events=counts)
+        self._sender.send(status)
 
     def _on_control(self, message: StartProfile | StopProfile | FreezeGc | SlowDown) -> None:
         self._sender.send(self._instruments.control(message))
