@@ -6,15 +6,18 @@ The same for models that keep every token, windows, states, or several of these.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.base.clock import ManualClock
 from sapwood.engine.adapters import AdapterSlots
+from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
 from sapwood.engine.speculation import Speculation
 from sapwood.memory.eviction import EVICTION_POLICIES
+from sapwood.memory.kv_events import KVEventSource
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.cache import (
@@ -40,7 +43,8 @@ from tests.engine.simulation import (
     SometimesRight,
     expected_outputs,
 )
-from tests.memory.mirror import Mirror
+from tests.memory.event_follower import EventFollower
+from tests.memory.mirror import Both, Mirror
 from tests.tiers import examples
 
 EOS = {7}
@@ -167,7 +171,16 @@ class World:
         self.sizes = [size for _, size in scenario["pools"]]
         key = EVICTION_POLICIES[scenario["eviction"]]
         self.mirror = Mirror(page_size)
-        self.tree = PrefixTree(page_size, key, pools, self.mirror) if scenario["prefixes"] else None
+        self.follower = EventFollower(page_size)
+        kinds = [pool.kind for pool in pools]
+        self.has_events = CacheKind.FULL in kinds
+        heard = [self.mirror]
+        if self.has_events:
+            full = kinds.index(CacheKind.FULL)
+            name_of = partial(adapter_in, has_lengths=False)
+            heard.append(KVEventSource(self.follower.take, full, name_of))
+        listener = Both(heard)
+        self.tree = PrefixTree(page_size, key, pools, listener) if scenario["prefixes"] else None
         self.clock = ManualClock()
         self.ledger = Ledger(
             num_pages=self.sizes,
@@ -262,6 +275,8 @@ class World:
         assert len(running) <= self.adapters.max_per_batch
         if self.tree is not None:
             self.mirror.check(self.tree)
+            if self.has_events:
+                self.follower.check(self.mirror, self.tree._full)
 
 
 @settings(max_examples=examples(1000))

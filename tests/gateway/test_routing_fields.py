@@ -45,3 +45,20 @@ def test_no_bytes_are_an_error(body: bytes) -> None:
 def test_any_json_is_taken(value: object) -> None:
     body = json.dumps({"prompt": value, "model": "m"}).encode()
     assert routing_fields(body).text == json.dumps(value).encode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "ids"),
+    [
+        ({"input_ids": [1, 2]}, b"[1, 2]"),
+        ({"prompt": [[1], [2]]}, b"[[1], [2]]"),
+        ({"prompt": [1], "extra_key": None, "cache_salt": "", "model": "m"}, b"[1]"),
+        ({"prompt": "[1]"}, b""),
+        ({"prompt": ["text"]}, b""),
+        ({"prompt": [1], "cache_salt": "tenant"}, b""),
+        ({"prompt": [1], "lora_path": "poet"}, b""),
+        ({"prompt": [1], "model": "m:poet"}, b""),
+    ],
+)
+def test_token_ids_are_taken_where_all_share_a_cache(fields: object, ids: bytes) -> None:
+    assert routing_fields(json.dumps(fields).encode()).ids == ids

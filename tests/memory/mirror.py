@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sapwood.memory.listener import CacheListener, Stretch
 from sapwood.memory.node import TOKEN_BYTES, Node
 from sapwood.memory.prefix_tree import PrefixTree
 
@@ -17,19 +18,24 @@ class Mirror:
         self.content: dict[Place, int] = {}
         self.num_evicted = 0
         self.num_removed = 0
+        self.num_cleared = 0
 
-    def stored(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
-        for place, number in self._places(namespace, key, pool, numbers):
+    def stored(self, stretch: Stretch) -> None:
+        for place, number in self._told(stretch):
             assert place not in self.content, "stored twice"
             self.content[place] = number
 
-    def evicted(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
-        self.num_evicted += len(numbers)
-        self._drop(namespace, key, pool, numbers)
+    def evicted(self, stretch: Stretch) -> None:
+        self.num_evicted += len(stretch.numbers)
+        self._drop(stretch)
 
-    def removed(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
-        self.num_removed += len(numbers)
-        self._drop(namespace, key, pool, numbers)
+    def removed(self, stretch: Stretch) -> None:
+        self.num_removed += len(stretch.numbers)
+        self._drop(stretch)
+
+    def cleared(self) -> None:
+        self.num_cleared += 1
+        self.content.clear()
 
     def check(self, tree: PrefixTree) -> None:
         found: dict[Place, int] = {}
@@ -37,9 +43,12 @@ class Mirror:
             self._walk(tree, root, namespace, b"", found)
         assert found == self.content
 
-    def _drop(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
-        for place, number in self._places(namespace, key, pool, numbers):
+    def _drop(self, stretch: Stretch) -> None:
+        for place, number in self._told(stretch):
             assert self.content.pop(place) == number
+
+    def _told(self, stretch: Stretch) -> list[tuple[Place, int]]:
+        return self._places(*stretch.place, stretch.pool, stretch.numbers)
 
     def _places(
         self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]
@@ -63,3 +72,26 @@ class Mirror:
             found |= dict(self._places(namespace, key, pool, numbers))
         for child in node.children.values():
             self._walk(tree, child, namespace, key, found)
+
+
+class Both:
+    """Several listeners as one."""
+
+    def __init__(self, listeners: Sequence[CacheListener]) -> None:
+        self._listeners = listeners
+
+    def stored(self, stretch: Stretch) -> None:
+        for one in self._listeners:
+            one.stored(stretch)
+
+    def evicted(self, stretch: Stretch) -> None:
+        for one in self._listeners:
+            one.evicted(stretch)
+
+    def removed(self, stretch: Stretch) -> None:
+        for one in self._listeners:
+            one.removed(stretch)
+
+    def cleared(self) -> None:
+        for one in self._listeners:
+            one.cleared()

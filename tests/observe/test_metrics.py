@@ -20,6 +20,7 @@ FACTS = SimpleNamespace(
     num_retractions=1,
     new_token_ratio=0.5,
     adapters=None,
+    kv_events=None,
     speculated=None,
     cpu_seconds=2.5,
     resident_bytes=1000,

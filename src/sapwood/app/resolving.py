@@ -32,7 +32,7 @@ from sapwood.models.pooling import pooling_of
 from sapwood.models.registry import ARCHITECTURES, encoder_class, read_decoder
 from sapwood.models.splitting import refuse_split
 from sapwood.models.text_part import WRAPPERS, text_part
-from sapwood.schema.cache import CacheGroup, CachePlan
+from sapwood.schema.cache import CacheGroup, CacheKind, CachePlan
 from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig
@@ -40,6 +40,7 @@ from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFact
 from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.resolve import demand_of, resolve
+from sapwood.schema.kv_events import of_rank
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.stage import Stage
 from sapwood.store import ModelFiles, Progress, fetch_model
@@ -59,6 +60,7 @@ class Resolved:
     draft    the model that guesses tokens; None: there is none
     wanted_tokens  size of the KV pool in tokens, if the options say it; None: they do not
     placements  by layer, the expert of each slot at the start; of other layers as they have it
+    replica  number of the replica
     """
 
     config: ResolvedConfig
@@ -73,6 +75,7 @@ class Resolved:
     pooling: Pooling | None = None
     wanted_tokens: int | None = None
     placements: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    replica: int = 0
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -219,7 +222,7 @@ def resolve_config(
         decisions.append(Decision("pooling_method", pooling.method, pooling.why))
         model = replace(config.model, is_embedding=True, pooling_method=pooling.method)
         config = replace(config, model=model)
-    return Resolved(
+    resolved = Resolved(
         config=config,
         asked=given,
         decisions=decisions,
@@ -236,7 +239,30 @@ def resolve_config(
         placements=initial_placements(asked.parallel, shape)
         if isinstance(shape, DecoderConfig)
         else {},
+        replica=replica,
     )
+    _check_kv_events(resolved)
+    return resolved
+
+
+def _check_kv_events(resolved: Resolved) -> None:
+    """ConfigError if KV events are asked for that cannot be."""
+    config = resolved.config
+    events = config.memory.kv_events
+    if not events.is_on:
+        return
+    if all(pool.kind is not CacheKind.FULL for pool in resolved.cache.pools):
+        raise ConfigError(
+            f"{resolved.files.name} has no layer that keeps keys and values of every token, and "
+            "--kv-events-config tells of nothing else; leave it out"
+        )
+    asked = [one for one in (events.endpoint, events.replay_endpoint) if one is not None]
+    used = [of_rank(one, rank) for one in asked for rank in range(config.parallel.dp_size)]
+    if len(set(used)) < len(used):
+        raise ConfigError(
+            f"--kv-events-config has {asked[0]} and {asked[1]}, but each of the "
+            f"{config.parallel.dp_size} replicas takes the next port; leave room between them"
+        )
 
 
 def _with_draft(facts: ModelFacts, shape: DecoderConfig, found: FoundDraft) -> ModelFacts:

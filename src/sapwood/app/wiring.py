@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -23,6 +24,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.engine.adapters import AdapterDesk
 from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
+from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.launch import (
@@ -34,6 +36,8 @@ from sapwood.executor.launch import (
 )
 from sapwood.executor.per_token import EXPERT_BYTES
 from sapwood.memory.eviction import EVICTION_POLICIES
+from sapwood.memory.kv_events import KVEventSource
+from sapwood.memory.kv_publisher import KVPublisher
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.models.config import DecoderConfig
@@ -58,6 +62,7 @@ class Engine:
     grammars: GrammarCompiler | None = None
     adapters: AdapterLoader | None = None
     team: RankTeam | None = None
+    kv_events: KVPublisher | None = None
 
     def run(self) -> None:
         """Serve until the engine is drained or fails. RankLost if another rank is the reason."""
@@ -78,6 +83,8 @@ class Engine:
             self.grammars.close()
         if self.adapters is not None:
             self.adapters.close()
+        if self.kv_events is not None:
+            self.kv_events.close()
 
 
 def build_engine(
@@ -158,7 +165,8 @@ def _build_engine(
             if runner.measure is not None and config.speculation.adapts:
                 steps_s = runner.measure(execute, _step_sizes(resolved))
                 resolved.decisions.append(_explained(steps_s))
-    ledger = _build_ledger(resolved)
+    kv_events = _kv_publisher(resolved)
+    ledger = _build_ledger(resolved, kv_events)
     speculation = build_speculation(config, ledger, clock, steps_s)
     scheduler = Scheduler(
         config.scheduler,
@@ -192,6 +200,7 @@ def _build_engine(
         adapters=None if adapters is None else _desk(adapters, team),
         joint=None if joint is None else joint.steps(config.parallel.tp_size),
         experts=runner.expert_record,
+        kv_events=kv_events,
     )
     return Engine(
         loop=loop,
@@ -201,6 +210,7 @@ def _build_engine(
         executor=executor,
         grammars=None if grammars is None else grammars.compiler,
         adapters=None if adapters is None else adapters.loader,
+        kv_events=kv_events,
     )
 
 
@@ -290,12 +300,26 @@ def _desk(adapters: AdapterParts, team: RankTeam | None) -> AdapterDesk:
     return AdapterDesk(adapters.slots, own if team is None else TeamAdapters(own, team))
 
 
-def _build_ledger(resolved: Resolved) -> Ledger:
+def _kv_publisher(resolved: Resolved) -> KVPublisher | None:
+    config = resolved.config.memory.kv_events
+    return KVPublisher(config, resolved.replica) if config.is_on else None
+
+
+def _build_ledger(resolved: Resolved, kv_events: KVPublisher | None) -> Ledger:
     memory, (pools, sizes) = resolved.config.memory, _pools(resolved)
     tree = None
     if not memory.disable_radix_cache:
         eviction_key = EVICTION_POLICIES[memory.radix_eviction_policy]
-        tree = PrefixTree(memory.page_size, eviction_key, pools)
+        listener = None
+        if kv_events is not None:
+            shape = resolved.shape
+            has_lengths = isinstance(shape, DecoderConfig) and shape.switch_length is not None
+            listener = KVEventSource(
+                kv_events.put,
+                pool=next(at for at, pool in enumerate(pools) if pool.kind is CacheKind.FULL),
+                adapter_of=partial(adapter_in, has_lengths=has_lengths),
+            )
+        tree = PrefixTree(memory.page_size, eviction_key, pools, listener)
     return Ledger(
         num_pages=sizes,
         page_size=memory.page_size,

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import Clock
 from sapwood.base.errors import InvalidRequest
@@ -23,6 +25,7 @@ from sapwood.schema.output import (
     CallDone,
     EngineOutput,
     Finish,
+    KVEventCounts,
     RequestOutput,
     StepOutputs,
 )
@@ -68,6 +71,13 @@ class ChoiceRecord(Protocol):
         """Write a file. InvalidRequest if nothing was recorded; OSError or RuntimeError if the file
         cannot be written."""
         ...
+class Published(Protocol):
+    """Events that were published, and those for which there was no room."""
+
+    @property
+    def num_published(self) -> int: ...
+    @property
+    def num_dropped(self) -> int: ...
 
 
 class EngineLoop:
@@ -86,13 +96,19 @@ class EngineLoop:
         adapters: AdapterDesk | None = None,
         joint: JointSteps | None = None,
         experts: ChoiceRecord | None = None,
+        kv_events: Published | None = None,
     ) -> None:
-        """joint: the steps that other engines compute too; None: this engine shares none
-        experts: records which experts are chosen; None: it cannot be asked for"""
-        self._experts = experts
+        """A loop that has not begun.
+
+        joint      the steps that other engines compute too; None: this engine shares none
+        experts    records which experts are chosen; None: it cannot be asked for
+        kv_events  counts what is published of the prefix cache; None: nothing is
+        """
         self._instruments = instruments or Instruments()
         self._adapters = adapters
         self._joint = joint
+        self._experts = experts
+        self._kv_events = kv_events
         self._scheduler = scheduler
         self._executor = executor
         self._receiver = receiver
@@ -213,7 +229,14 @@ class EngineLoop:
         self._sender.send(CacheFlushed(message.call_id, done, text))
 
     def _on_status(self, message: GetStatus) -> None:
-        self._sender.send(self._instruments.completed(self._scheduler.status(message.call_id)))
+        status = self._instruments.completed(self._scheduler.status(message.call_id))
+        if self._kv_events is not None:
+            counts = KVEventCounts(
+                num_published=self._kv_events.num_published,
+                num_dropped=self._kv_events.num_dropped,
+            )
+            status = msgspec.structs.replace(status, kv_events=counts)
+        self._sender.send(status)
 
     def _on_control(self, message: StartProfile | StopProfile | FreezeGc | SlowDown) -> None:
         self._sender.send(self._instruments.control(message))

@@ -29,6 +29,17 @@ _NEXT = {
 }
 
 
+def adapter_in(namespace: str, *, has_lengths: bool) -> str:
+    """The adapter of the requests with that `text_namespace`; "": the base model's.
+
+    has_lengths  whether keys of short and of long texts differ, so that names say which they are
+    """
+    adapter, zero, _ = namespace.partition("\0")
+    if not zero:
+        return ""
+    return adapter.partition(" ")[2] if has_lengths else adapter
+
+
 class RequestState:
     """A request has computed `num_computed_tokens` and wants to reach `num_tokens`.
 

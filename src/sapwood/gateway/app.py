@@ -19,12 +19,14 @@ from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.forwarded import forwarded_dialect
 from sapwood.gateway.found import found_dialect
 from sapwood.gateway.gate import Gate
+from sapwood.gateway.kv_watch import KVWatch
 from sapwood.gateway.metrics import GatewayMetrics
+from sapwood.gateway.policies.known_pages import KnownPages
 from sapwood.gateway.policies.registry import make_policies, policy_names
 from sapwood.gateway.responses import Tools, responses_dialect
 from sapwood.gateway.retries import RetryBudget, RetryLimits
 from sapwood.gateway.steering import steering_dialect
-from sapwood.gateway.worker import WorkerType, first_workers
+from sapwood.gateway.worker import Worker, WorkerType, first_workers
 from sapwood.history.interface import History
 from sapwood.http.access import Access, Guarded
 from sapwood.http.auth import CALLER
@@ -85,7 +87,15 @@ class Gateway:
             max_wait_s=config.queue_timeout_secs,
             max_per_second=config.rate_limit_tokens_per_second,
         )
-        self.fleet = Fleet(config, make_policies(config, rng), on_removed=self.metrics.forget)
+        self._kv_watch = _kv_watch() if config.follow_kv_events else None
+        watch = self._kv_watch
+        self.fleet = Fleet(
+            config,
+            make_policies(config, rng, None if watch is None else watch.follower.known),
+            on_removed=self.metrics.forget,
+            on_change=_nothing if watch is None else watch.changed,
+        )
+        self.metrics.kv_events = None if watch is None else watch.follower
         self.metrics.workers = lambda: self.fleet
         self.metrics.gauges = self.gate
         for spec in first_workers(config):
@@ -192,6 +202,8 @@ class Gateway:
 
     async def close(self) -> None:
         await self.fleet.close()
+        if self._kv_watch is not None:
+            await self._kv_watch.close()
         if self._tools is not None:
             await self._tools.close()
         if self._modules is not None:
@@ -219,6 +231,20 @@ def _sticky(config: GatewayConfig, shared: Shared | None) -> dict[WorkerType, St
     if shared is None:
         return {}
     return {kind: shared for kind, name in policy_names(config).items() if name == "manual"}
+
+
+def _nothing(worker: Worker) -> None:
+    """For a gateway that follows no events."""
+
+
+def _kv_watch() -> KVWatch:
+    try:
+        from sapwood.gateway.kv_follower import KVFollower
+    except ImportError as error:
+        raise ConfigError(
+            "--follow-kv-events needs the package pyzmq; install it with `pip install pyzmq`"
+        ) from error
+    return KVWatch(KVFollower(KnownPages()))
 
 
 def _modules(config: GatewayConfig) -> Middleware:

@@ -282,7 +282,9 @@ class Exchange:
         if body and (fleet.needs_text or len(fleet.models) > 1):
             fields = routing_fields(body)
         key = headers.find(self._headers, _ROUTING_KEY) or b""
-        return Call(text=fields.text, key=key[:MAX_KEY_BYTES].decode("latin-1")), fields.model
+        return Call(
+            text=fields.text, ids=fields.ids, key=key[:MAX_KEY_BYTES].decode("latin-1")
+        ), fields.model
 
     def _give_back(self, taken: Taken) -> None:
         """This answer is not passed on; the request is sent again."""

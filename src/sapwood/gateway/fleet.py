@@ -31,6 +31,7 @@ class Fleet:
     policies    of each type of workers; workers of other types are refused
     clock       seconds of a monotonic clock, for circuit breakers
     on_removed  called when a worker is gone
+    on_change   called when a worker's state has changed, or what it serves
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class Fleet:
         *,
         clock: Clock = time.monotonic,
         on_removed: Callable[[Worker], None] = lambda worker: None,
+        on_change: Callable[[Worker], None] = lambda worker: None,
     ) -> None:
         self.policies = policies
         self.clock = clock
         self._on_removed = on_removed
+        self._on_change = on_change
         self._config = config
         files = (config.worker_ca_certs, config.worker_certfile, config.worker_keyfile)
         # Read at once, so that a wrong file ends the start; without files only TLS needs a context.
@@ -244,6 +247,7 @@ class Fleet:
         if worker.state is WorkerState.UNHEALTHY:
             # Whoever comes back from being down has probably an empty cache.
             self.forget(worker)
+        self._on_change(worker)
 
 
 def spec_of(told: object) -> WorkerSpec:

@@ -12,6 +12,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from sapwood.gateway.kv_watch import Follower
 from sapwood.gateway.worker import Worker, WorkerState, WorkerType
 from sapwood.observe.histogram import Histogram
 from sapwood.observe.metrics import E2E_BOUNDS, ITL_BOUNDS, TTFT_BOUNDS, Family
@@ -73,6 +74,7 @@ class GatewayMetrics(Collector):
         self._clock = clock
         self.workers: Callable[[], Iterable[Worker]] = tuple
         self.gauges: Gauges | None = None
+        self.kv_events: Follower | None = None
         self.num_retries = 0
         self.num_left = 0
         self.http_requests: Counter[tuple[str, str]] = Counter()
@@ -197,6 +199,8 @@ class GatewayMetrics(Collector):
                 ("router_requests_queued", "Requests that wait.", self.gauges.num_waiting),
             ):
                 yield Family("gauge", name, text, (), [((), value)])
+        if self.kv_events is not None:
+            yield from _kv_families(self.kv_events, workers)
         states = Counter(worker.state.value for worker in workers)
         yield Family(
             "gauge",
@@ -208,6 +212,17 @@ class GatewayMetrics(Collector):
         for name, text, read in _WORKER_GAUGES:
             rows = [((worker.url,), read(worker, now_s)) for worker in workers]
             yield Family("gauge", name, text, ("worker",), rows)
+
+
+def _kv_families(follower: Follower, workers: Iterable[Worker]) -> Iterator[Family]:
+    num_events, num_gaps = follower.counts
+    for name, text, value in (
+        ("kv_events", "Events of the prefix caches that are followed now.", num_events),
+        ("kv_event_gaps", "Times that some of these were lost for good.", num_gaps),
+    ):
+        yield Family("gauge", name, text, (), [((), value)])
+    rows = [((worker.url,), follower.known.num_pages(worker.id)) for worker in workers]
+    yield Family("gauge", "worker_kv_pages", "Pages known of its cache.", ("worker",), rows)
 
 
 _WORKER_GAUGES: Sequence[tuple[str, str, Callable[[Worker, float], float]]] = (

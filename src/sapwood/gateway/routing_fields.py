@@ -15,6 +15,8 @@ MAX_TEXT_BYTES = 256 << 10
 """Bytes of a prompt that policies look at. A single one shall not fill the tree of prompts."""
 
 _EMPTY = msgspec.Raw()
+_NO_TEXT = (b"", b"null", b'""')
+_ID_BEGINS = frozenset(b"%c" % byte for byte in b"[0123456789")
 
 
 class _Body(msgspec.Struct):
@@ -28,6 +30,10 @@ class _Body(msgspec.Struct):
     text: msgspec.Raw = _EMPTY
     input_ids: msgspec.Raw = _EMPTY
     input: msgspec.Raw = _EMPTY
+    # With these a prompt shares a cache with few others.
+    extra_key: msgspec.Raw = _EMPTY
+    cache_salt: msgspec.Raw = _EMPTY
+    lora_path: msgspec.Raw = _EMPTY
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -35,10 +41,12 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 @dataclass(frozen=True, slots=True)
 class RoutingFields:
-    """model: None if the body names none, or is no JSON object; text: of the prompt, as spelled"""
+    """model: None if the body names none, or is no JSON object; text: of the prompt, as spelled;
+    ids: the prompt's token ids, as spelled, if it has some and shares its cache with all others"""
 
     model: str | None = None
     text: bytes = b""
+    ids: bytes = b""
 
 
 _NOTHING = RoutingFields()
@@ -61,4 +69,12 @@ def routing_fields(body: bytes) -> RoutingFields:
         told.input,
     )
     pieces = [memoryview(part)[:MAX_TEXT_BYTES] for part in parts if len(memoryview(part))]
-    return RoutingFields(model, b"".join(pieces)[:MAX_TEXT_BYTES])
+    return RoutingFields(model, b"".join(pieces)[:MAX_TEXT_BYTES], _ids(told, model))
+
+
+def _ids(told: _Body, model: str | None) -> bytes:
+    apart = (told.extra_key, told.cache_salt, told.lora_path)
+    if any(bytes(part) not in _NO_TEXT for part in apart) or ":" in (model or ""):
+        return b""
+    ids = bytes(told.input_ids or told.prompt)
+    return ids if ids[:1] == b"[" and ids[1:].lstrip()[:1] in _ID_BEGINS else b""

@@ -34,7 +34,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     worker_type     "prefill" reads prompts, and "decode" generates from what that has read
     bootstrap_port  where a prefill worker is asked for keys and values; None: the engines' default
     runtime   "external": a service that only has OpenAI's paths, asked for /v1/models as its health
-    labels    shown, and otherwise not looked at
+    labels    shown; two of them say where KV events come from (`gateway/kv_watch.py`)
     health_…  None: as the gateway's options say
     """
 

@@ -3,27 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+from sapwood.memory.node import TOKEN_BYTES, Node
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Pages of one node, or its state. To be looked at only while the listener is called.
+
+    pool     index of the pool
+    end      pages of tokens from the beginning of the node to the end of these, or to the state
+    numbers  pages in their order; or the slot of one state
+    """
+
+    node: Node
+    pool: int
+    end: int
+    numbers: Sequence[int]
+    page_size: int
+
+    @property
+    def place(self) -> tuple[str, bytes]:
+        """(namespace, all tokens of the prefix up to the end of these); the namespace of a branch
+        is its mark and its base's. Takes time for each token."""
+        keys: list[bytes] = []
+        marks = ""
+        node = self.node
+        while node.parent is not None:
+            keys.append(node.key)
+            marks += self._mark_of(node).decode()
+            node = node.parent
+        assert node.namespace is not None
+        keys[0] = keys[0][: self.end * self._page_bytes]
+        return marks + node.namespace, b"".join(reversed(keys))
+
+    @property
+    def tokens(self) -> bytes:
+        """Of these pages alone (see `token_key`)."""
+        end = self.end * self._page_bytes
+        return self.node.key[end - len(self.numbers) * self._page_bytes : end]
+
+    @property
+    def page_before(self) -> int | None:
+        """The page before these in the pool that keeps every token; None: they begin a prefix, or
+        there is no such pool. To be asked for pages of that pool."""
+        first = self.end - len(self.numbers)
+        if first:
+            return self.node.pages[first - 1]
+        parent = self.node.parent
+        return parent.pages[-1] if parent is not None and parent.pages else None
+
+    @property
+    def root(self) -> str | None:
+        """The namespace whose prefix begins with these; None: it begins before."""
+        parent = self.node.parent
+        assert parent is not None
+        return parent.namespace if self.end == len(self.numbers) else None
+
+    @property
+    def mark(self) -> str:
+        """Of the branch that begins with these; "": none does."""
+        return self._mark_of(self.node).decode() if self.end == len(self.numbers) else ""
+
+    def _mark_of(self, node: Node) -> bytes:
+        return node.place[: -self._page_bytes]
+
+    @property
+    def _page_bytes(self) -> int:
+        return self.page_size * TOKEN_BYTES
 
 
 class CacheListener(Protocol):
-    """Hears of every page and state that the tree begins or ceases to keep.
+    """Hears of every page and state that the tree begins or ceases to keep."""
 
-    namespace  of the prefix
-    key        the tokens from the beginning of the prefix on (see `token_key`), up to the end of
-               the last page that is meant, or up to the state
-    pool       index of the pool
-    numbers    pages of the last tokens of `key`, in their order; or the slot of one state
-    """
-
-    def stored(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
+    def stored(self, stretch: Stretch) -> None:
         """The tree keeps them from now on."""
         ...
 
-    def evicted(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
+    def evicted(self, stretch: Stretch) -> None:
         """They make room. Their content stays until the next plan is executed."""
         ...
 
-    def removed(self, namespace: str, key: bytes, pool: int, numbers: Sequence[int]) -> None:
+    def removed(self, stretch: Stretch) -> None:
         """They are forgotten because somebody asked for it, or taken over by a request."""
+        ...
+
+    def cleared(self) -> None:
+        """All that the tree kept is forgotten on request; told instead of `removed`."""
         ...

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sapwood.memory.eviction import EvictionKey
-from sapwood.memory.listener import CacheListener
+from sapwood.memory.listener import CacheListener, Stretch
 from sapwood.memory.namespace import Namespace, base_of, end_from, place_at
 from sapwood.memory.node import TOKEN_BYTES, EvictionQueue, Node, WindowPart
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
@@ -226,7 +226,7 @@ class PrefixTree:
             parent.children[node.place] = node
             self.num_pages += len(node.pages)
             self.num_evictable_pages += len(node.pages)
-            self._tell_stored(node, self._full, end, node.pages)
+            self._tell_stored(node, self._full, node.length, node.pages)
             own, known = own + node.pages, end
         for index, (first, given) in enumerate(windows):
             self._fill(node, length, index, first, given)
@@ -245,7 +245,7 @@ class PrefixTree:
         self.num_states += 1
         self.num_evictable_states += 1
         self._states.offer(found)
-        self._tell_stored(found, self._state, end, [slot])
+        self._tell_stored(found, self._state, found.length, [slot])
         return found
 
     def node_at(self, node: Node, length: int, end: int) -> Node:
@@ -270,7 +270,7 @@ class PrefixTree:
                 if not part.num_locks:
                     self.num_evictable_window_pages[index] += len(taken)
                     self._window_queues[index].offer(walker)
-                self._tell_stored(walker, self._window_pools[index], gap_end, taken)
+                self._tell_stored(walker, self._window_pools[index], gap_end - start, taken)
             end, walker = start, walker.parent
 
     # ---- using -------------------------------------------------------------------------------
@@ -379,6 +379,10 @@ class PrefixTree:
 
     def forget(self) -> list[int]:
         """Forget everything that no lease uses, on request. Returns pages as `evict` does."""
+        listener = self._listener
+        if listener is not None and not any(root.num_locks for root in self._roots.values()):
+            listener.cleared()
+            self._listener = None  # it has heard of all
         self._is_asked = True
         pages = self.evict(self.num_pages)
         for index, num_pages in enumerate(self.num_evictable_window_pages):
@@ -386,6 +390,7 @@ class PrefixTree:
         while self.num_evictable_states:
             self.evict_state()
         self._is_asked = False
+        self._listener = listener
         return pages
 
     def nodes(self) -> Iterator[Node]:
@@ -480,8 +485,7 @@ class PrefixTree:
         """Take up to `num_pages` off the leaf's end; the whole leaf goes if none are left."""
         kept = max(leaf.length - num_pages, 0)
         taken = leaf.pages[kept:]
-        if self._listener is not None:
-            self._tell_gone(leaf, self._full, leaf.length, taken)
+        self._tell_gone(leaf, self._full, leaf.length, taken)
         for index, part in enumerate(leaf.windows):
             gone = part.pages[max(len(part.pages) - (leaf.length - kept), 0) :]
             self._give_window(leaf, index, gone, from_end=True)
@@ -553,31 +557,15 @@ class PrefixTree:
     # ---- events ------------------------------------------------------------------------------
 
     def _tell_stored(self, node: Node, pool: int, end: int, numbers: Sequence[int]) -> None:
-        """`end` counts pages from the beginning of the prefix."""
+        """`end` counts pages from the beginning of the node."""
         if self._listener is not None and numbers:
-            namespace, key = self._place(node)
-            self._listener.stored(namespace, key[: end * self._page_bytes], pool, list(numbers))
+            self._listener.stored(Stretch(node, pool, end, numbers, self._page_size))
 
     def _tell_gone(self, node: Node, pool: int, end: int, numbers: Sequence[int]) -> None:
         """`end` counts pages from the beginning of the node."""
         if self._listener is not None and numbers:
-            namespace, key = self._place(node)
-            above = len(key) - len(node.key)
-            whole = key[: above + end * self._page_bytes]
             tell = self._listener.removed if self._is_asked else self._listener.evicted
-            tell(namespace, whole, pool, list(numbers))
-
-    def _place(self, node: Node) -> tuple[str, bytes]:
-        """(namespace, key of all tokens up to the node's end); that of a branch is its mark
-        and its base's."""
-        keys: list[bytes] = []
-        marks = ""
-        while node.parent is not None:
-            keys.append(node.key)
-            marks += node.place[: -self._page_bytes].decode()
-            node = node.parent
-        assert node.namespace is not None
-        return marks + node.namespace, b"".join(reversed(keys))
+            tell(Stretch(node, pool, end, numbers, self._page_size))
 
 
 def _has_window_pages(index: int) -> Callable[[Node], bool]:

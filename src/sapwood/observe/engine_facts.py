@@ -31,6 +31,15 @@ class AdapterFigures(Protocol):
     def utilization(self) -> float: ...
 
 
+class KVEventFigures(Protocol):
+    """Events of the prefix cache; explained in `schema.output.KVEventCounts`."""
+
+    @property
+    def num_published(self) -> int: ...
+    @property
+    def num_dropped(self) -> int: ...
+
+
 class PoolFigures(Protocol):
     """How many pages, or slots of states, of a pool are free, and how many requests hold."""
 
@@ -71,6 +80,8 @@ class EngineFacts(Protocol):
     def speculated(self) -> Speculated | None: ...
     @property
     def adapters(self) -> AdapterFigures | None: ...
+    @property
+    def kv_events(self) -> KVEventFigures | None: ...
     @property
     def cpu_seconds(self) -> float: ...
     @property

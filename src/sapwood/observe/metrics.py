@@ -472,10 +472,18 @@ def _pool_gauges(
 
 def _engine_counters(model_name: str, facts: EngineFacts) -> Iterator[Family]:
     labels = (model_name,)
-    for name, text, value in (
+    simple: tuple[tuple[str, str, float], ...] = (
         ("num_retracted_requests", "Requests that gave their pages back.", facts.num_retractions),
         ("num_steps", "Steps that the engine has made.", facts.num_steps),
-    ):
+    )
+    if facts.kv_events is not None:
+        published, dropped = facts.kv_events.num_published, facts.kv_events.num_dropped
+        simple = (
+            *simple,
+            ("kv_events_published", "Events of the prefix cache that were sent.", published),
+            ("kv_events_dropped", "Such events for which there was no room.", dropped),
+        )
+    for name, text, value in simple:
         yield Family("counter", name, text, ("model_name",), [(labels, value)])
     num_decoded = facts.num_computed_tokens - facts.num_prefill_tokens
     modes = (

@@ -258,6 +258,14 @@ class AdapterUse(msgspec.Struct, frozen=True, kw_only=True):
         return self.bytes_used / self.max_bytes if self.max_bytes else 0.0
 
 
+class KVEventCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Events of the prefix cache: those that were published, and those for which there was no
+    room."""
+
+    num_published: int
+    num_dropped: int
+
+
 class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Counters and gauges; counters grow from the engine's start.
 
@@ -277,6 +285,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     resident_bytes       resident memory of the engine's process
     speculated           how all guesses have fared; None: the engine guesses nothing
     adapters             of LoRA; None: the engine serves none
+    kv_events            None: the engine publishes none
     routing_key_running_counts  running requests per routing key, for each key that has some
     routing_key_all_counts      running and waiting requests per routing key
     """
@@ -305,6 +314,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     resident_bytes: int = 0
     speculated: Speculated | None = None
     adapters: AdapterUse | None = None
+    kv_events: KVEventCounts | None = None
     routing_key_running_counts: tuple[int, ...] = ()
     routing_key_all_counts: tuple[int, ...] = ()
     pools: tuple[PoolUse, ...] = ()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 
 from sapwood.gateway.policies.interface import Balance, C, Call, PrefixCounts, least_loaded
+from sapwood.gateway.policies.known_pages import KnownPages, token_ids
 from sapwood.gateway.policies.text_tree import TextTree
 
+MIN_MATCH_TOKENS = 16
 MIN_MATCH_BYTES = 128
 """A shorter beginning is not worth following: some dozens of tokens are computed at once, and the
 JSON around a short message is the same in every request."""
@@ -15,7 +18,8 @@ JSON around a short message is the same in every request."""
 class CacheAware:
     """Follows prefixes while the load is balanced, and the load when it is not.
 
-    The tree says what each worker was sent, not what it still holds. A prompt whose known part is
+    The tree says what each worker was sent, not what it still holds; the workers' events say that,
+    where they are followed and the request has token ids. A prompt whose known part is
     no larger than `threshold`, or shorter than `min_match_bytes`, goes to the least loaded worker;
     of equal ones, to the one that has waited longest for such a prompt.
     """
@@ -29,11 +33,13 @@ class CacheAware:
         balance: Balance,
         max_tree_bytes: int,
         min_match_bytes: int = MIN_MATCH_BYTES,
+        known: KnownPages | None = None,
     ) -> None:
         self._threshold = threshold
         self._min_match_bytes = min_match_bytes
         self._balance = balance
         self._tree = TextTree(max_tree_bytes)
+        self._known = known
         self.prefixes = PrefixCounts()
         self._num_new = 0
         self._latest_new: dict[str, int] = {}
@@ -53,11 +59,27 @@ class CacheAware:
         if self._balance.is_lost(candidates):
             return least_loaded(candidates)
         by_id = {candidate.id: candidate for candidate in candidates}
+        if call.ids and self._known is not None and self._known.follows_all(by_id):
+            ids = token_ids(call.ids)
+            if ids is not None:
+                return self._holder(self._known, by_id, ids, call)
         match = self._tree.match(call.text, by_id)
         needed = max(self._threshold * len(call.text), self._min_match_bytes)
         if match.worker is not None and match.num_bytes > needed:
             self.prefixes.num_known_bytes += match.num_bytes
             return by_id[match.worker]
+        return self._new_home(candidates)
+
+    def _holder(self, known: KnownPages, by_id: Mapping[str, C], ids: array[int], call: Call) -> C:
+        """Of the workers that hold most of the prompt the least loaded one; by the rule for new
+        prompts if none holds enough."""
+        num_tokens, holders = known.holders(ids, by_id)
+        if num_tokens <= max(self._threshold * len(ids), MIN_MATCH_TOKENS):
+            return self._new_home(list(by_id.values()))
+        self.prefixes.num_known_bytes += len(call.text) * num_tokens // len(ids)
+        return least_loaded([by_id[one] for one in holders])
+
+    def _new_home(self, candidates: Sequence[C]) -> C:
         self._num_new += 1
         chosen = min(candidates, key=lambda one: (one.load, self._latest_new.get(one.id, 0)))
         self._latest_new[chosen.id] = self._num_new

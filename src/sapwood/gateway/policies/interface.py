@@ -27,10 +27,13 @@ class Call:
     """What a policy knows of a request.
 
     text  the prompt as its JSON spells it, up to some length; b"" if the policy needs none
+    ids   likewise the prompt's token ids; b"": it has none, or the worker's cache keeps it apart
+          from other prompts
     key   the routing key: requests with the same one belong together; "": none
     """
 
     text: bytes = b""
+    ids: bytes = b""
     key: str = ""
 
 

@@ -10,45 +10,54 @@ from sapwood.gateway.policies.bucket import Bucket
 from sapwood.gateway.policies.cache_aware import CacheAware
 from sapwood.gateway.policies.hashing import BoundedLoad, ConsistentHashing, PrefixHash
 from sapwood.gateway.policies.interface import Balance, Policy
+from sapwood.gateway.policies.known_pages import KnownPages
 from sapwood.gateway.policies.manual import Manual
 from sapwood.gateway.policies.plain import PowerOfTwo, Random, RoundRobin
 from sapwood.gateway.worker import WorkerType
 from sapwood.schema.config.gateway import GatewayConfig
 
-_MADE_BY: Mapping[str, Callable[[GatewayConfig, random.Random], Policy]] = {
-    "random": lambda config, rng: Random(rng),
-    "round_robin": lambda config, rng: RoundRobin(),
-    "power_of_two": lambda config, rng: PowerOfTwo(rng),
-    "cache_aware": lambda config, rng: CacheAware(
+_MADE_BY: Mapping[str, Callable[[GatewayConfig, random.Random, KnownPages | None], Policy]] = {
+    "random": lambda config, rng, known: Random(rng),
+    "round_robin": lambda config, rng, known: RoundRobin(),
+    "power_of_two": lambda config, rng, known: PowerOfTwo(rng),
+    "cache_aware": lambda config, rng, known: CacheAware(
         threshold=config.cache_threshold,
         balance=_balance(config),
         max_tree_bytes=config.max_tree_size,
+        known=known,
     ),
-    "prefix_hash": lambda config, rng: PrefixHash(
+    "prefix_hash": lambda config, rng, known: PrefixHash(
         num_tokens=config.prefix_token_count, load_factor=config.prefix_hash_load_factor
     ),
-    "consistent_hashing": lambda config, rng: ConsistentHashing(rng),
-    "bounded_load": lambda config, rng: BoundedLoad(
+    "consistent_hashing": lambda config, rng, known: ConsistentHashing(rng),
+    "bounded_load": lambda config, rng, known: BoundedLoad(
         num_tokens=config.prefix_token_count, load_factor=config.prefix_hash_load_factor
     ),
-    "manual": lambda config, rng: Manual(
+    "manual": lambda config, rng, known: Manual(
         mode=config.assignment_mode, max_idle_s=config.max_idle_secs, rng=rng
     ),
-    "bucket": lambda config, rng: Bucket(
+    "bucket": lambda config, rng, known: Bucket(
         interval_s=config.bucket_adjust_interval_secs, balance=_balance(config)
     ),
 }
 
 
-def make_policy(config: GatewayConfig, rng: random.Random) -> Policy:
+def make_policy(
+    config: GatewayConfig, rng: random.Random, known: KnownPages | None = None
+) -> Policy:
     """The policy of the configuration's name."""
-    return _MADE_BY[config.policy](config, rng)
+    return _MADE_BY[config.policy](config, rng, known)
 
 
-def make_policies(config: GatewayConfig, rng: random.Random) -> dict[WorkerType, Policy]:
-    """One policy for each type of workers that the gateway has."""
+def make_policies(
+    config: GatewayConfig, rng: random.Random, known: KnownPages | None = None
+) -> dict[WorkerType, Policy]:
+    """One policy for each type of workers that the gateway has.
+
+    known  what workers' caches hold; None: their events are not followed
+    """
     return {
-        kind: make_policy(replace(config, policy=name), rng)
+        kind: make_policy(replace(config, policy=name), rng, known)
         for kind, name in policy_names(config).items()
     }
 

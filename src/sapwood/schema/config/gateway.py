@@ -166,6 +166,12 @@ class GatewayConfig(ListeningConfig):
         "are forgotten.",
         unit="bytes",
     )
+    follow_kv_events: bool = option(
+        False,
+        "cache_aware: follow the events of engines that publish what their caches hold "
+        "(--kv-events-config of sapwood serve, or SGLang's), and choose by them for requests "
+        "that bring token ids. Needs pyzmq.",
+    )
     prefix_token_count: int = option(
         256,
         "prefix_hash and bounded_load: prompts that agree in so many tokens at their beginning go "
@@ -401,6 +407,9 @@ class GatewayConfig(ListeningConfig):
         if not self.health_check_endpoint.startswith("/"):
             raise ConfigError("--health-check-endpoint must begin with a slash, such as /health")
         self._check_callers()
+        policies = (self.policy, self.prefill_policy, self.decode_policy)
+        if self.follow_kv_events and "cache_aware" not in policies:
+            raise ConfigError("--follow-kv-events does nothing without the policy cache_aware")
         self._check_pairs()
         self._check_discovery()
         for backend, address in (("postgres", "postgres_db_url"), ("redis", "redis_url")):
@@ -410,7 +419,6 @@ class GatewayConfig(ListeningConfig):
                 )
         if self.share_state and self.redis_url is None:
             raise ConfigError("--share-state needs --redis-url")
-        policies = (self.policy, self.prefill_policy, self.decode_policy)
         if self.share_state and "manual" not in policies and self.rate_limit_per_key is None:
             raise ConfigError(
                 "--share-state does nothing without --policy manual or --rate-limit-per-key"

@@ -8,6 +8,7 @@ from enum import StrEnum
 from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
+from sapwood.schema.kv_events import KVEventsConfig
 
 
 class EvictionPolicy(StrEnum):
@@ -95,8 +96,20 @@ class MemoryConfig:
         "lru", "Which unused prefix is forgotten first.", choices=tuple(EvictionPolicy)
     )
 
+    kv_events_config: str | None = option(
+        None,
+        "Publish what the prefix cache holds, for routers, as JSON: publisher (zmq or null), "
+        "endpoint, replay_endpoint, topic, buffer_steps, hwm and max_queue_size. Whoever can reach "
+        "the endpoint reads the tokens of all prompts. Default: nothing is published.",
+    )
+
     def __post_init__(self) -> None:
         check_options(self)
+        if self.kv_events.is_on and self.disable_radix_cache:
+            raise ConfigError(
+                "--kv-events-config tells of prefixes that are kept, and --disable-radix-cache "
+                "keeps none; leave one out"
+            )
         if self.page_size is not None and not 1 <= self.page_size <= 1024:
             raise ConfigError(f"--page-size is {self.page_size} but must be from 1 to 1024")
         if self.max_total_tokens is not None and self.max_total_tokens < 1:
@@ -121,6 +134,10 @@ class MemoryConfig:
         fraction = self.mem_fraction_static
         if fraction is not None and not 0.0 < fraction < 1.0:
             raise ConfigError(f"--mem-fraction-static is {fraction} but must be between 0 and 1")
+
+    @property
+    def kv_events(self) -> KVEventsConfig:
+        return KVEventsConfig.parse(self.kv_events_config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
