@@ -58,6 +58,22 @@ class Gauges(Protocol):
     def num_waiting(self) -> int: ...
 
 
+class CacheCounts(Protocol):
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+
+
+class CacheFigures(Protocol):
+    """The caches of token ids, by level: "l0", "l1"."""
+
+    @property
+    def counts(self) -> Mapping[str, CacheCounts]: ...
+    @property
+    def num_bytes(self) -> Mapping[str, int]: ...
+
+
 class GatewayMetrics(Collector):
     """All that /metrics shows. Labels are addresses of workers, our paths and names, and statuses:
     nothing that a client could make up.
@@ -73,6 +89,7 @@ class GatewayMetrics(Collector):
         self._clock = clock
         self.workers: Callable[[], Iterable[Worker]] = tuple
         self.gauges: Gauges | None = None
+        self.caches: CacheFigures | None = None
         self.num_retries = 0
         self.num_left = 0
         self.http_requests: Counter[tuple[str, str]] = Counter()
@@ -188,6 +205,8 @@ class GatewayMetrics(Collector):
         ):
             yield Family("histogram", name, text, (), [((), histogram)])
         yield from self._gauges()
+        if self.caches is not None:
+            yield from _of_caches(self.caches)
 
     def _gauges(self) -> Iterator[Family]:
         workers, now_s = list(self.workers()), self._clock()
@@ -208,6 +227,17 @@ class GatewayMetrics(Collector):
         for name, text, read in _WORKER_GAUGES:
             rows = [((worker.url,), read(worker, now_s)) for worker in workers]
             yield Family("gauge", name, text, ("worker",), rows)
+
+
+def _of_caches(caches: CacheFigures) -> Iterator[Family]:
+    counts, text = caches.counts, "Lookups of token ids"
+    hits = [((level,), count.hits) for level, count in counts.items()]
+    misses = [((level,), count.misses) for level, count in counts.items()]
+    sizes = [((level,), size) for level, size in caches.num_bytes.items()]
+    level = ("level",)
+    yield Family("counter", "tokenizer_cache_hits", f"{text} that found them.", level, hits)
+    yield Family("counter", "tokenizer_cache_misses", f"{text} in vain.", level, misses)
+    yield Family("gauge", "tokenizer_cache_bytes", "Memory of token ids.", level, sizes)
 
 
 _WORKER_GAUGES: Sequence[tuple[str, str, Callable[[Worker, float], float]]] = (
