@@ -6,6 +6,7 @@ OpenAI's API answers, as in an engine's server, and its engine are the gateway's
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from sapwood.app.model_defaults import sampling_defaults
 from sapwood.base.errors import ConfigError
@@ -21,6 +23,7 @@ from sapwood.frontends.openai.chat import answer_chat
 from sapwood.frontends.openai.protocol import CHAT_FIELDS
 from sapwood.frontends.serving.services import Services
 from sapwood.gateway.exchange import Proxy
+from sapwood.gateway.headers import REQUEST_ID, request_id
 from sapwood.gateway.plain.engine import PlainEngine
 from sapwood.gateway.proxy import Forwarded
 from sapwood.gateway.routing_fields import routing_fields
@@ -57,9 +60,9 @@ class GatewayChats:
 
     async def answer(self, request: Request) -> Response:
         raw = await read_bytes(request)
-        named = routing_fields(raw).model or ""
+        model = routing_fields(raw).model or ""
         base_models = self._proxy.fleet.base_models
-        loaded = self._tokenizers.of_model(named, is_only=base_models <= {named})
+        loaded = self._tokenizers.of_model(model, is_only=base_models <= {model})
         if loaded is None or loaded.template is None:
             return Forwarded(self._proxy, request, body=raw)
         body = parse_object(raw, max_depth=body_limits(request).max_depth)
@@ -67,14 +70,18 @@ class GatewayChats:
         model = "" if asked.model in UNNAMED else asked.model
         shown = model or min(base_models, default=self._config.tokenizer_source or "")
         # Of this request alone: its engine sends the request's headers to the workers.
-        engine = PlainEngine(self._proxy, request.scope, model)
+        id_ = request_id(
+            request.scope["headers"], self._proxy.limits.id_headers, os.urandom(16).hex().encode()
+        )
+        named = {**request.scope, "headers": [*request.scope["headers"], (REQUEST_ID, id_)]}
+        engine = PlainEngine(self._proxy, named, model)
         services = replace(
             self._services_of(loaded),
             engine=engine,
             generator=self._generator(engine, loaded),
             model_name=shown,
         )
-        return await answer_chat(asked, request, services)
+        return _Named(await answer_chat(asked, request, services), id_)
 
     def _generator(self, engine: PlainEngine, loaded: Loaded) -> TextGenerator:
         async def encode(text: str, add_special_tokens: bool) -> list[int]:
@@ -110,6 +117,23 @@ class GatewayChats:
             default_sampling=sampling_defaults(directory),
         )
         return made
+
+
+class _Named(Response):
+    """An answer with its request's name in a header, as forwarded ones have it."""
+
+    def __init__(self, answer: Response, id_: bytes) -> None:
+        self._answer = answer
+        self._id = id_
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (REQUEST_ID, self._id)]}
+            await send(message)
+
+        await self._answer(scope, receive, named)
 
 
 def make_chats(config: GatewayConfig, tokenizers: ServedTokenizers, proxy: Proxy) -> Handler:

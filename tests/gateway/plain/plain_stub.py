@@ -44,7 +44,7 @@ class PlainStub(Stub):
             new = self.ids[count - 1 : count]
             is_last = count == len(self.ids)
             meta = {
-                "prompt_tokens": len(body["input_ids"]),
+                "prompt_tokens": len(body.get("input_ids", [])),
                 "completion_tokens": count,
                 "cached_tokens": 3,
                 "finish_reason": self.reason if is_last else None,

@@ -55,7 +55,10 @@ def test_thinking_content_and_calls_are_told_apart_streamed_or_not(
         stub.reason = {"type": "stop", "matched": stub.ids[-1]}
         async with chats(directory, stub) as made:
             asked = {"messages": HELLO, "tools": TOOLS, "temperature": 0.5, "seed": 7}
-            answer = (await made.post(PATH, **asked)).json()
+            told = await made.post(PATH, **asked, headers={"x-correlation-id": "mine"})
+            assert told.headers["x-request-id"] == "mine"
+            assert stub.posts[0].headers["x-request-id"] == "mine"
+            answer = told.json()
             (choice,) = answer["choices"]
             message = choice["message"]
             (call,) = message["tool_calls"]

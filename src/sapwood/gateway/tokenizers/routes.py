@@ -48,7 +48,7 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     tokens  the token ids of a text, or of several
     """
 
-    tokens: list[TokenId] | list[list[TokenId]]
+    tokens: list[TokenId | list[TokenId]]
     model: str = ""
     skip_special_tokens: bool = True
 
@@ -134,8 +134,15 @@ def token_handlers(tokenizers: Tokenizers, proxy: Proxy) -> Mapping[str, Handler
         if loaded is None:
             return Forwarded(proxy, request, body=raw)
         asked = parse(body, _DETOKENIZE_FIELDS)
-        is_one = not asked.tokens or isinstance(asked.tokens[0], int)
-        lists: list[list[int]] = [asked.tokens] if is_one else asked.tokens  # type: ignore[list-item, assignment]
+        flat = [one for one in asked.tokens if isinstance(one, int)]
+        lists = [one for one in asked.tokens if not isinstance(one, int)]
+        if flat and lists:
+            raise InvalidRequest(
+                "tokens mixes token ids with lists of them; send one list, or a list of lists",
+                param="tokens",
+            )
+        is_one = not lists
+        lists = lists or [flat]
         _check_number(len(lists), "tokens")
         texts = [
             await tokenizers.decode(loaded, ids, skip_special_tokens=asked.skip_special_tokens)
