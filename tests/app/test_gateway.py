@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.gateway.plain.plain_stub import write_tokenizer
+
 ROOT = Path(__file__).parents[2]
 
 # Ends with "an import that is refused" if the gateway needs another package.
@@ -51,8 +53,9 @@ def blocked() -> set[str]:
 
 
 @contextmanager
-def gateway(*args: str) -> Iterator[subprocess.Popen[str]]:
-    program = _PROGRAM.format(blocked=blocked(), args=["gateway", *args])
+def gateway(*args: str, and_also: frozenset[str] = frozenset()) -> Iterator[subprocess.Popen[str]]:
+    """and_also: packages that are there besides what a gateway needs"""
+    program = _PROGRAM.format(blocked=blocked() - and_also, args=["gateway", *args])
     process = subprocess.Popen(
         [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, encoding="utf-8"
     )
@@ -90,6 +93,37 @@ def test_the_gateway_starts_serves_and_ends_without_torch() -> None:
             assert client.get(metrics_url + "/else").status_code == 404
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
+
+
+def test_chats_are_made_without_torch_and_transformers(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "m")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    more = frozenset(names(project["dependency-groups"]["gateway-tokenizers"]))
+    args = (
+        "--disable-retries",
+        "--port",
+        "0",
+        "--prometheus-port",
+        "-1",
+        "--model-path",
+        str(tmp_path / "m"),
+    )
+    with gateway(
+        "http://127.0.0.1:9", *args, "--tool-call-parser", "auto", and_also=more
+    ) as process:
+        url = read_until(process, r"the gateway is at (\S+);")
+        with httpx.Client(trust_env=False) as client:
+            told = client.post(f"{url}/v1/tokenize", json={"prompt": "Hello"})
+            assert told.json()["char_count"] == 5
+            messages = [{"role": "user", "content": "Hello"}]
+            body = {"messages": messages}
+            nobody = client.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+            assert nobody.status_code == 503
+            assert "no worker can take the request" in nobody.json()["message"]
+    with gateway(*args) as process:
+        _, log = process.communicate()
+        assert process.returncode == 1
+        assert "pip install tokenizers jinja2" in log
 
 
 @pytest.mark.parametrize("args", [("nowhere",), ("--policy", "best"), ("--cache-threshold", "2")])

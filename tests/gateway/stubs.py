@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sapwood.app.gateway import callers_of
+from sapwood.app.gateway import callers_of, chat_maker
 from sapwood.app.http_server import HttpServer, access_of
 from sapwood.gateway.app import Gateway, Shared
 from sapwood.gateway.worker import Worker, WorkerState
@@ -242,7 +242,7 @@ async def bench(
         urls = ",".join(engine.url for engine in engines)
         config = GatewayConfig(port=0, **{"worker_urls": urls, **options})
         access = access_of(config, callers_of(config))
-        gateway = Gateway(config, access, history, shared, tracing)
+        gateway = Gateway(config, access, history, shared, tracing, chat_maker(config))
         stack.push_async_callback(gateway.close)
         served = await stack.enter_async_context(Running(gateway))
         client = await stack.enter_async_context(

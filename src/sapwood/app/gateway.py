@@ -18,7 +18,7 @@ from sapwood.app.gateway_history import open_history
 from sapwood.app.http_server import HttpServer, access_of
 from sapwood.base.errors import ConfigError
 from sapwood.base.stopping import StopSignals
-from sapwood.gateway.app import Gateway, Shared, metrics_app
+from sapwood.gateway.app import ChatMaker, Gateway, Shared, metrics_app
 from sapwood.http.callers import Caller, Callers, NamedKeys, Role, digest_of
 from sapwood.observe.log import configure_logging
 from sapwood.observe.tracing import Tracing, open_tracing
@@ -45,7 +45,7 @@ async def _route(config: GatewayConfig, stop: StopSignals) -> int:
     ):
         tracing = tracing_of(config)
         access = access_of(config, callers_of(config))
-        gateway = Gateway(config, access, history, shared, tracing)
+        gateway = Gateway(config, access, history, shared, tracing, chat_maker(config))
 
         def drain() -> None:
             gateway.is_draining = True
@@ -99,6 +99,20 @@ async def shared_state(config: GatewayConfig) -> AsyncIterator[Shared | None]:
         max_per_second=config.rate_limit_per_key,
     ) as shared:
         yield shared
+
+
+def chat_maker(config: GatewayConfig) -> ChatMaker | None:
+    """None: the workers make the chats. ConfigError if the packages for it are not installed."""
+    if not config.makes_chats:
+        return None
+    try:
+        from sapwood.app.gateway_chats import make_chats
+    except ImportError as error:
+        raise ConfigError(
+            "--tool-call-parser and --reasoning-parser need the packages tokenizers and jinja2; "
+            "install them with `pip install tokenizers jinja2`"
+        ) from error
+    return make_chats
 
 
 def callers_of(config: GatewayConfig) -> tuple[Callers, ...]:

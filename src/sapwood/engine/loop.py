@@ -71,6 +71,8 @@ class ChoiceRecord(Protocol):
         """Write a file. InvalidRequest if nothing was recorded; OSError or RuntimeError if the file
         cannot be written."""
         ...
+
+
 class Published(Protocol):
     """Events that were published, and those for which there was no room."""
 

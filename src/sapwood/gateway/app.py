@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -39,6 +40,10 @@ from sapwood.observe.metrics import CONTENT_TYPE
 from sapwood.observe.tracing import Tracing
 from sapwood.schema.config.gateway import GatewayConfig
 
+if TYPE_CHECKING:
+    # Needs packages that a gateway without tokenizers has not.
+    from sapwood.gateway.tokenizers.served import ServedTokenizers
+
 
 class Middleware(Protocol):
     """What requests and answers of workers pass through."""
@@ -50,6 +55,10 @@ class Middleware(Protocol):
 
     def around(self, handler: Handler) -> Handler: ...
     def close(self) -> None: ...
+
+
+ChatMaker = Callable[[GatewayConfig, "ServedTokenizers", Proxy], Handler]
+"""Makes what answers chat completions at the gateway."""
 
 
 class Shared(StickyKeys, Rates, Protocol):
@@ -67,6 +76,7 @@ class Gateway:
     history      where responses and conversations are kept; None: the workers keep responses
     shared       what it has in common with other gateways
     tracing      where spans of requests go; None: nothing is traced
+    make_chats   makes what answers chats at the gateway; None: the workers answer them
     is_draining  whether requests are refused because the gateway is about to end
     """
 
@@ -77,6 +87,7 @@ class Gateway:
         history: History | None = None,
         shared: Shared | None = None,
         tracing: Tracing | None = None,
+        make_chats: ChatMaker | None = None,
     ) -> None:
         rng = random.Random()
         self.is_draining = False
@@ -126,10 +137,19 @@ class Gateway:
         if config.mcp_config_path is not None:
             self._tools = _tools(config, config.mcp_config_path, self.metrics)
         self._modules: Middleware | None = _modules(config) if config.enable_wasm else None
+        self._tokenizers = _tokenizers(config)
+        own: dict[str, Handler] = {}
+        if self._tokenizers is not None:
+            self.metrics.caches = self._tokenizers
+            proxy.prompts = self._tokenizers.prompts(self.fleet)
+            own.update(self._tokenizers.handlers(proxy))
+            if make_chats is not None:
+                own["/v1/chat/completions"] = make_chats(config, self._tokenizers, proxy)
         endpoints = EndpointTable(
             [
                 *([] if self._modules is None else [self._modules.dialect]),
-                forwarded_dialect(proxy),
+                *([] if self._tokenizers is None else [self._tokenizers.dialect]),
+                forwarded_dialect(proxy, own),
                 found_dialect(proxy)
                 if history is None
                 else responses_dialect(proxy, history, self._tools),
@@ -208,6 +228,8 @@ class Gateway:
             await self._tools.close()
         if self._modules is not None:
             self._modules.close()
+        if self._tokenizers is not None:
+            await self._tokenizers.close()
 
     def _handler(self, dialect: Dialect, handler: Handler) -> Handler:
         """The handler, behind the modules if it is one whose answers come from workers."""
@@ -274,6 +296,20 @@ def _tools(config: GatewayConfig, path: str, metrics: GatewayMetrics) -> Tools:
         max_result_bytes=config.mcp_max_result_bytes,
         on_call=metrics.called_tool,
     )
+
+
+def _tokenizers(config: GatewayConfig) -> ServedTokenizers | None:
+    """None: the packages for them are not installed, and nothing asks for them."""
+    try:
+        from sapwood.gateway.tokenizers.served import ServedTokenizers
+    except ImportError as error:
+        if config.tokenizer_source is None:
+            return None
+        raise ConfigError(
+            "--tokenizer-path and --model-path need the packages tokenizers and jinja2; install "
+            "them with `pip install tokenizers jinja2`"
+        ) from error
+    return ServedTokenizers(config)
 
 
 _THROUGH_MODULES = frozenset({"forwarded", "found", "responses"})

@@ -58,11 +58,20 @@ class StickyKeys(Protocol):
         ...
 
 
+class Prompts(Protocol):
+    """Reads prompts for the policies, better than as their JSON spells them."""
+
+    async def fields(self, path: str, body: bytes) -> RoutingFields | None:
+        """None: there is nothing better."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Proxy:
     """Forwards requests to the workers of a fleet.
 
-    sticky  what other gateways say of routing keys, for the types of workers that have any
+    sticky   what other gateways say of routing keys, for the types of workers that have any
+    prompts  reads prompts for the policies; None: they see what is spelled
     """
 
     fleet: Fleet
@@ -73,6 +82,7 @@ class Proxy:
     metrics: GatewayMetrics
     rng: random.Random = field(default_factory=random.Random)
     tracing: Tracing | None = None
+    prompts: Prompts | None = None
     sticky: Mapping[WorkerType, StickyKeys] = field(default_factory=dict)
 
 
@@ -157,10 +167,13 @@ class OneWorker:
 class Exchange:
     """One request, until there is an answer.
 
-    span  the request in a trace; None: it is not traced
+    fields  what policies see of the request; None: what its body shows
+    span    the request in a trace; None: it is not traced
     """
 
-    def __init__(self, proxy: Proxy, scope: Scope, way: Way) -> None:
+    def __init__(
+        self, proxy: Proxy, scope: Scope, way: Way, fields: RoutingFields | None = None
+    ) -> None:
         self.proxy = proxy
         self._way = way
         self._method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
@@ -176,7 +189,7 @@ class Exchange:
         self._extra = [(headers.REQUEST_ID, self.id)]
         if client is not None:
             self._extra.append((b"x-forwarded-for", str(client[0]).encode("ascii", "replace")))
-        self._call, self._model = self._call_and_model()
+        self._call, self._model = self._call_and_model(fields)
         self.span: RequestSpan | None = None
 
     async def first_answer(self) -> Taken:
@@ -276,11 +289,11 @@ class Exchange:
         self.proxy.metrics.failed(worker, "no_answer")
         log.warning("worker %s failed a request: %s", worker.url, error)
 
-    def _call_and_model(self) -> tuple[Call, str | None]:
+    def _call_and_model(self, fields: RoutingFields | None) -> tuple[Call, str | None]:
         fleet, body = self.proxy.fleet, self._way.body
-        fields = RoutingFields()
-        if body and (fleet.needs_text or len(fleet.models) > 1):
-            fields = routing_fields(body)
+        if fields is None:
+            is_needed = body and (fleet.needs_text or len(fleet.models) > 1)
+            fields = routing_fields(body) if is_needed else RoutingFields()
         key = headers.find(self._headers, _ROUTING_KEY) or b""
         return Call(
             text=fields.text, ids=fields.ids, key=key[:MAX_KEY_BYTES].decode("latin-1")

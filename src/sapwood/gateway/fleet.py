@@ -21,6 +21,7 @@ from sapwood.schema.config.gateway import GatewayConfig
 log = logging.getLogger(__name__)
 
 MAX_WORKERS = 4096
+MAX_CONTEXT = 2**31 - 1
 
 Clock = Callable[[], float]
 
@@ -54,6 +55,8 @@ class Fleet:
         self._workers: dict[str, Worker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._models: frozenset[str] = frozenset()
+        self._base_models: frozenset[str] = frozenset()
+        self._max_model_len: int | None = None
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
@@ -65,6 +68,16 @@ class Fleet:
     def models(self) -> frozenset[str]:
         """The models that the workers have said they serve."""
         return self._models
+
+    @property
+    def base_models(self) -> frozenset[str]:
+        """The models without the adapters of models."""
+        return self._base_models
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The shortest context of the workers, in tokens; None: none says how long its own is."""
+        return self._max_model_len
 
     @property
     def is_ready(self) -> bool:
@@ -244,6 +257,11 @@ class Fleet:
 
     def _changed(self, worker: Worker) -> None:
         self._models = frozenset().union(*(worker.models for worker in self))
+        cards = [card for worker in self for card in worker.cards]
+        self._base_models = frozenset(str(card["id"]) for card in cards if not card.get("parent"))
+        lengths = [card.get("max_model_len") for card in cards]
+        known = [one for one in lengths if isinstance(one, int) and 0 < one <= MAX_CONTEXT]
+        self._max_model_len = min(known, default=None)
         if worker.state is WorkerState.UNHEALTHY:
             # Whoever comes back from being down has probably an empty cache.
             self.forget(worker)

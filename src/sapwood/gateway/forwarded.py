@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from sapwood.gateway.exchange import Proxy
 from sapwood.gateway.proxy import Forwarded
-from sapwood.http.endpoints import Dialect, Endpoint
+from sapwood.http.endpoints import Dialect, Endpoint, Handler
 from sapwood.http.errors import (
     ANTHROPIC_ERRORS,
     NATIVE_ERRORS,
@@ -76,7 +76,8 @@ FORMS: Mapping[str, ErrorForm] = MappingProxyType(
 """How errors of the gateway itself are spelled, as the engines spell theirs."""
 
 
-def forwarded_dialect(proxy: Proxy) -> Dialect:
+def forwarded_dialect(proxy: Proxy, own: Mapping[str, Handler] = MappingProxyType({})) -> Dialect:
+    """own: path -> what answers it, if that is not a worker or not a worker alone"""
     dialect = Dialect("forwarded", errors=FORMS)
 
     async def forward(request: Request) -> Response:
@@ -85,7 +86,7 @@ def forwarded_dialect(proxy: Proxy) -> Dialect:
     for path in _POSTS:
         dialect.serves(
             Endpoint(paths=(path,), methods=("POST",), access="user", is_documented=False)
-        )(forward)
+        )(own.get(path, forward))
     for path in _GETS:
         dialect.serves(
             Endpoint(

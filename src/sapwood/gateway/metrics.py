@@ -59,6 +59,22 @@ class Gauges(Protocol):
     def num_waiting(self) -> int: ...
 
 
+class CacheCounts(Protocol):
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+
+
+class CacheFigures(Protocol):
+    """The caches of token ids, by level: "l0", "l1"."""
+
+    @property
+    def counts(self) -> Mapping[str, CacheCounts]: ...
+    @property
+    def num_bytes(self) -> Mapping[str, int]: ...
+
+
 class GatewayMetrics(Collector):
     """All that /metrics shows. Labels are addresses of workers, our paths and names, and statuses:
     nothing that a client could make up.
@@ -75,6 +91,7 @@ class GatewayMetrics(Collector):
         self.workers: Callable[[], Iterable[Worker]] = tuple
         self.gauges: Gauges | None = None
         self.kv_events: Follower | None = None
+        self.caches: CacheFigures | None = None
         self.num_retries = 0
         self.num_left = 0
         self.http_requests: Counter[tuple[str, str]] = Counter()
@@ -190,6 +207,8 @@ class GatewayMetrics(Collector):
         ):
             yield Family("histogram", name, text, (), [((), histogram)])
         yield from self._gauges()
+        if self.caches is not None:
+            yield from _of_caches(self.caches)
 
     def _gauges(self) -> Iterator[Family]:
         workers, now_s = list(self.workers()), self._clock()
@@ -223,6 +242,17 @@ def _kv_families(follower: Follower, workers: Iterable[Worker]) -> Iterator[Fami
         yield Family("gauge", name, text, (), [((), value)])
     rows = [((worker.url,), follower.known.num_pages(worker.id)) for worker in workers]
     yield Family("gauge", "worker_kv_pages", "Pages known of its cache.", ("worker",), rows)
+
+
+def _of_caches(caches: CacheFigures) -> Iterator[Family]:
+    counts, text = caches.counts, "Lookups of token ids"
+    hits = [((level,), count.hits) for level, count in counts.items()]
+    misses = [((level,), count.misses) for level, count in counts.items()]
+    sizes = [((level,), size) for level, size in caches.num_bytes.items()]
+    level = ("level",)
+    yield Family("counter", "tokenizer_cache_hits", f"{text} that found them.", level, hits)
+    yield Family("counter", "tokenizer_cache_misses", f"{text} in vain.", level, misses)
+    yield Family("gauge", "tokenizer_cache_bytes", "Memory of token ids.", level, sizes)
 
 
 _WORKER_GAUGES: Sequence[tuple[str, str, Callable[[Worker, float], float]]] = (

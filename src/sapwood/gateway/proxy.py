@@ -88,7 +88,10 @@ class Forwarded(Response):
         await proxy.gate.enter()
         try:
             way = way_of(proxy.fleet, scope, body, self._only)
-            exchange = Exchange(proxy, scope, way)
+            fields = None
+            if proxy.prompts is not None and proxy.fleet.needs_text:
+                fields = await proxy.prompts.fields(scope["path"], body)
+            exchange = Exchange(proxy, scope, way, fields)
             with request_span(proxy.tracing, scope, exchange.id) as exchange.span:
                 taken = await exchange.first_answer()
                 if exchange.span is not None:

@@ -7,6 +7,8 @@ decoded, and a field that is wrong is the worker's to refuse.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -19,7 +21,20 @@ _NO_TEXT = (b"", b"null", b'""')
 _ID_BEGINS = frozenset(b"%c" % byte for byte in b"[0123456789")
 
 
-class _Body(msgspec.Struct):
+class Apart(msgspec.Struct):
+    """Fields of a body with which a prompt shares a cache with few others."""
+
+    extra_key: msgspec.Raw = _EMPTY
+    cache_salt: msgspec.Raw = _EMPTY
+    lora_path: msgspec.Raw = _EMPTY
+
+    def is_apart(self, model: str | None) -> bool:
+        """model: by its name a request may choose an adapter"""
+        told = (self.extra_key, self.cache_salt, self.lora_path)
+        return any(bytes(part) not in _NO_TEXT for part in told) or ":" in (model or "")
+
+
+class _Body(Apart):
     model: msgspec.Raw = _EMPTY
     # In the order in which chat templates put them.
     tools: msgspec.Raw = _EMPTY
@@ -30,10 +45,6 @@ class _Body(msgspec.Struct):
     text: msgspec.Raw = _EMPTY
     input_ids: msgspec.Raw = _EMPTY
     input: msgspec.Raw = _EMPTY
-    # With these a prompt shares a cache with few others.
-    extra_key: msgspec.Raw = _EMPTY
-    cache_salt: msgspec.Raw = _EMPTY
-    lora_path: msgspec.Raw = _EMPTY
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -41,8 +52,11 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 @dataclass(frozen=True, slots=True)
 class RoutingFields:
-    """model: None if the body names none, or is no JSON object; text: of the prompt, as spelled;
-    ids: the prompt's token ids, as spelled, if it has some and shares its cache with all others"""
+    """model  None if the body names none, or is no JSON object
+    text   of the prompt, as spelled, or its packed token ids
+    ids    the prompt's token ids, as JSON spells them, if it has some and shares its cache with all
+           others
+    """
 
     model: str | None = None
     text: bytes = b""
@@ -50,6 +64,11 @@ class RoutingFields:
 
 
 _NOTHING = RoutingFields()
+
+
+def packed_ids(ids: Sequence[int]) -> bytes:
+    """Token ids as a text for policies: four bytes each, so that equal beginnings are equal."""
+    return array("I", ids[: MAX_TEXT_BYTES // 4]).tobytes()
 
 
 def routing_fields(body: bytes) -> RoutingFields:
@@ -73,8 +92,7 @@ def routing_fields(body: bytes) -> RoutingFields:
 
 
 def _ids(told: _Body, model: str | None) -> bytes:
-    apart = (told.extra_key, told.cache_salt, told.lora_path)
-    if any(bytes(part) not in _NO_TEXT for part in apart) or ":" in (model or ""):
+    if told.is_apart(model):
         return b""
     ids = bytes(told.input_ids or told.prompt)
     return ids if ids[:1] == b"[" and ids[1:].lstrip()[:1] in _ID_BEGINS else b""

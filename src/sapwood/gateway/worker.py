@@ -171,6 +171,8 @@ class Worker:
         self.state = state
 
     def serves_path(self, path: str) -> bool:
+        if self.spec.runtime == "vllm" and path == "/generate":
+            return False
         return self.spec.runtime != "external" or path.startswith("/v1/")
 
     def admits(self, now_s: float) -> bool:

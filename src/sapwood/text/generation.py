@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -41,6 +49,8 @@ ENCODE_IN_THREAD_CHARS = 8192
 """Longer prompts are encoded in a thread: this length would hold up the event loop for 2 ms."""
 
 _NUM_SEEDS = 2**64
+
+Encode = Callable[[str, bool], Awaitable[list[int]]]
 
 T = TypeVar("T")
 
@@ -94,6 +104,8 @@ class TextGenerator:
     tells_hidden    whether requests may ask for hidden states
     hidden_size     length of a token's embedding; None: only the engine knows
     pooling         how the model makes embeddings or scores; None: the model generates
+    encode          encodes a text (text, whether to add BOS or EOS), where there is something
+                    better than the tokenizer alone
     """
 
     def __init__(
@@ -108,8 +120,10 @@ class TextGenerator:
         tells_hidden: bool = False,
         hidden_size: int | None = None,
         pooling: Pooling | None = None,
+        encode: Encode | None = None,
     ) -> None:
         self._engine = engine
+        self._encode = encode
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._logits_processors = logits_processors
@@ -285,6 +299,8 @@ class TextGenerator:
                 f"{context_length} this server takes at most {longest}; shorten it",
                 param="prompt",
             )
+        if self._encode is not None:
+            return await self._encode(text, add_special_tokens)
         if len(text) < ENCODE_IN_THREAD_CHARS:
             return self._tokenizer.encode(text, add_special_tokens)
         return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ _NAMED_TOKENS = (
     "mask_token",
 )
 _ADDED_TOKEN_FIELDS = {"content", "lstrip", "rstrip", "single_word", "normalized", "special"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutTokens:
+    """Tokens at which the library cuts a text before it looks at anything else.
+
+    Where several match at the same place, the longest counts.
+
+    every       their texts
+    boundaries  those after which the text may be cut for good: what follows is encoded as it would
+                be after this token alone
+    """
+
+    every: frozenset[str]
+    boundaries: frozenset[str]
 
 
 class Tokenizer:
@@ -102,6 +118,24 @@ class Tokenizer:
         return self.chat_templates.get("default")
 
     @property
+    def cut_tokens(self) -> CutTokens:
+        added = [
+            token
+            for token in self._backend.get_added_tokens_decoder().values()
+            if token.content and not token.normalized
+        ]
+        # A token that must be a whole word may be none. One with white space at its ends may be
+        # swallowed by a neighbour that takes the space around itself.
+        return CutTokens(
+            every=frozenset(token.content for token in added),
+            boundaries=frozenset(
+                token.content
+                for token in added
+                if not token.single_word and token.content == token.content.strip()
+            ),
+        )
+
+    @property
     def bos_token_id(self) -> int | None:
         return self._id_of("bos_token")
 
@@ -115,18 +149,25 @@ class Tokenizer:
         The interpreter lock is free meanwhile: run a long text in a thread to keep an event loop
         going. InvalidRequest if the text has half of a surrogate pair.
         """
+        [ids] = self.encode_batch([text], add_special_tokens)
+        return ids
+
+    def encode_batch(
+        self, texts: Sequence[str], add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """The token ids of each of these texts, as `encode` gives them."""
         try:
             # The batch call frees the interpreter lock, which the single call does not, and leaves
             # out the character offsets, which nobody asked for.
-            [encoding] = self._backend.encode_batch_fast(
-                [text], add_special_tokens=add_special_tokens
+            encodings = self._backend.encode_batch_fast(
+                list(texts), add_special_tokens=add_special_tokens
             )
         except TypeError as error:
             raise InvalidRequest(
                 "the text is not valid Unicode: it has half of a surrogate pair, which no UTF-8 "
                 "text can have; send the whole character"
             ) from error
-        return encoding.ids
+        return [encoding.ids for encoding in encodings]
 
     def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
         """The token ids of two texts as one, and how many of them belong to the first.
@@ -249,8 +290,15 @@ def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
 
 def _converted(directory: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     """The tokenizer and special tokens that transformers makes from files of older formats."""
-    # Imported here because it takes a second, which a directory with a tokenizer.json need not pay.
-    from transformers import AutoTokenizer
+    try:
+        # Imported here because it takes a second, which a directory with a tokenizer.json need not
+        # pay. A gateway may be installed without it.
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ModelSourceError(
+            f"{directory} has no {TOKENIZER_FILE}, and the package transformers, which converts "
+            "older files, is not installed; give a directory that has one"
+        ) from error
 
     try:
         # Without trust_remote_code=False transformers would ask on the terminal.

@@ -44,7 +44,11 @@ from sapwood.text.generation import TextRequest
 
 
 async def chat_completions(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), CHAT_FIELDS)
+    return await answer_chat(parse(await read_json(request), CHAT_FIELDS), request, services)
+
+
+async def answer_chat(asked: ChatRequest, request: Request, services: Services) -> Response:
+    """request: the HTTP request, whose body has been read"""
     services.adapter_of(asked.model)
     check_stream_options(asked)
     turn = to_turn(asked, services)

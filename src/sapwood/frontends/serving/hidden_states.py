@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import numpy as np
 import orjson
 
 from sapwood.frontends.serving.generate import Choice
@@ -40,6 +39,9 @@ def encoded_last_hidden_state(choice: Choice) -> orjson.Fragment:
 
 def _encoded(packed: bytes) -> bytes:
     """The vectors as JSON, each number with the fewest digits that identify the fp32 number."""
+    # Imported here because a gateway that makes chats has no hidden states, and need not have it.
+    import numpy as np
+
     vector = np.frombuffer(packed, dtype="<f4").astype(np.float32, copy=False)
     return orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
 

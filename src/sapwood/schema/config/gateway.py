@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sapwood.base.errors import ConfigError
-from sapwood.schema.config.listening import ListeningConfig, check_seconds
+from sapwood.schema.config.gateway_tokenizing import TokenizingConfig
+from sapwood.schema.config.listening import check_seconds
 from sapwood.schema.config.options import option
 
 POLICIES = (
@@ -69,7 +70,7 @@ _SHARES = ("cache_threshold", "retry_jitter_factor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayConfig(ListeningConfig):
+class GatewayConfig(TokenizingConfig):
     worker_urls: str = option(
         "",
         "Addresses of the engines, such as http://10.0.0.7:30000, separated by commas. More can be "

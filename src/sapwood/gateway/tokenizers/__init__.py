@@ -1,0 +1,1 @@
+"""The gateway's own tokenizers: their names, their caches, and the routes that show them."""
