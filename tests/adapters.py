@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sapwood.kernels.low_rank import LowRank
+from sapwood.layers.adapters import AdapterSite, AdapterTarget
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -90,6 +97,47 @@ ACTIVATED: dict[str, dict[str, Any]] = {
     "plain": {"r": 2, "lora_alpha": 5, "target_modules": [*ATTENTION, *MLP]},
 }
 """Those that begin in the middle of a prompt, and one that does not."""
+
+
+def write_adapter(directory: Path, rank: int) -> None:
+    """Of the first and the last products of attention in two layers of `llama_config`, without
+    peft; changes most outputs."""
+    directory.mkdir()
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4 * rank}
+    (directory / "adapter_config.json").write_text(
+        json.dumps({**config, "target_modules": ["q_proj", "o_proj"]})
+    )
+    generator = torch.Generator().manual_seed(rank)
+    tensors = {
+        f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_{part}.weight": (
+            0.2 * torch.randn(shape, generator=generator)
+        )
+        for layer in (0, 1)
+        for name in ("q_proj", "o_proj")
+        for part, shape in (("A", (rank, 64)), ("B", (64, rank)))
+    }
+    save_file(tensors, directory / "adapter_model.safetensors")
+
+
+def random_adapter(
+    targets: Mapping[str, AdapterTarget],
+    rank: int,
+    *,
+    ending: str = "",
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> dict[AdapterSite, LowRank]:
+    """On all layers whose names end so, without peft."""
+    generator = torch.Generator().manual_seed(seed)
+    parts: dict[AdapterSite, list[tuple[int, Tensor, Tensor]]] = defaultdict(list)
+    for path, target in targets.items():
+        if path.endswith(ending):
+            outputs, inputs = target.shape
+            a = torch.randn(rank, inputs, generator=generator) * 0.2
+            b = torch.randn(outputs, rank, generator=generator) * 0.2
+            parts[target.site].append(target.part(a, b))
+    return {site: LowRank.of(found, dtype) for site, found in parts.items()}
+
 
 LogProbs = Callable[[str, list[int]], torch.Tensor]
 

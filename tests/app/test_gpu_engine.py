@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.output import EngineOutput, StepOutputs
 from sapwood.schema.request import EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
+from tests.adapters import write_adapter
 from tests.executor.recording_capture import RecordingCapture
+from tests.executor.test_captured_adapters import note_launches
 
 MIB = 2**20
 OPTIONS = {
@@ -61,7 +63,10 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[RecordingCapture]:
     return recorders
 
 
-def run(model: Path, **options: object) -> tuple[wiring.Engine, dict[str, list[int]]]:
+def run(
+    model: Path, adapters: Sequence[str] = ("",), **options: object
+) -> tuple[wiring.Engine, dict[str, list[int]]]:
+    """Six requests, which have these adapters in turn."""
     before = torch.get_num_threads()
     values = {**OPTIONS, **options, "model": str(model)}
     resolved = resolving.resolve_config(EngineConfig.of(values), home=model)
@@ -89,7 +94,9 @@ def run(model: Path, **options: object) -> tuple[wiring.Engine, dict[str, list[i
         )
         channel.send(
             Generate(
-                request_id=str(index), prompt_ids=prompt, options=RequestOptions(sampling=sampling)
+                request_id=str(index),
+                prompt_ids=prompt,
+                options=RequestOptions(sampling=sampling, adapter=adapters[index % len(adapters)]),
             )
         )
     for _ in range(200):
@@ -113,6 +120,33 @@ def test_it_puts_out_what_a_plain_engine_does(
     assert sum(one.num_replays for one in as_on_a_gpu[0].recordings) > 10
     monkeypatch.undo()
     _, expected = run(tiny_llama, kernels="torch", max_total_tokens=512)
+    assert tokens == expected
+
+
+def test_steps_with_adapters_are_captured_too(
+    tiny_llama: Path,
+    tmp_path: Path,
+    as_on_a_gpu: list[RecordingCapture],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three adapters take turns in two slots."""
+    ranks = {"narrow": 2, "wide": 24, "other": 5}
+    for name, rank in ranks.items():
+        write_adapter(tmp_path / name, rank)
+    options = {
+        "lora_paths": " ".join(f"{name}={tmp_path / name}" for name in ranks),
+        "max_loras_per_batch": 2,
+    }
+    adapters = ("wide", "", "narrow", "other")
+    note_launches(monkeypatch, as_on_a_gpu[0])
+    module = "tests.executor.test_captured_adapters:AdaptedStyle"
+    monkeypatch.setattr(registry.select_kernels, "__defaults__", (None, {"torch": module}))
+    monkeypatch.setattr(gpu, "GRAPH_OVERHEAD_BYTES", MIB)
+    engine, tokens = run(tiny_llama, adapters, overlap_depth=2, **options)
+    assert ", also with adapters, captured in" in "\n".join(engine.ready.notes)
+    assert sum(one.num_replays for one in as_on_a_gpu[0].recordings) > 10
+    monkeypatch.undo()
+    _, expected = run(tiny_llama, adapters, kernels="torch", max_total_tokens=512, **options)
     assert tokens == expected
 
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from sapwood import LLM
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
+from tests.adapters import write_adapter
 from tests.app.llms import Make, llms_of
-from tests.app.test_draft_heads import HIDDEN, options_of, write_models
+from tests.app.test_adapters import ask as ask_adapters
+from tests.app.test_draft_heads import options_of, write_models
 from tests.app.test_speculation import NGRAM, PROMPTS, SAME, Sample, ask, check_figures
 from tests.tiers import sweep
 
@@ -82,28 +82,10 @@ class Opened:
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     models = write_models(tmp_path_factory.mktemp("heads"))
-    write_adapter(models / "adapter")
+    write_adapter(models / "adapter", rank=4)
+    write_adapter(models / "wide adapter", rank=24)
     with ExitStack() as stack:
         yield Opened(models, stack)
-
-
-def write_adapter(directory: Path) -> None:
-    """Of the queries of two layers; changes most outputs."""
-    directory.mkdir()
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "o_proj"]}
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(4)
-    save_file(
-        {
-            f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_{part}.weight": (
-                0.2 * torch.randn(shape, generator=generator)
-            )
-            for layer in (0, 1)
-            for name in ("q_proj", "o_proj")
-            for part, shape in (("A", (4, HIDDEN)), ("B", (64, 4)))
-        },
-        directory / "adapter_model.safetensors",
-    )
 
 
 def guessing_options(models: Path, algorithm: str) -> tuple[Path, dict[str, Any]]:
@@ -181,6 +163,31 @@ def test_nothing_differs(opened: Opened, algorithm: str, mode: str) -> None:
     if mode != "adaptive":
         assert 50 < stats.speculated.num_accepted < stats.speculated.num_drafted - 50
     llm.close()
+
+
+@pytest.mark.parametrize("algorithm", ["ngram", "eagle3 trees"])
+def test_adapters_of_different_ranks_and_the_base_in_one_batch(
+    opened: Opened, algorithm: str
+) -> None:
+    """SGLang's scenario of test_lora_spec_decoding. Drafts are the base's."""
+    path, guessing = guessing_options(opened.models, algorithm)
+    paths = {"narrow": opened.models / "adapter", "wide": opened.models / "wide adapter"}
+    options = {
+        "lora_paths": json.dumps(
+            [{"lora_name": name, "lora_path": str(one)} for name, one in paths.items()]
+        ),
+        "overlap_depth": 2,
+    }
+    wanted = [(name, prompt) for prompt in PROMPTS for name in ("", *paths)]
+    llms = opened.make(path, options), opened.make(path, {**guessing, **options})
+    expected, found = (ask_adapters(llm, wanted, max_new_tokens=24) for llm in llms)
+    outputs = [tuple(result.token_ids) for result in expected]
+    assert [tuple(result.token_ids) for result in found] == outputs
+    for first in range(0, len(outputs), 3):
+        assert len(set(outputs[first : first + 3])) == 3, "the adapters change the output"
+    stats = llms[1].stats()
+    assert stats.speculated is not None
+    assert stats.speculated.num_accepted > 0
 
 
 @pytest.mark.parametrize("algorithm", ["ngram trees", "standalone trees", "eagle trees"])

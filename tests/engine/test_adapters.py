@@ -70,6 +70,18 @@ def test_many_small_ones_fit_where_few_large_ones_do():
     assert slots.bytes_used == 8
 
 
+def test_slots_are_bounded_whatever_the_adapters_sizes():
+    """Captured steps have tables of so many."""
+    slots = AdapterSlots(2, 10_000)
+    found = set()
+    for index in range(100):
+        slots.add(str(index), 1)
+        found.add(slots.acquire(str(index)))
+        slots.release(str(index))
+    assert found == set(range(slots.max_slots))
+    assert slots.num_evictions == 100 - slots.max_slots
+
+
 def test_an_adapter_larger_than_all_slots_is_refused():
     why = AdapterSlots(2, 100).add("huge", 101)
     assert why is not None

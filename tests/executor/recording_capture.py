@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 _LOOKED_AT = {
@@ -87,6 +87,18 @@ class RecordingCapture:
     def is_open(self) -> bool:
         return self._listener is not None
 
+    def noted(self, kernel: Any) -> Any:
+        """A Triton kernel whose launches are recorded, too."""
+        return _NotedKernel(kernel, self)
+
+    def note(self, launch: Callable[[], None]) -> None:
+        """Do it now, and with each replay if a capture is open."""
+        with _disable_current_modes():  # what the interpreter does beside it is no work of a device
+            launch()
+        if self.is_open:
+            assert self._recording is not None
+            self._recording.notes.append(Note(launch, (), {}, None))
+
     def begin(self) -> None:
         assert self._listener is None, "one capture at a time"
         self._recording = Recording()
@@ -100,3 +112,15 @@ class RecordingCapture:
         self._listener = None
         self.recordings.append(self._recording)
         return self._recording
+
+
+@dataclass
+class _NotedKernel:
+    kernel: Any
+    recorder: RecordingCapture
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **named: Any) -> None:
+            self.recorder.note(lambda: self.kernel[grid](*args, **named))
+
+        return launch

@@ -219,7 +219,7 @@ def test_the_largest_is_captured_first_and_progress_is_told() -> None:
         RecordingCapture(),
         on_progress=lambda done, total: told.append((done, total)),
     )
-    assert (list(graph.prefills), list(graph.decodes)) == ([16, 8], [2, 1])
+    assert (list(graph.plain.prefills), list(graph.plain.decodes)) == ([16, 8], [2, 1])
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -331,7 +331,7 @@ def test_prefill_is_cut_at_each_layers_attention() -> None:
     graph, _, recorder = captured((), (6,))
     num_layers = make_model().config.num_layers
     assert len(recorder.recordings) == num_layers + 1
-    assert len(graph.prefills[6]) == 2 * num_layers + 1
+    assert len(graph.plain.prefills[6]) == 2 * num_layers + 1
 
 
 def test_pairs_of_texts_are_computed_eagerly() -> None:

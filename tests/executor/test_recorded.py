@@ -14,12 +14,39 @@ from sapwood.kernels.interface import Kernels
 from sapwood.kernels.recording import CannotRecord, Program
 from sapwood.kernels.registry import Need
 from sapwood.kernels.torch_ops import TorchKernels
+from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.build import Build, Groups
+from sapwood.lora.adapter import adaptable
 from sapwood.models.lm.decoder import Decoder
+from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import read_decoder
+from tests.adapters import random_adapter
+from tests.kernels.test_low_rank import rows_of
 from tests.models.lm.harness import NewTokens, make_batch, make_decoder, make_kv_caches
 from tests.tiny import llama_config
+
+MIXTURE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "vocab_size": 258,
+    "hidden_size": 256,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 64,
+    "num_experts": 6,
+    "num_experts_per_tok": 6,
+    "norm_topk_prob": True,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 
 
 def make_model(kernels: Kernels, dtype: torch.dtype = torch.float32, **fields: object) -> Decoder:
@@ -81,6 +108,47 @@ def test_states_are_those_of_the_single_ops(
     assert again is not None, "nobody wants the states"
     with pytest.raises(ValueError, match="states are"):
         recorded.replay(batch, states[:, 1:])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("num_tokens", [5, 200], ids=["few", "many"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_of_experts_and_embeddings_are_those_of_the_single_ops(
+    native: CpuKernels, dtype: torch.dtype, num_tokens: int
+) -> None:
+    """All experts are chosen, so that rounding cannot choose others."""
+    context = AdapterContext()
+    build = Build(kernels=native, device=torch.device("cpu"), dtype=dtype, adapters=context)
+    model = Decoder.of(read_decoder(MIXTURE), build)
+    load_weights(model, random_weights(model.targets(), seed=1, dtype=dtype, std=0.1))
+    model.finalize()
+    places = adaptable(model.adapter_targets(), model.checkpoint_name, dtype)
+    for slot, ending in enumerate(["", "down_proj"]):
+        adapter = random_adapter(places.targets, 3 + slot, ending=ending, seed=slot, dtype=dtype)
+        for site, addition in adapter.items():
+            site.place(slot, addition)
+    embedding = places.vocab["model.embed_tokens"]
+    assert embedding.low_rank is not None
+    a, b = torch.randn(2, MIXTURE["vocab_size"]), torch.randn(MIXTURE["hidden_size"], 2) * 0.1
+    embedding.site.place(2, embedding.low_rank(a, b))
+    assert all(target.site.is_recorded for target in places.targets.values())
+    caches = make_kv_caches(model.config, num_pages=8, page_size=64, dtype=dtype)
+    recorded = record_steps(model, native, caches, enabled=True).steps
+    batch = make_batch([NewTokens([i % 250 for i in range(num_tokens)], 0, range(8))], caches)
+    batch = dataclasses.replace(batch, logits_index=torch.arange(num_tokens - 5, num_tokens))
+    plain = model.compute(batch)
+    slots = [(0, -1, 1, 2, 0)[i % 5] for i in range(num_tokens)]
+    adapters = StepAdapters(rows=rows_of(slots), selected=rows_of(slots[-5:]))
+    with context.of(adapters):
+        expected = model.compute(batch)
+        found = recorded.replay(dataclasses.replace(batch, adapters=adapters))
+    assert found is not None
+    scale = expected.abs().max()
+    assert (found - expected).abs().max() < scale * (1e-5 if dtype is torch.float32 else 3e-2)
+    assert (plain - expected).abs().max() > scale * 0.1
+    again = recorded.replay(batch)
+    assert again is not None
+    assert (again - plain).abs().max() < scale * (1e-5 if dtype is torch.float32 else 3e-2)
 
 
 def test_disabled() -> None:

@@ -207,8 +207,8 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
     ("found", "is_covered"),
     [
         (tensors("q_proj", "lm_head"), True),
+        ({**tensors("q_proj"), "base_model.model.embed_tokens.weight": torch.ones(OUT, IN)}, True),
         ({"base_model.model.lm_head.weight": torch.ones(OUT, IN)}, False),
-        ({**tensors("q_proj"), "base_model.model.embed_tokens.weight": torch.ones(OUT, IN)}, False),
     ],
 )
 def test_what_recorded_steps_have(found: dict[str, Tensor], is_covered: bool) -> None:

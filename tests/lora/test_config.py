@@ -22,6 +22,14 @@ def test_scaling() -> None:
     assert rslora.scaling(PATH, 16) == 16 / math.sqrt(16)
 
 
+@pytest.mark.parametrize(("rank", "alpha"), [(16, 32), (64, 128), (256, 256)])
+def test_scaling_of_sglangs_scenario(rank: int, alpha: int) -> None:
+    values = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha}
+    plain = adapter_config(values, "it").scaling(PATH, rank)
+    rslora = adapter_config({**values, "use_rslora": True}, "it").scaling(PATH, rank)
+    assert (plain, rslora) == (alpha / rank, alpha / math.sqrt(rank))
+
+
 @pytest.mark.parametrize(
     ("key", "is_meant"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ import torch
 from sapwood.app.loading import timed
 from sapwood.base.errors import StartupError
 from sapwood.engine.adapters import AdapterSlots
-from sapwood.layers.adapters import AdapterContext
+from sapwood.executor.captured import CapturePlan, StepsWithAdapters
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.low_rank import AdapterRoom
+from sapwood.layers.adapters import AdapterContext, AdapterSite
 from sapwood.lora.adapter import AdaptableModel, Adapter, build_adapter
 from sapwood.lora.config import parse_config, read_config
 from sapwood.lora.pool import AdapterPool
@@ -57,7 +61,7 @@ class AdapterLoader:
         self._pool = pool
         self._find = find
         self._model = model
-        self._max_rank = max_rank
+        self.max_rank = max_rank
         self._modules = modules
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapters")
         self._finished: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
@@ -67,6 +71,11 @@ class AdapterLoader:
         """From now on `hear` is called from the loader's thread when a load has ended; `finished`
         has nothing more."""
         self._tell = hear
+
+    def most_parts(self) -> Counter[AdapterSite]:
+        """Parts that an addition can have, by the sites that captured steps have."""
+        sites = (target.site for target in self._model.targets.values())
+        return Counter(site for site in sites if site.is_recorded)
 
     def read(self, adapter_id: str, path: str, sent: SentAdapter | None = None) -> Adapter:
         """Read an adapter now and keep it. ConfigError if it cannot be served."""
@@ -81,7 +90,7 @@ class AdapterLoader:
             config,
             self._model,
             source=path,
-            max_rank=self._max_rank,
+            max_rank=self.max_rank,
             modules=self._modules,
         )
         self._pool.add(adapter_id, adapter)
@@ -170,6 +179,23 @@ def build_adapters(
         assert refused is None, "each of these adapters fits"
     parts = AdapterParts(pool, slots, loader)
     return parts, Decision("max_lora_rank", max_rank, why)
+
+
+def steps_with_adapters(
+    parts: AdapterParts, kernels: Kernels, plan: CapturePlan
+) -> StepsWithAdapters | None:
+    """What a device captures steps with adapters with; None if the kernels cannot do that."""
+    room = AdapterRoom(
+        num_rows=plan.most_tokens,
+        num_slots=parts.slots.max_slots,
+        max_rank=parts.loader.max_rank,
+    )
+    fixed = kernels.captured_adapters(room, plan.dtype, plan.device)
+    if fixed is None:
+        return None
+    for site, most_parts in parts.loader.most_parts().items():
+        fixed.cover(site.layer, most_parts)
+    return StepsWithAdapters(parts.pool.context, fixed)
 
 
 def largest_bytes(model: AdaptableModel, max_rank: int, modules: frozenset[str] | None) -> int:

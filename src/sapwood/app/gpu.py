@@ -18,7 +18,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.executor import captured
 from sapwood.executor.buckets import decode_sizes, parse_sizes, prefill_sizes
 from sapwood.executor.cache_inputs import CachePlaces
-from sapwood.executor.captured import Capturable, CapturePlan, capture_steps
+from sapwood.executor.captured import Capturable, CapturePlan, StepsWithAdapters, capture_steps
 from sapwood.executor.largest_step import run_largest_steps
 from sapwood.executor.recorded import Recorded
 from sapwood.kernels.capture import Capture
@@ -66,6 +66,7 @@ def capture_plan(config: ResolvedConfig, decoder: DecoderConfig, *, spare_page: 
         vocab_size=decoder.vocab_size,
         dtype=DTYPES[config.model.dtype],
         device=torch.device(execution.device),
+        has_adapters=config.lora.is_on,
     )
 
 
@@ -132,7 +133,8 @@ def measure_pool(
     graph_bytes = 0
     if captures is not None:
         share = min(1.0, captures.most_tokens / num_tokens)
-        graph_bytes = int(step_bytes * share) + captures.logits_bytes + GRAPH_OVERHEAD_BYTES
+        overhead_bytes = GRAPH_OVERHEAD_BYTES * (1 + captures.has_adapters)
+        graph_bytes = int(step_bytes * share) + captures.logits_bytes + overhead_bytes
     free_bytes, total_bytes = memory.free_and_total()
     use = MemoryUse(
         total_bytes=total_bytes,
@@ -160,11 +162,14 @@ def capture_on_device(
     recorder: Capture,
     memory: DeviceMemory,
     watch: LoadWatch,
+    adapters: StepsWithAdapters | None = None,
 ) -> Recorded:
-    """Capture the plan's steps, with a bar on a terminal, and log how much memory they take."""
+    """Capture the plan's steps, with a bar on a terminal, and log how much memory they take.
+
+    adapters  as in capture_steps"""
     start_s, (free_before, _) = time.perf_counter(), memory.free_and_total()
     with _bar(watch) as on_progress:
-        steps = capture_steps(model, kernels, kv_caches, plan, recorder, on_progress)
+        steps = capture_steps(model, kernels, kv_caches, plan, recorder, on_progress, adapters)
     taken = free_before - memory.free_and_total()[0]
     parts = [
         f"{len(sizes)} sizes of {what} up to {sizes[-1]} {unit}"
@@ -175,7 +180,8 @@ def capture_on_device(
         if sizes
     ]
     seconds = time.perf_counter() - start_s
-    why = f"{' and '.join(parts)} captured in {seconds:.1f} s, {taken / 2**30:.2f} GiB"
+    what = " and ".join(parts) + ("" if adapters is None else ", also with adapters,")
+    why = f"{what} captured in {seconds:.1f} s, {taken / 2**30:.2f} GiB"
     log.info("graphs: %s", why)
     return Recorded(steps, why, steps.sampling_ops)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sapwood.app.adapters import AdapterParts, build_adapters
+from sapwood.app.adapters import AdapterParts, build_adapters, steps_with_adapters
 from sapwood.app.draft_model import DraftKind
 from sapwood.app.drafters import (
     LoadedDraft,
@@ -67,7 +67,6 @@ from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
 from sapwood.layers.shared_rows import SharedRows
 from sapwood.lora.adapter import adaptable
-from sapwood.lora.pool import AdapterPool
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.bert import Encoder
@@ -159,14 +158,15 @@ def build_runner(
         )
         resolved = member.agreed(_with_measured_pool(resolved, model, captures))
         del reserve
-    pool = None if adapters is None else adapters.pool
     execute: Execute
     launch: Launch | None = None
     if isinstance(model, Decoder) and not resolved.stage.is_last:
         execute = _stage_runner(resolved, model, watch).execute
     else:
         told = None if routes is None else RoutedExperts.of(resolved.decoder, routes, record)
-        runner = _decoder_runner(resolved, models, captures, watch, grammars, told, pool, member)
+        runner = _decoder_runner(
+            resolved, models, captures, watch, grammars, told, adapters, member
+        )
         execute, launch = runner.execute, runner.launch if runs_ahead(resolved.device) else None
     if member.counting is not None and isinstance(model, Decoder):
         execute = jointly(execute, model, lambda result: result)
@@ -392,7 +392,7 @@ def _decoder_runner(
     watch: LoadWatch,
     grammars: GrammarParts | None,
     routed_experts: RoutedExperts | None,
-    adapters: AdapterPool | None,
+    adapters: AdapterParts | None,
     member: RankMember,
 ) -> Runner:
     model = models.model
@@ -414,7 +414,8 @@ def _decoder_runner(
     def capture() -> Recorded:
         plan = capture_plan(config, resolved.decoder, spare_page=resolved.pool_sizes[0])
         recorder, memory = capture_on(device), CudaMemory(device)
-        return capture_on_device(model, kernels, kv_caches, plan, recorder, memory, watch)
+        having = None if adapters is None else steps_with_adapters(adapters, kernels, plan)
+        return capture_on_device(model, kernels, kv_caches, plan, recorder, memory, watch, having)
 
     choice = record_steps(
         model,
@@ -453,7 +454,7 @@ def _decoder_runner(
         device=device,
         places=_places(resolved),
         routed_experts=routed_experts,
-        adapters=adapters,
+        adapters=None if adapters is None else adapters.pool,
         drafter=drafter,
         share=same_requests.broadcast if overlaps and same_requests.size > 1 else None,
     )

@@ -15,6 +15,10 @@ from sapwood.schema.request import LoadAdapter
 
 EvictionPolicy = Literal["lru", "fifo"]
 
+LEAST_SLOTS = 64
+"""There may be so many slots, even if few adapters run at once: small ones stay in theirs. Captured
+steps have tables with a row for each."""
+
 ADAPTER_PATIENCE_S = 2.0
 """A request that has waited so long for a slot gets the next one."""
 
@@ -92,6 +96,11 @@ class AdapterSlots:
     @property
     def num_slots_used(self) -> int:
         return len(self._slots)
+
+    @property
+    def max_slots(self) -> int:
+        """Slots have lower numbers than this."""
+        return max(LEAST_SLOTS, 2 * self._max_per_batch)
 
     @property
     def max_per_batch(self) -> int:
@@ -229,7 +238,8 @@ class AdapterSlots:
 
     def _make_room(self, num_bytes: int) -> None:
         for other in list(self._slots):
-            if self.bytes_used + num_bytes <= self._max_bytes:
+            has_slot = len(self._slots) < self.max_slots
+            if has_slot and self.bytes_used + num_bytes <= self._max_bytes:
                 return
             if not self._users[other] and other not in self._arriving:
                 self._leave_slot(other)

@@ -6,11 +6,15 @@ steps are captured for numbers of tokens, in pieces. Attention runs between the 
 work depends on which tokens belong to which request. A capture reads its inputs from fixed memory,
 and writes hidden states or logits to fixed memory. A smaller step is padded with tokens that belong
 to no request and write to a page that no request has.
+
+If requests may have adapters, every size is captured a second time, with the adapters' additions:
+so steps without adapters do no work for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +25,8 @@ from sapwood.executor.buckets import smallest_that_holds
 from sapwood.executor.captured_sampling import CapturableSamplingOps, CapturedSampling
 from sapwood.kernels.capture import Capture, Replayable, capture
 from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, CapturedSharing
+from sapwood.kernels.low_rank import CapturedAdapters
+from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.forward_batch import ForwardBatch
 
 Attend = Callable[..., Tensor]
@@ -73,6 +79,7 @@ class CapturePlan:
     max_pages    pages of one request at most
     spare_page   a page that no request has
     hidden_size  entries of a hidden state
+    has_adapters  whether requests may have adapters
     """
 
     decode: tuple[int, ...]
@@ -84,6 +91,7 @@ class CapturePlan:
     vocab_size: int
     dtype: torch.dtype
     device: torch.device
+    has_adapters: bool = False
 
     @property
     def most_tokens(self) -> int:
@@ -93,6 +101,18 @@ class CapturePlan:
     def logits_bytes(self) -> int:
         """Bytes of the logits of decodes, twice: later computations take as much again at most."""
         return 2 * 4 * max((*self.decode, 0)) * self.vocab_size
+
+
+@dataclass(frozen=True, slots=True)
+class StepsWithAdapters:
+    """What steps with adapters are captured with.
+
+    context  of the model's layers
+    fixed    covers the layers to which adapters may add
+    """
+
+    context: AdapterContext
+    fixed: CapturedAdapters
 
 
 class StepMemory:
@@ -216,6 +236,22 @@ class _Pieces:
         return q_space[: self.size], out[: self.size]
 
 
+@dataclass(slots=True)
+class _Captures:
+    """Captures by their sizes."""
+
+    decodes: dict[int, Replayable] = field(default_factory=dict)
+    sharing: dict[int, tuple[CapturedSharing, Replayable]] = field(default_factory=dict)
+    prefills: dict[int, list[Part]] = field(default_factory=dict)
+
+    def decode(self, attention: AttentionBatch, size: int) -> Replayable:
+        if size in self.sharing:
+            sharing, captured = self.sharing[size]
+            if sharing.plan(attention):
+                return captured
+        return self.decodes[size]
+
+
 class CapturedSteps:
     """RecordedSteps (executor/recorded.py) that a device has captured. Made by `capture_steps`.
 
@@ -228,26 +264,29 @@ class CapturedSteps:
         plan: CapturePlan,
         memory: StepMemory,
         sampling_ops: CapturedSampling,
+        adapters: StepsWithAdapters | None = None,
     ) -> None:
         self.sampling_ops = sampling_ops
         self._model = model
         self._plan = plan
         self._memory = memory
-        self.decodes: dict[int, Replayable] = {}
-        self.sharing: dict[int, tuple[CapturedSharing, Replayable]] = {}
-        self.prefills: dict[int, list[Part]] = {}
+        self._adapters = adapters
+        self.plain, self.adapted = _Captures(), _Captures()
 
     def replay(self, batch: ForwardBatch, states: Tensor | None = None) -> Tensor | None:
-        others = (batch.token_types, batch.embeds, batch.adapters, states)
-        if any(part is not None for part in others):
+        if any(part is not None for part in (batch.token_types, batch.embeds, states)):
             return None
+        if batch.adapters is not None and (self._adapters is None or not batch.adapters.is_covered):
+            return None
+        captures = self.plain if batch.adapters is None else self.adapted
         attention, num_tokens = batch.attention, len(batch.token_ids)
         if attention.num_decodes == num_tokens == len(attention.query_lens):
             size = smallest_that_holds(self._plan.decode, num_tokens)
             if size is not None:
                 self._memory.take_tokens(batch, size)
                 self._memory.take_requests(attention, size)
-                self._decode(attention, size).replay()
+                self._take_adapters(batch.adapters, size)
+                captures.decode(attention, size).replay()
                 logits = self._memory.logits[:num_tokens]
                 if len(batch.logits_index) == num_tokens:
                     return logits
@@ -256,18 +295,16 @@ class CapturedSteps:
         if size is None:
             return None
         self._memory.take_tokens(batch, size)
-        for part in self.prefills[size]:
+        self._take_adapters(batch.adapters, size)
+        for part in captures.prefills[size]:
             part(attention, num_tokens)
         # Only the wanted rows: their number differs from step to step, so no capture computes them.
         hidden = self._memory.hidden[:num_tokens].index_select(0, batch.logits_index)
         return self._model.logits(hidden)
 
-    def _decode(self, attention: AttentionBatch, size: int) -> Replayable:
-        if size in self.sharing:
-            sharing, captured = self.sharing[size]
-            if sharing.plan(attention):
-                return captured
-        return self.decodes[size]
+    def _take_adapters(self, adapters: StepAdapters | None, size: int) -> None:
+        if adapters is not None and self._adapters is not None:
+            self._adapters.fixed.take(adapters.rows, size)
 
 
 @torch.inference_mode()
@@ -278,30 +315,49 @@ def capture_steps(
     plan: CapturePlan,
     recorder: Capture,
     on_progress: Progress = lambda done, total: None,
+    adapters: StepsWithAdapters | None = None,
 ) -> CapturedSteps:
     """Capture every size of the plan, the largest first, so that the smaller ones reuse its memory.
 
-    `kv_caches` hold `plan.spare_page` too."""
+    kv_caches  hold `plan.spare_page` too
+    adapters   captures steps with adapters, too; None: no step that is replayed has one"""
     memory = StepMemory(plan)
     sampling_ops = CapturedSampling(kernels, memory.logits, plan.decode)
-    steps = CapturedSteps(model, plan, memory, sampling_ops)
-    total = len(plan.decode) + len(plan.prefill)
+    steps = CapturedSteps(model, plan, memory, sampling_ops, adapters)
+    kinds: list[tuple[_Captures, StepsWithAdapters | None]] = [(steps.plain, None)]
+    if adapters is not None:
+        kinds.append((steps.adapted, adapters))
+    done, total = 0, (len(plan.decode) + len(plan.prefill)) * len(kinds)
     spaces: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
     for size in reversed(plan.prefill):
-        steps.prefills[size] = _capture_pieces(
-            model, memory, kv_caches, _Pieces(kernels.paged_attention, size, recorder, spaces)
-        )
-        on_progress(len(steps.prefills), total)
+        for captures, having in kinds:
+            pieces = _Pieces(kernels.paged_attention, size, recorder, spaces)
+            with _adapters_of(having, size):
+                captures.prefills[size] = _capture_pieces(model, memory, kv_caches, pieces)
+            done += 1
+            on_progress(done, total)
     for size in reversed(plan.decode):
         decode = (model, memory, kv_caches, plan, size, recorder)
-        steps.decodes[size] = _capture_decode(*decode)
-        if size >= SHARING_FROM:
-            sharing = kernels.captured_sharing(size, plan.page_size, plan.device)
-            if sharing is not None:
-                steps.sharing[size] = (sharing, _capture_decode(*decode, sharing))
+        for captures, having in kinds:
+            with _adapters_of(having, size):
+                captures.decodes[size] = _capture_decode(*decode)
+                sharing = None
+                if size >= SHARING_FROM:
+                    sharing = kernels.captured_sharing(size, plan.page_size, plan.device)
+                if sharing is not None:
+                    captures.sharing[size] = (sharing, _capture_decode(*decode, sharing))
+            done += 1
+            on_progress(done, total)
         sampling_ops.capture(size, recorder)
-        on_progress(len(steps.prefills) + len(steps.decodes), total)
     return steps
+
+
+def _adapters_of(having: StepsWithAdapters | None, size: int) -> AbstractContextManager[None]:
+    """Inside, layers compute a step of that size with adapters, or without."""
+    if having is None:
+        return nullcontext()
+    rows = having.fixed.rows(size)
+    return having.context.of(StepAdapters(rows=rows, selected=rows))
 
 
 def _capture_decode(

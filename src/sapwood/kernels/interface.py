@@ -25,7 +25,7 @@ from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.kv_cache import is_8_bit
-from sapwood.kernels.low_rank import LowRankLayer
+from sapwood.kernels.low_rank import AdapterRoom, CapturedAdapters, LowRankLayer
 from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
@@ -543,6 +543,12 @@ class Kernels(Protocol):
         self, num_requests: int, page_size: int, device: torch.device
     ) -> CapturedSharing | None:
         """For a captured decode of so many requests; None if attention shares no pages in one."""
+        ...
+
+    def captured_adapters(
+        self, room: AdapterRoom, dtype: torch.dtype, device: torch.device
+    ) -> CapturedAdapters | None:
+        """For captured steps with activations of `dtype`; None: such steps have no adapters."""
         ...
 
     def record(

@@ -87,12 +87,15 @@ class AdapterRows:
     starts  [len(slots) + 1]: slot i has the rows rows[starts[i]] .. rows[starts[i + 1] - 1]
     rows    int64 on the device of the step, different ones
     cache   of kernels: what they have made of these rows for all layers
+    is_captured  a capture reads `rows` and `cache`, and each replay has others there (see
+            `CapturedAdapters`): `slots` and `starts` say nothing
     """
 
     slots: tuple[int, ...]
     starts: tuple[int, ...]
     rows: Tensor
     cache: dict[str, Tensor] = field(default_factory=dict)
+    is_captured: bool = False
 
     @staticmethod
     def from_row(first: int, num_rows: int, slot: int, device: torch.device) -> AdapterRows:
@@ -118,4 +121,36 @@ class LowRankLayer(Protocol):
 
         x    [T, in] of the additions' dtype; out [T, outputs] of that dtype or fp32
         Rows without an adapter, and slots without an addition, are left alone and cost nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRoom:
+    """The most that captured steps have room for.
+
+    num_rows   of a step
+    num_slots  slots are numbered from 0
+    max_rank   of a part of an addition
+    """
+
+    num_rows: int
+    num_slots: int
+    max_rank: int
+
+
+class CapturedAdapters(Protocol):
+    """Additions in captured steps. Which rows have which adapter, and where the adapters' numbers
+    lie, is in fixed memory, and written there before each replay."""
+
+    def cover(self, layer: LowRankLayer, most_parts: int) -> None:
+        """Captures will have the additions to this layer, each of up to so many parts. From now on
+        the layer refuses larger ones."""
+        ...
+
+    def rows(self, num_rows: int) -> AdapterRows:
+        """What layers add to while a step of so many rows is captured."""
+        ...
+
+    def take(self, rows: AdapterRows, num_rows: int) -> None:
+        """The next replay of a capture of num_rows rows has adapters in these rows."""
         ...

@@ -6,7 +6,7 @@ memory: `plan_memory` finds out which buffers may lie in the same place.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,11 +44,16 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Embed:
-    """out = the rows of `weight` [vocab, width] of the step's tokens, times `scale`."""
+    """out = the rows of `weight` [vocab, width] of the step's tokens, times `scale`.
+
+    changed  for the tokens [T] of a step whose adapters change their vectors, the result [T, width]
+             instead; else None
+    """
 
     weight: Tensor
     scale: float
     out: Buffer
+    changed: Callable[[Tensor], Tensor | None] = lambda token_ids: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -287,6 +292,7 @@ class Mix:
 
     router   the linear layer whose fp32 result `Kernels.route` takes
     bias     the correction bias, or None
+    additions  of the rows' adapters to each expert's first and last layer; None: no adapter can add
     """
 
     x: Buffer
@@ -297,6 +303,7 @@ class Mix:
     routing: Routing
     experts: PackedExperts
     out: Buffer
+    additions: tuple[Sequence[LowRankLayer], Sequence[LowRankLayer]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,7 +1,8 @@
 """Adapters of a mixture's experts.
 
-The op of all experts has no adapters. Rows whose adapters add to experts of this layer are computed
-expert by expert; all other rows take the op, as if there were no adapters.
+A recorded step has them. Op by op, the op of all experts has no adapters: rows whose adapters add
+to experts of this layer are computed expert by expert; all other rows take the op, as if there were
+no adapters.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from sapwood.kernels.low_rank import AdapterRows
+from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
 from sapwood.layers.adapters import StepAdapters
 from sapwood.layers.build import Build
 from sapwood.layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -40,7 +41,16 @@ class AdaptedExperts:
         self._slots: Counter[int] = Counter()
         for site in (*(up.site for up in gate_up), *(out.site for out in down)):
             assert site is not None
-            site.belongs_to_experts(self._slots)
+            # A captured step has no mixtures.
+            is_recorded = not build.kernels.can_be_captured
+            site.belongs_to_experts(self._slots, is_recorded=is_recorded)
+
+    @property
+    def additions(self) -> tuple[list[LowRankLayer], list[LowRankLayer]]:
+        """To each expert's first and last layer, as a recorded step takes them."""
+        sites = ([up.site for up, _ in self._layers], [down.site for _, down in self._layers])
+        first, last = ([site.layer for site in side if site is not None] for side in sites)
+        return first, last
 
     def __call__(
         self, x: Tensor, chosen: Tensor, weights: Tensor, mix: Mix, *, weighs_inputs: bool

@@ -54,9 +54,8 @@ class EmbeddingAddition:
 class EmbeddingSite:
     """An embedding that adapters change; a Site of EmbeddingAddition."""
 
-    is_recorded = False
-
-    def __init__(self, context: AdapterContext) -> None:
+    def __init__(self, context: AdapterContext, *, is_recorded: bool) -> None:
+        self.is_recorded = is_recorded
         self._context = context
         self._additions: dict[int, EmbeddingAddition] = {}
 
@@ -64,6 +63,12 @@ class EmbeddingSite:
         self._additions.pop(slot, None)
         if addition is not None:
             self._additions[slot] = addition
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether an adapter of the step that is computed now changes vectors."""
+        step = self._context.step
+        return step is not None and any(slot in self._additions for slot in step.rows.slots)
 
     def change(self, token_ids: Tensor, vectors: Tensor) -> None:
         """Change the vectors [T, hidden] of these tokens [T], in place, by the step's adapters."""

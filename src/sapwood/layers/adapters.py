@@ -111,9 +111,9 @@ class AdapterSite:
             self._of_experts[slot] += (addition is not None) - (slot in self._slots)
         (self._slots.discard if addition is None else self._slots.add)(slot)
 
-    def belongs_to_experts(self, slots: Counter[int]) -> None:
+    def belongs_to_experts(self, slots: Counter[int], *, is_recorded: bool) -> None:
         """From now on `slots` counts, by slot, the sites of a mixture that have an addition."""
-        self.is_recorded = False
+        self.is_recorded = is_recorded
         self._of_experts = slots
 
     def add(self, x: Tensor, out: Tensor) -> None:

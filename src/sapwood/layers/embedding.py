@@ -55,7 +55,11 @@ class VocabEmbedding:
         self._first = self._group.rank * size
         dtype = build.embedding_dtype or build.dtype
         self.weight = torch.empty(size, hidden_size, device=build.device, dtype=dtype)
-        self._site = None if build.adapters is None else EmbeddingSite(build.adapters)
+        self._site: EmbeddingSite | None = None
+        if build.adapters is not None:
+            # A captured step has no place for them.
+            is_recorded = not build.kernels.can_be_captured
+            self._site = EmbeddingSite(build.adapters, is_recorded=is_recorded)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids [T] int64 -> [T, hidden], the same on every rank"""
@@ -109,8 +113,15 @@ class VocabEmbedding:
         """Add the vectors of a step's tokens to a recorded step."""
         program.refuse_sum_over(self._group.size)
         out = program.buffer(self.weight.shape[1])
-        program.add(Embed(weight=self.weight, scale=self._scale, out=out))
+        changed = self._changed
+        program.add(Embed(weight=self.weight, scale=self._scale, out=out, changed=changed))
         return out
+
+    def _changed(self, token_ids: Tensor) -> Tensor | None:
+        """What this layer gives if adapters of the step change it; else None."""
+        if self._site is None or not self._site.is_changed:
+            return None
+        return self(token_ids)
 
 
 class LearnedPositions:

@@ -393,7 +393,8 @@ class Experts:
         if self._num_identity:
             raise CannotRecord("a recorded step has no experts that give what they take")
         taken = None if self._inward is None else self._inward.record(program, x)
-        out = self._router.record(program, x, self._experts, taken)
+        additions = None if self._adapted is None else self._adapted.additions
+        out = self._router.record(program, x, self._experts, taken, additions)
         if self._outward is not None:
             out = self._outward.record(program, out)
         if self._shared is None:

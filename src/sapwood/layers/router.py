@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
+from sapwood.kernels.low_rank import LowRankLayer
 from sapwood.kernels.packed import PackedExperts
 from sapwood.kernels.recording import Buffer, Mix, Program
 from sapwood.kernels.routing import Routing
@@ -89,9 +91,15 @@ class Router:
         self._linear.pack()
 
     def record(
-        self, program: Program, x: Buffer, experts: PackedExperts, taken: Buffer | None = None
+        self,
+        program: Program,
+        x: Buffer,
+        experts: PackedExperts,
+        taken: Buffer | None = None,
+        additions: tuple[Sequence[LowRankLayer], Sequence[LowRankLayer]] | None = None,
     ) -> Buffer:
-        """Add the router of x and its experts, which take x or `taken`, to a recorded step."""
+        """Add the router of x and its experts, which take x or `taken`, to a recorded step;
+        `additions` as in Mix."""
         taken = taken or x
         out = program.buffer(taken.width)
         program.add(
@@ -104,6 +112,7 @@ class Router:
                 routing=self._routing,
                 experts=experts,
                 out=out,
+                additions=additions,
             )
         )
         return out

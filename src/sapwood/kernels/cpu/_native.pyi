@@ -104,7 +104,15 @@ class RecordedStep:
     def __init__(self, dtype: int, widths: list[int], /) -> None: ...
     def select(self) -> None: ...
     def embed(
-        self, kind: int, weight: int, vocab: int, hidden: int, scale: float, out: int, /
+        self,
+        kind: int,
+        weight: int,
+        vocab: int,
+        hidden: int,
+        scale: float,
+        index: int,
+        out: int,
+        /,
     ) -> None: ...
     def norm(
         self,
@@ -218,6 +226,8 @@ class RecordedStep:
         bias: int,
         routing: _Routing,
         layers: ExpertLayers,
+        gate_up_additions: list[LowRankLayer],
+        down_additions: list[LowRankLayer],
         out: int,
         /,
     ) -> None: ...
@@ -265,6 +275,7 @@ class RecordedStep:
         adapters: _Adapters,
         selected: _Adapters,
         states: int,
+        vectors: list[int],
         /,
     ) -> None: ...
 

@@ -56,6 +56,7 @@ def bias_address(bias: Tensor | None, num_experts: int) -> int:
 class NativeExperts:
     """As PackedExperts. `native` is what a recorded step takes.
 
+    shapes  (inputs, outputs) of each expert's first and last layer
     mixture  has the buffers, which all layers of a model share
     """
 
@@ -73,6 +74,7 @@ class NativeExperts:
         self._layers = (tuple(gate_up), tuple(down))  # the compiled module has their addresses only
         self.num_experts = len(gate_up)
         self.hidden_size = gate_up[0].sizes[1]
+        self.shapes = tuple((side[0].sizes[1], side[0].sizes[0]) for side in (gate_up, down))
         self.dtype = gate_up[0].dtype
         gates, outputs = ([layer.native_weight for layer in side] for side in self._layers)
         self.native = _native.ExpertLayers(gates, outputs, ACTIVATIONS[activation], limit or 0.0)

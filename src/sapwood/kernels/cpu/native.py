@@ -43,7 +43,7 @@ from sapwood.kernels.interface import (
     AttentionTraits,
     lacking,
 )
-from sapwood.kernels.low_rank import LowRankLayer
+from sapwood.kernels.low_rank import AdapterRoom, LowRankLayer
 from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
 from sapwood.kernels.platform import Platform
 from sapwood.kernels.quantized import QuantizedWeight
@@ -526,6 +526,11 @@ class CpuKernels:
         return self.sample(logits, SamplingSettings.of_table(table.cpu().numpy()))
 
     def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
+        return None
+
+    def captured_adapters(
+        self, room: AdapterRoom, dtype: torch.dtype, device: torch.device
+    ) -> None:
         return None
 
     def record(

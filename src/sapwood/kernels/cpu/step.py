@@ -107,6 +107,7 @@ class NativeStep:
         self._keep = (program, tuple(kv_caches))
         self._step = builder.step
         self._windows = builder.windows
+        self._embeddings = builder.embeddings
         self._result = after[-1]
         # Kept: fresh memory costs the system a fault per page, 0.5 ms per step of 32 requests.
         self._logits = torch.empty((0, self._result.vocab_size))
@@ -145,8 +146,10 @@ class NativeStep:
             for (group, shape), windows in self._windows.items()
         ]
         every = selected = NO_ADAPTERS
+        vectors: list[Tensor | None] = []
         if adapters is not None:
             every, selected = map(adapter_tuple, adapters)
+            vectors = [self._changed(op, token_ids) for op in self._embeddings]
         if num_logits > self._logits.shape[0]:
             self._logits = torch.empty((num_logits, self._result.vocab_size))
         logits = self._logits[:num_logits]
@@ -156,9 +159,23 @@ class NativeStep:
             num_logits, logits.data_ptr(),
             [0 if slot is None else slot.data_ptr() for slot in slots], *lengths,
             every, selected, told,
+            [0 if vector is None else vector.data_ptr() for vector in vectors],
         )  # fmt: skip
         result = self._result
         return finish_logits(self._kernels, logits, result.scale, result.soft_cap, result.bias)
+
+    def _changed(self, op: Embed, token_ids: Tensor) -> Tensor | None:
+        """What takes the place of an op's result in this step, if anything does."""
+        vectors = op.changed(token_ids)
+        if vectors is None:
+            return None
+        dtype, wanted = self._keep[0].dtype, (token_ids.numel(), op.out.width)
+        if vectors.shape != wanted or vectors.dtype != dtype:
+            raise ValueError(
+                f"vectors of tokens are {list(wanted)} {dtype}, not {list(vectors.shape)} "
+                f"{vectors.dtype}"
+            )
+        return vectors.contiguous()
 
     def _check_states(self, states: Tensor, num_tokens: int) -> int:
         """The address of memory that takes the states of a step."""
@@ -190,6 +207,7 @@ class _Builder:
         self.step = _native.RecordedStep(dtype_of(self._like), list(widths))
         self._group_of_layer = group_of_layer
         self.windows: dict[GroupShape, set[int]] = {}
+        self.embeddings: list[Embed] = []
 
     def add(self, op: Op) -> None:
         at = self._places
@@ -199,8 +217,10 @@ class _Builder:
                 vocab, hidden = op.weight.shape
                 kind = WEIGHT_KINDS[op.weight.dtype]
                 self.step.embed(
-                    kind, op.weight.data_ptr(), vocab, hidden, op.scale, at[op.out]
+                    kind, op.weight.data_ptr(), vocab, hidden, op.scale, len(self.embeddings),
+                    at[op.out],
                 )  # fmt: skip
+                self.embeddings.append(op)
             case Norm():
                 self._add_norm(op)
             case Multiply():
@@ -335,10 +355,14 @@ class _Builder:
         op.routing.check(op.num_experts)
         if op.taken.width != op.experts.hidden_size:
             raise ValueError(f"experts of {op.experts.hidden_size} inputs get {op.taken.width}")
+        first, last = (
+            [_additions(layer, *sizes) for layer in side]
+            for side, sizes in zip(op.additions or ((), ()), op.experts.shapes, strict=True)
+        )
         self.step.mix(
             self._places[op.x], self._places[op.taken], router,
             bias_address(op.bias, op.num_experts),
-            routing_tuple(op.routing), op.experts.native, self._places[op.out],
+            routing_tuple(op.routing), op.experts.native, first, last, self._places[op.out],
         )  # fmt: skip
 
     def _add_rotation(self, op: RotateAndWrite) -> None:

@@ -29,7 +29,7 @@ from sapwood.kernels.interface import (
     lacking,
 )
 from sapwood.kernels.kv_cache import is_8_bit
-from sapwood.kernels.low_rank import LowRankLayer
+from sapwood.kernels.low_rank import AdapterRoom, LowRankLayer
 from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
@@ -332,6 +332,11 @@ class TorchKernels:
         return self.sample(logits, SamplingSettings.of_table(table.cpu().numpy()))
 
     def captured_sharing(self, num_requests: int, page_size: int, device: torch.device) -> None:
+        return None
+
+    def captured_adapters(
+        self, room: AdapterRoom, dtype: torch.dtype, device: torch.device
+    ) -> None:
         return None
 
     def record(

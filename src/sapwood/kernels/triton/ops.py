@@ -13,7 +13,7 @@ from torch import Tensor
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, CapturedSharing
-from sapwood.kernels.low_rank import LowRankLayer
+from sapwood.kernels.low_rank import AdapterRoom, CapturedAdapters, LowRankLayer
 from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import CannotRecord, Program, RecordedStep
@@ -50,7 +50,7 @@ from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
 from sapwood.kernels.triton.experts import pack_experts
 from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
 from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
-from sapwood.kernels.triton.low_rank import TritonLowRank
+from sapwood.kernels.triton.low_rank import TritonCapturedAdapters, TritonLowRank
 
 paged_attention = PagedAttention()
 _TORCH = TorchKernels()
@@ -301,6 +301,11 @@ class TritonKernels:
         self, num_requests: int, page_size: int, device: torch.device
     ) -> CapturedSharing | None:
         return CapturedTiles(num_requests, page_size, device)
+
+    def captured_adapters(
+        self, room: AdapterRoom, dtype: torch.dtype, device: torch.device
+    ) -> CapturedAdapters:
+        return TritonCapturedAdapters(room, dtype, device)
 
     def record(
         self,

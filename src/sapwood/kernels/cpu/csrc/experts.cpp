@@ -52,23 +52,32 @@ struct Task {
 // One call of Mixture::run.
 class Mixture::Round {
  public:
-  Round(Mixture& own, Context& context, DType dtype, const ExpertLayers& layers, const ExpertRows& rows)
-      : own_(own), ops_(context.ops()), team_(context.team()), dtype_(dtype), layers_(layers),
+  Round(Mixture& own, Context& context, DType dtype, const ExpertLayers& layers, const ExpertRows& rows,
+        const ExpertAdditions* additions, const AdapterRows* adapters)
+      : own_(own), ops_(context.ops()), team_(context.team()), dtype_(dtype), layers_(layers), additions_(additions),
         rows_(rows), element_(dtype == DType::f32 ? 4 : 2), hidden_(layers.hidden()), inner_(layers.inner()),
         ways_(layers.gated() ? 2 : 1), pairs_(rows.tokens * rows.k) {
     own_.workers_.resize(static_cast<std::size_t>(team_.threads));
+    if (additions_ == nullptr) return;
+    slots_.assign(static_cast<std::size_t>(rows.tokens), -1);
+    for (std::size_t i = 0; i < adapters->slots.size(); i++) {
+      for (std::int64_t at = adapters->starts[i]; at < adapters->starts[i + 1]; at++) {
+        slots_[static_cast<std::size_t>(adapters->rows[at])] = adapters->slots[i];
+      }
+    }
   }
 
   void run(void* out) {
     sort_pairs();
     std::byte* activated = own_.activated_.at_least(bytes(pairs_ * inner_, element_));
-    const bool splits = inner_ % kPanel == 0 && each_has_whole_panels(layers_.gate_up);
+    const bool splits = additions_ == nullptr && inner_ % kPanel == 0 && each_has_whole_panels(layers_.gate_up);
     const std::vector<Task> gates = cut_work(layers_.gate_up, inner_, splits);
     run_tasks(team_, threads((1 + ways_) * hidden_ * inner_), static_cast<std::int64_t>(gates.size()),
               [&](std::int64_t task, int thread) {
                 make_gates(gates[static_cast<std::size_t>(task)], worker(thread), activated);
               });
     pairs_ * hidden_ * 4 <= kFewResultBytes ? add_results(activated, out) : add_by_outputs(activated, out);
+    if (additions_ != nullptr) add_low_rank_to_outputs(activated, out);
   }
 
  private:
@@ -157,6 +166,7 @@ class Mixture::Round {
                  task.count, gates + bytes(way * task.width, element_));
       }
     }
+    if (additions_ != nullptr) add_low_rank_to_gates(task, x, x_stride, gates, worker);
     if (layers_.limit != 0.0f) cut(dtype_, gates, task.count, task.width, layers_.limit);
     std::byte* to = activated + bytes(task.first * inner_ + task.begin, element_);
     const bool is_whole = task.width == inner_;
@@ -170,6 +180,80 @@ class Mixture::Round {
         ops_.activate(dtype_, layers_.activation, from, out, rows * task.width, products.team);
       }
     }
+  }
+
+  // What adapters add to the gates of the task's pairs, whose rows of x are x_stride apart.
+  void add_low_rank_to_gates(const Task& task, const void* x, std::int64_t x_stride, void* gates,
+                             Worker& worker) const {
+    AdapterRows& rows = worker.adapters;
+    rows.slots.clear();
+    rows.starts.assign(1, 0);
+    worker.adapted.clear();
+    for (std::int64_t i = 0; i < task.count; i++) {
+      const std::int64_t slot = slot_of(task.first + i);
+      if (slot < 0 || std::find(rows.slots.begin(), rows.slots.end(), slot) != rows.slots.end()) continue;
+      rows.slots.push_back(slot);
+      for (std::int64_t row = i; row < task.count; row++) {
+        if (slot_of(task.first + row) == slot) worker.adapted.push_back(row);
+      }
+      rows.starts.push_back(static_cast<std::int64_t>(worker.adapted.size()));
+    }
+    rows.rows = worker.adapted.data();
+    additions_->gate_up[static_cast<std::size_t>(task.expert)]->add(
+        ops_, {1, nullptr, nullptr}, worker.shrunk, dtype_, x, x_stride, gates, ways_ * inner_, false, rows);
+  }
+
+  std::int64_t slot_of(std::int64_t pair) const { return slots_[static_cast<std::size_t>(token_of(pair))]; }
+
+  // What adapters add to down of each token's experts, by the experts' weights.
+  void add_low_rank_to_outputs(const std::byte* activated, void* out) const {
+    std::vector<std::int64_t> tokens;
+    for (std::int64_t token = 0; token < rows_.tokens; token++) {
+      if (slots_[static_cast<std::size_t>(token)] >= 0) tokens.push_back(token);
+    }
+    const std::vector<std::int64_t> pairs_of = pairs_by_token();
+    run_tasks(team_, team_.threads, static_cast<std::int64_t>(tokens.size()), [&](std::int64_t index, int thread) {
+      const std::int64_t token = tokens[static_cast<std::size_t>(index)];
+      Worker& own = worker(thread);
+      float* sum = reinterpret_cast<float*>(own.results.at_least(bytes(2 * hidden_, 4)));
+      float* added = sum + hidden_;
+      const std::int64_t row = 0;
+      own.adapters = {{slots_[static_cast<std::size_t>(token)]}, {0, 1}, &row};
+      std::fill(sum, sum + hidden_, 0.0f);
+      bool has_some = false;
+      for (std::int64_t i = 0; i < rows_.k; i++) {
+        const std::int64_t pair = pairs_of[static_cast<std::size_t>(token * rows_.k + i)];
+        const std::int64_t expert = rows_.ids[own_.order_[static_cast<std::size_t>(pair)]];
+        const LowRankLayer& layer = *additions_->down[static_cast<std::size_t>(expert)];
+        if (!layer.has(own.adapters.slots.front())) continue;
+        has_some = true;
+        std::fill(added, added + hidden_, 0.0f);
+        layer.add(ops_, {1, nullptr, nullptr}, own.shrunk, dtype_, activated + bytes(pair * inner_, element_), inner_,
+                  added, hidden_, true, own.adapters);
+        ops_.add_scaled(added, weight_of(pair), sum, hidden_);
+      }
+      if (has_some) add_to_row(sum, out, token);
+    });
+  }
+
+  void add_to_row(const float* sum, void* out, std::int64_t token) const {
+    if (dtype_ == DType::f32) {
+      float* to = static_cast<float*>(out) + token * hidden_;
+      for (std::int64_t i = 0; i < hidden_; i++) to[i] += sum[i];
+    } else {
+      std::uint16_t* to = static_cast<std::uint16_t*>(out) + token * hidden_;
+      for (std::int64_t i = 0; i < hidden_; i++) to[i] = narrowed(widened(to[i]) + sum[i]);
+    }
+  }
+
+  // [tokens, k] the pairs of each token, in the order of the experts.
+  std::vector<std::int64_t> pairs_by_token() const {
+    std::vector<std::int64_t> pairs_of(static_cast<std::size_t>(pairs_)), next(static_cast<std::size_t>(rows_.tokens));
+    for (std::int64_t pair = 0; pair < pairs_; pair++) {
+      const std::int64_t token = token_of(pair);
+      pairs_of[static_cast<std::size_t>(token * rows_.k + next[static_cast<std::size_t>(token)]++)] = pair;
+    }
+    return pairs_of;
   }
 
   const std::byte* gather(const Task& task, std::byte* to, std::int64_t stride) const {
@@ -237,12 +321,7 @@ class Mixture::Round {
                               results + task.first * hidden_ + task.begin);
               });
     float* sums = reinterpret_cast<float*>(own_.sums_.at_least(bytes(rows_.tokens * hidden_, 4)));
-    // In the order of the experts, as each token's sum is.
-    std::vector<std::int64_t> pairs_of(static_cast<std::size_t>(pairs_)), next(static_cast<std::size_t>(rows_.tokens));
-    for (std::int64_t pair = 0; pair < pairs_; pair++) {
-      const std::int64_t token = token_of(pair);
-      pairs_of[static_cast<std::size_t>(token * rows_.k + next[static_cast<std::size_t>(token)]++)] = pair;
-    }
+    const std::vector<std::int64_t> pairs_of = pairs_by_token();
     run_parts(team_, rows_.tokens, std::max<std::int64_t>(1, kElementsPerThread / (rows_.k * hidden_)),
               [&](std::int64_t begin, std::int64_t end) {
                 for (std::int64_t token = begin; token < end; token++) {
@@ -302,14 +381,25 @@ class Mixture::Round {
   const Team team_;
   const DType dtype_;
   const ExpertLayers& layers_;
+  const ExpertAdditions* const additions_;  // null: no adapter of the step adds
+  std::vector<std::int64_t> slots_;         // of the tokens' adapters, or -1
   const ExpertRows& rows_;
   const std::int64_t element_, hidden_, inner_, ways_, pairs_;
   std::int64_t active_ = 0;  // experts with pairs
 };
 
-void Mixture::run(Context& context, DType dtype, const ExpertLayers& layers, const ExpertRows& rows, void* out) {
+bool ExpertAdditions::has(const AdapterRows& rows) const {
+  const auto adds = [&](const LowRankLayer* layer) {
+    return std::any_of(rows.slots.begin(), rows.slots.end(), [&](std::int64_t slot) { return layer->has(slot); });
+  };
+  return std::any_of(gate_up.begin(), gate_up.end(), adds) || std::any_of(down.begin(), down.end(), adds);
+}
+
+void Mixture::run(Context& context, DType dtype, const ExpertLayers& layers, const ExpertRows& rows, void* out,
+                  const ExpertAdditions* additions, const AdapterRows* adapters) {
+  if (additions != nullptr && !additions->has(*adapters)) additions = nullptr;
   if (rows.tokens * rows.k > 0) {
-    Round(*this, context, dtype, layers, rows).run(out);
+    Round(*this, context, dtype, layers, rows, additions, adapters).run(out);
   } else {
     std::memset(out, 0, static_cast<std::size_t>(rows.tokens * layers.hidden() * (dtype == DType::f32 ? 4 : 2)));
   }

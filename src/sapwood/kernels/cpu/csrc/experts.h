@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "context.h"
+#include "low_rank.h"
 
 namespace sapwood {
 
@@ -32,6 +33,14 @@ struct ExpertRows {
   const float* weights;
 };
 
+// What adapters add to the layers of each expert; empty: no adapter can add.
+struct ExpertAdditions {
+  std::vector<const LowRankLayer*> gate_up, down;
+
+  // Whether an adapter of the step adds to one of these layers.
+  bool has(const AdapterRows& rows) const;
+};
+
 // out [tokens, hidden] of `dtype`: of each token the sum over its experts of weight * down(activation(gate) * up), or
 // without gates of weight * down(activation(up)),
 // in fp32 and in the order of the experts. Keeps its buffers between calls.
@@ -42,15 +51,20 @@ struct ExpertRows {
 //   few pairs   a task makes outputs of down for its pairs; what is then added up stays in the cache
 //   many pairs  a task makes some outputs for all pairs, expert by expert, and adds them up itself: results of all
 //               pairs would go to memory and back
+// If adapters add to experts, a task of the first round has all outputs of its expert, to which the adapters of its
+// pairs add before the activation; what adapters add to down comes in a third round, token by token.
 class Mixture {
  public:
-  // The context's mutex is held by the caller.
-  void run(Context& context, DType dtype, const ExpertLayers& layers, const ExpertRows& rows, void* out);
+  // The context's mutex is held by the caller. additions: null, or of these layers; adapters: of the rows
+  void run(Context& context, DType dtype, const ExpertLayers& layers, const ExpertRows& rows, void* out,
+           const ExpertAdditions* additions = nullptr, const AdapterRows* adapters = nullptr);
 
  private:
   class Round;
   struct Worker {
-    Buffer rows, gates, results, scratch, wide;
+    Buffer rows, gates, results, scratch, wide, shrunk;
+    AdapterRows adapters;                // of a task's pairs
+    std::vector<std::int64_t> adapted;  // the rows of `adapters`
   };
 
   std::vector<Worker> workers_;

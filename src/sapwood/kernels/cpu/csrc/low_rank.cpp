@@ -25,27 +25,37 @@ void LowRankLayer::place(std::int64_t slot, const void* a, std::int64_t ranks, s
   additions_[static_cast<std::size_t>(slot)] = {a, ranks, std::move(parts)};
 }
 
+bool LowRankLayer::has(std::int64_t slot) const {
+  return slot >= 0 && slot < static_cast<std::int64_t>(additions_.size()) &&
+         !additions_[static_cast<std::size_t>(slot)].parts.empty();
+}
+
 void LowRankLayer::add(Context& context, DType dtype, const void* x, std::int64_t x_stride, void* out,
                        std::int64_t out_stride, bool wide, const AdapterRows& rows) const {
+  add(context.ops(), context.team(), context.scratch, dtype, x, x_stride, out, out_stride, wide, rows);
+}
+
+void LowRankLayer::add(const Ops& ops, const Team& team, Buffer& scratch, DType dtype, const void* x,
+                       std::int64_t x_stride, void* out, std::int64_t out_stride, bool wide,
+                       const AdapterRows& rows) const {
   std::vector<LowRankGroup> groups;
   std::int64_t room = 0;
   for (std::size_t i = 0; i < rows.slots.size(); i++) {
-    const std::size_t slot = static_cast<std::size_t>(rows.slots[i]);
     const std::int64_t count = rows.starts[i + 1] - rows.starts[i];
-    if (slot >= additions_.size() || additions_[slot].parts.empty() || count == 0) continue;
-    const Addition& addition = additions_[slot];
+    if (!has(rows.slots[i]) || count == 0) continue;
+    const Addition& addition = additions_[static_cast<std::size_t>(rows.slots[i])];
     groups.push_back({addition.a, addition.ranks, addition.parts.data(),
                       static_cast<std::int64_t>(addition.parts.size()), rows.rows + rows.starts[i], count, nullptr});
     room += count * addition.ranks;
   }
   if (groups.empty()) return;
-  float* shrunk = reinterpret_cast<float*>(context.scratch.at_least(static_cast<std::size_t>(room) * sizeof(float)));
+  float* shrunk = reinterpret_cast<float*>(scratch.at_least(static_cast<std::size_t>(room) * sizeof(float)));
   for (LowRankGroup& group : groups) {
     group.shrunk = shrunk;
     shrunk += group.num_rows * group.ranks;
   }
-  context.ops().low_rank(dtype, {groups.data(), static_cast<std::int64_t>(groups.size()), x, x_stride, in_, out,
-                                 out_stride, wide || dtype == DType::f32, context.team()});
+  ops.low_rank(dtype, {groups.data(), static_cast<std::int64_t>(groups.size()), x, x_stride, in_, out, out_stride,
+                       wide || dtype == DType::f32, team});
 }
 
 }  // namespace sapwood

@@ -23,9 +23,15 @@ class LowRankLayer {
   // From now on the slot has this addition; without parts, none. What is pointed to must stay.
   void place(std::int64_t slot, const void* a, std::int64_t ranks, std::vector<LowRankPart> parts);
 
+  bool has(std::int64_t slot) const;
+
   // As Ops::low_rank, for all adapters of the step. `out` has out_stride elements between rows.
   void add(Context& context, DType dtype, const void* x, std::int64_t x_stride, void* out, std::int64_t out_stride,
            bool wide, const AdapterRows& rows) const;
+
+  // The same by other threads than the context's.
+  void add(const Ops& ops, const Team& team, Buffer& scratch, DType dtype, const void* x, std::int64_t x_stride,
+           void* out, std::int64_t out_stride, bool wide, const AdapterRows& rows) const;
 
  private:
   struct Addition {

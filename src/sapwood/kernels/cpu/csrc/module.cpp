@@ -327,17 +327,19 @@ void bind_step(nb::module_& m) {
                       Address positions, const std::vector<Address>& write_index, I64 num_tokens,
                       Address logits_index, I64 num_logits, Address logits, const std::vector<Address>& slots,
                       Address query_start, Address context_len, I64 num_requests, const AdapterTuple& adapters,
-                      const AdapterTuple& selected, Address told) {
+                      const AdapterTuple& selected, Address told, const std::vector<Address>& vectors) {
     const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
     std::vector<const I64*> places;
     for (const Address address : write_index) places.push_back(indices(address));
     std::vector<const I64*> states;
     for (const Address address : slots) states.push_back(indices(address));
+    std::vector<const void*> changed;
+    for (const Address address : vectors) changed.push_back(in(address));
     const auto lengths = [](Address address) { return static_cast<const std::int32_t*>(in(address)); };
     step.run(c, {indices(token_ids), indices(positions), std::move(places), indices(logits_index), num_tokens, num_logits,
                  static_cast<float*>(to(logits)), std::move(plans), std::move(states), lengths(query_start),
                  lengths(context_len), num_requests, adapter_rows_of(adapters), adapter_rows_of(selected),
-                 to(told)});
+                 to(told), std::move(changed)});
   };
   nb::class_<RecordedStep> recorded(m, "RecordedStep");
   bind_state_steps(recorded);
@@ -349,8 +351,9 @@ void bind_step(nb::module_& m) {
            })
       .def("select", &RecordedStep::select)
       .def("embed",
-           [](RecordedStep& step, int kind, Address rows, I64 vocab, I64 hidden, float scale, Place out) {
-             step.add(EmbedOp{{static_cast<WeightKind>(kind), in(rows), hidden}, vocab, scale, out});
+           [](RecordedStep& step, int kind, Address rows, I64 vocab, I64 hidden, float scale, std::size_t index,
+              Place out) {
+             step.add(EmbedOp{{static_cast<WeightKind>(kind), in(rows), hidden}, vocab, scale, index, out});
            })
       .def("norm",
            [](RecordedStep& step, Place x, Place residual, bool centered, Address weight, Address bias, I64 width,
@@ -393,9 +396,11 @@ void bind_step(nb::module_& m) {
            })
       .def("mix",
            [](RecordedStep& step, Place x, Place taken, const LinearWeight& router, Address bias,
-              const RoutingTuple& routing, const ExpertLayers& layers, Place out) {
-             step.add(
-                 MixOp{x, taken, router, static_cast<const float*>(in(bias)), routing_of(routing), &layers, out});
+              const RoutingTuple& routing, const ExpertLayers& layers,
+              const std::vector<const LowRankLayer*>& gate_up, const std::vector<const LowRankLayer*>& down,
+              Place out) {
+             step.add(MixOp{x, taken, router, static_cast<const float*>(in(bias)), routing_of(routing), &layers,
+                            {gate_up, down}, out});
            })
       .def("add_positions",
            [](RecordedStep& step, Place residual, Address table, I64 first, I64 num_positions, I64 width) {

@@ -140,6 +140,10 @@ class RecordedStep::Runner {
   const LinearWeight* next = nullptr;  // the weight that is used after this op's, or null
 
   void operator()(const EmbedOp& op) const {
+    if (op.index < inputs_.vectors.size() && inputs_.vectors[op.index] != nullptr) {
+      std::memcpy(at(op.out), inputs_.vectors[op.index], static_cast<std::size_t>(rows * op.table.hidden * element_));
+      return;
+    }
     embed(context_.ops(), op.table, inputs_.token_ids, rows, dtype_, at(op.out));
     if (op.scale != 1.0f) scale(op.out, op.table.hidden, op.scale);
   }
@@ -315,7 +319,8 @@ class RecordedStep::Runner {
     logits = weights + rows * k;
     context_.linear_fp32(op.router, dtype_, at(op.x), op.router.k, rows, logits);
     route(op.routing, logits, op.bias, rows, experts, weights, ids, context_.team());
-    mixture_.run(context_, dtype_, *op.layers, {at(op.taken), rows, k, ids, weights}, at(op.out));
+    mixture_.run(context_, dtype_, *op.layers, {at(op.taken), rows, k, ids, weights}, at(op.out),
+                 &op.additions, adapters);
     if (rows <= kRowsToFetchAhead && next != nullptr) context_.fetch(*next);
   }
 

@@ -39,6 +39,7 @@ struct EmbedOp {
   EmbeddingTable table;
   std::int64_t vocab;
   float scale;
+  std::size_t index;  // among the step's EmbedOps
   Place out;
 };
 
@@ -187,6 +188,7 @@ struct MixOp {
   const float* bias;  // [experts], or null
   Routing routing;
   const ExpertLayers* layers;
+  ExpertAdditions additions;
   Place out;
 };
 
@@ -280,6 +282,8 @@ class RecordedStep {
     AdapterRows adapters, selected_adapters;
     // Of all tokens, of the step's dtype; null: nobody wants them.
     void* states = nullptr;
+    // By EmbedOp [num_tokens, its width] of the step's dtype, what takes the place of its result; null: nothing does.
+    std::vector<const void*> vectors;
   };
 
   // widths: of the places, in elements
