@@ -91,7 +91,8 @@ def _deepseek(name: str, tensor: Tensor, config: Config) -> Iterator[Named]:
         yield base, kind, tensor
         return
     heads = tensor.view(config["num_attention_heads"], -1, config["kv_lora_rank"])
-    keys, values = heads.split([config["qk_nope_head_dim"], config["v_head_dim"]], dim=1)
+    nope = config["qk_nope_head_dim"]
+    keys, values = heads[:, :nope], heads[:, nope:]
     yield f"{before}.k_b_proj", kind, keys.transpose(1, 2)
     yield f"{before}.v_b_proj", kind, values
 
@@ -136,7 +137,7 @@ def _by_part(weight: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     num_keys, key_dim = config["linear_num_key_heads"], config["linear_key_head_dim"]
     values = config["linear_num_value_heads"] // num_keys * config["linear_value_head_dim"]
     heads = weight.view(num_keys, -1, weight.shape[1])
-    *mixed, gate = heads.split([key_dim, key_dim, values, values], dim=1)
+    *mixed, gate = torch.split(heads, [key_dim, key_dim, values, values], dim=1)
     return torch.cat([part.flatten(0, 1) for part in mixed]), gate.flatten(0, 1)
 
 
