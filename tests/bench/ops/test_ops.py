@@ -15,6 +15,7 @@ from sapwood.bench.ops.measure import bench_ops, measure_ops
 from sapwood.bench.ops.options import DENSE, MIXTURE, SHAPES, OpsOptions, Shape
 from sapwood.bench.report import OutputOptions
 from sapwood.kernels.interface import DTYPES
+from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.reference import ReferenceKernels
 
 NAME = "qwen3-0.6b"
@@ -42,6 +43,19 @@ def test_every_case_can_be_called_by_the_reference(small: None) -> None:
         assert case.num_bytes > 0
         ops.add(case.op)
     assert {"rms_norm", "linear float32", "linear q4_1", "attention, decode", "argmax"} <= ops
+
+
+def test_models_with_latent_rows_have_their_own_attention(small: None) -> None:
+    sizes = LatentSizes(num_heads=4, rank=32, rope_dim=8, nope_dim=16, value_dim=16)
+    shape = replace(TINY, latent=sizes)
+    cases = [case for case in all_cases(shape, [2, 80], 24, DTYPES["bfloat16"]) if "att" in case.op]
+    assert [case.op for case in cases] == [
+        f"latent attention, decode {kind}" for kind in ("bfloat16", "int8")
+    ]
+    for case in cases:
+        case.make(ReferenceKernels())()
+    queries = 2 * 4 * 40 * 2
+    assert [case.num_bytes - queries for case in cases] == [2 * 24 * 40 * 2, 2 * 24 * 42]
 
 
 def test_a_run_writes_what_it_shows(small: None, tmp_path: Path) -> None:

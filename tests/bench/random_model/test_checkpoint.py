@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,24 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM
 
 from sapwood.base.errors import ConfigError
-from sapwood.bench.ops.options import Shape
+from sapwood.bench.ops.options import DeltaHeads, Shape
 from sapwood.bench.random_model.checkpoint import write_checkpoint
+from sapwood.bench.random_model.gguf_families import num_experts
+from sapwood.kernels.latent import LatentSizes
 
 DENSE = Shape(hidden=32, inner=48, num_heads=4, num_kv_heads=2, head_dim=8, vocab=64)
 MIXTURE = Shape(
     hidden=32, inner=16, num_heads=4, num_kv_heads=2, head_dim=8, vocab=64, num_experts=6,
     num_chosen=2,
 )  # fmt: skip
+
+LATENT = replace(
+    MIXTURE,
+    latent=LatentSizes(
+        num_heads=4, rank=32, rope_dim=8, nope_dim=16, value_dim=16, query_rank=24
+    ),
+)  # fmt: skip
+DELTA = replace(MIXTURE, delta=DeltaHeads(num_key_heads=2, num_value_heads=4, head_dim=16))
 
 
 @pytest.fixture
@@ -33,17 +44,17 @@ def tokenizer(tmp_path: Path) -> Path:
 
 def write(shape: Shape, directory: Path, tokenizer: Path, **changes: object) -> int:
     given = {"tokenizer": tokenizer, "dtype": "bfloat16", "seed": 3, **changes}
-    return write_checkpoint(shape, 2, directory, **given)
+    return write_checkpoint(shape, 2 if shape.delta is None else 4, directory, **given)
 
 
-@pytest.mark.parametrize("shape", [DENSE, MIXTURE])
+@pytest.mark.parametrize("shape", [DENSE, MIXTURE, LATENT, DELTA])
 def test_transformers_reads_it(shape: Shape, tmp_path: Path, tokenizer: Path) -> None:
     num_weights = write(shape, tmp_path / "model", tokenizer)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert sum(weight.numel() for weight in model.parameters()) == num_weights
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config.get("num_local_experts", 0) == shape.num_experts
+    assert num_experts(config) == shape.num_experts
     assert Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json")).encode("ab").ids == [21]
 
 

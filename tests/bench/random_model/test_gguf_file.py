@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import gguf
@@ -7,9 +8,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from sapwood.base.errors import ConfigError
+from sapwood.bench.ops.options import Shape
 from sapwood.bench.random_model.gguf_file import write_gguf
-from tests.bench.random_model.test_checkpoint import DENSE, MIXTURE, tokenizer, write
+from tests.bench.random_model.test_checkpoint import (
+    DELTA,
+    DENSE,
+    LATENT,
+    MIXTURE,
+    tokenizer,
+    write,
+)
+from tests.models.loader.test_gguf_mixtures import logits_of
 
 __all__ = ["tokenizer"]
 
@@ -35,7 +47,35 @@ def test_the_weights_of_a_mixture(tmp_path: Path, tokenizer: Path) -> None:
     assert len(found) == len(weights) - 2 * 3 * (MIXTURE.num_experts - 1)
 
 
-@pytest.mark.parametrize(("shape", "arch"), [(DENSE, "qwen3"), (MIXTURE, "qwen3moe")])
+@pytest.mark.parametrize("shape", [LATENT, DELTA], ids=["latent", "delta"])
+def test_the_file_gives_the_logits_of_the_checkpoint(
+    shape: Shape, tmp_path: Path, tokenizer: Path
+) -> None:
+    write(shape, tmp_path / "model", tokenizer, dtype="float32")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    write_gguf(tmp_path / "model", alone / "model.gguf")
+    # The file names no rule by which a text is split.
+    shutil.copy(tokenizer / "tokenizer.json", alone)
+    (alone / "tokenizer_config.json").write_text("{}")
+    text = [3, 1, 4, 15, 9, 2, 6, 5, 35, 8, 9, 7, 63, 2]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    with torch.inference_mode():
+        wanted = model(torch.tensor([text])).logits[0]
+    got = logits_of(alone / "model.gguf", tmp_path, text)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_family_without_a_form_in_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ConfigError, match="'gpt2', only of qwen3"):
+        write_gguf(tmp_path, tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("shape", "arch"),
+    [(DENSE, "qwen3"), (MIXTURE, "qwen3moe")],
+)
 def test_the_metadata(shape: object, arch: str, tmp_path: Path, tokenizer: Path) -> None:
     write(shape, tmp_path / "model", tokenizer)
     write_gguf(tmp_path / "model", tmp_path / "model.gguf")

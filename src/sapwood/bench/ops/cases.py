@@ -12,6 +12,8 @@ from torch import Tensor
 from sapwood.bench.ops.options import EXPERTS, Shape
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.kv_cache import is_8_bit, write
+from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.packed import PackedExperts, PackedLinear
 from sapwood.kernels.sampling_settings import SamplingSettings
 
@@ -54,9 +56,12 @@ def all_cases(
         yield from _expert_cases(shape, rows, dtype)
     for num in rows:
         if num <= 64:
-            yield _attention(shape, [1] * num, [context] * num, dtype)
             yield from _sampling_cases(shape, num)
-        else:
+            if shape.latent is None:
+                yield _attention(shape, [1] * num, [context] * num, dtype)
+            else:
+                yield from _latent_cases(shape.latent, num, context, dtype)
+        elif shape.latent is None:
             yield _attention(shape, [num], [num], dtype)
             yield _attention(shape, [num], [num + context], dtype)
 
@@ -282,6 +287,51 @@ def _attention(
         setting=f"{len(new)} x {new[0]} new of {contexts[0]}",
         num_bytes=sum(contexts) * token_bytes + 2 * q.numel() * dtype.itemsize,
         num_operations=int(4 * seen * shape.num_heads * shape.head_dim),
+        make=make,
+    )
+
+
+def _latent_cases(sizes: LatentSizes, num: int, context: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Decodes in the absorbed form, over rows in the activations' dtype and in 8 bits."""
+    for cache_dtype in (dtype, torch.int8):
+        yield _latent_decode(sizes, num, context, dtype, cache_dtype)
+
+
+def _latent_decode(
+    sizes: LatentSizes, num: int, context: int, dtype: torch.dtype, cache_dtype: torch.dtype
+) -> Case:
+    pages_each = [-(-context // PAGE_SIZE)] * num
+    num_pages = sum(pages_each)
+    size = kv_cache_shape(num_pages, 1, PAGE_SIZE, sizes.row, cache_dtype)
+    token_bytes = size[-1] * cache_dtype.itemsize
+    num_copies = max(1, COLD_BYTES // (num_pages * PAGE_SIZE * token_bytes))
+    q = torch.randn(num, sizes.num_heads, sizes.row, dtype=dtype)
+
+    def make(kernels: Kernels) -> Callable[[], object]:
+        rows = torch.randn(num_pages * PAGE_SIZE, 1, sizes.row, dtype=dtype)
+        filled = torch.empty(size, dtype=cache_dtype)
+        if is_8_bit(cache_dtype):
+            write(filled, torch.arange(len(rows)), rows)
+        else:
+            filled.copy_(rows.view(size))
+        cache = filled.repeat(num_copies, 1, 1, 1)
+        order = torch.randperm(len(cache), dtype=torch.int32).view(num_copies, -1)
+        batches = [_batch(pages, pages_each, [1] * num, [context] * num) for pages in order]
+        turns = itertools.cycle(batches)
+        scale = sizes.key_dim**-0.5
+
+        def call() -> Tensor:
+            batch = next(turns)
+            batch.cache.clear()
+            return kernels.latent_attention(q, cache, batch, scale, sizes.rank)
+
+        return call
+
+    return Case(
+        op=f"latent attention, decode {str(cache_dtype).removeprefix('torch.')}",
+        setting=f"{num} x 1 new of {context}",
+        num_bytes=num * context * token_bytes + q.numel() * dtype.itemsize,
+        num_operations=2 * num * context * sizes.num_heads * (sizes.row + sizes.rank),
         make=make,
     )
 

@@ -5,13 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
+from sapwood.kernels.latent import LatentSizes
 from sapwood.schema.config.options import option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaHeads:
+    """Of gated delta rules: heads of keys, which those of values share, all equally long."""
+
+    num_key_heads: int
+    num_value_heads: int
+    head_dim: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """Sizes of a model. `inner` is of each expert where there are any, of which a token has
-    `num_chosen`."""
+    `num_chosen`. Attention is that over `latent` rows where a model has such sizes, and where it
+    has `delta`, three of four layers keep a state instead."""
 
     hidden: int
     inner: int
@@ -21,6 +32,8 @@ class Shape:
     vocab: int
     num_experts: int = 0
     num_chosen: int = 0
+    latent: LatentSizes | None = None
+    delta: DeltaHeads | None = None
 
 
 SHAPES = {
@@ -59,6 +72,41 @@ SHAPES = {
         vocab=50304,
         num_experts=64,
         num_chosen=8,
+    ),
+    "deepseek3-1b": Shape(
+        hidden=1024,
+        inner=256,
+        num_heads=16,
+        num_kv_heads=16,
+        head_dim=192,
+        vocab=49152,
+        num_experts=64,
+        num_chosen=8,
+        latent=LatentSizes(
+            num_heads=16, rank=512, rope_dim=64, nope_dim=128, value_dim=128, query_rank=512
+        ),
+    ),
+    "qwen3next-1b": Shape(
+        hidden=1024,
+        inner=256,
+        num_heads=16,
+        num_kv_heads=2,
+        head_dim=64,
+        vocab=49152,
+        num_experts=64,
+        num_chosen=8,
+        delta=DeltaHeads(num_key_heads=8, num_value_heads=16, head_dim=128),
+    ),
+    "deepseek-v2-lite": Shape(
+        hidden=2048,
+        inner=1408,
+        num_heads=16,
+        num_kv_heads=16,
+        head_dim=192,
+        vocab=102400,
+        num_experts=64,
+        num_chosen=6,
+        latent=LatentSizes(num_heads=16, rank=512, rope_dim=64, nope_dim=128, value_dim=128),
     ),
     "llama-3-8b": Shape(
         hidden=4096, inner=14336, num_heads=32, num_kv_heads=8, head_dim=128, vocab=128256

@@ -1,7 +1,8 @@
 """A transformers checkpoint with random weights.
 
-Layers are Qwen3's, with a mixture of experts where the shape has experts: llama.cpp and
-transformers have both as well."""
+Layers are Qwen3's, with a mixture of experts where the shape has experts; those of DeepSeek V3
+where it has latent rows, and of Qwen3-Next where it has states: llama.cpp and transformers have all
+of them as well."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sapwood.base.errors import ConfigError
-from sapwood.bench.ops.options import Shape
+from sapwood.bench.ops.options import DeltaHeads, Shape
 from sapwood.bench.peers.conversion import TOKENIZER_FILES
+from sapwood.kernels.latent import LatentSizes
 
 CONTEXT_LENGTH = 8192
 
@@ -73,4 +75,40 @@ def config_of(shape: Shape, num_layers: int) -> dict[str, Any]:
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
         }
+    if shape.latent is not None:
+        config |= _latent_fields(shape, shape.latent)
+    if shape.delta is not None:
+        config |= _delta_fields(shape, shape.delta)
     return config
+
+
+def _latent_fields(shape: Shape, sizes: LatentSizes) -> dict[str, Any]:
+    """Of DeepSeek V3, with a mixture in every layer."""
+    return {
+        "model_type": "deepseek_v3",
+        "head_dim": sizes.rope_dim,  # as transformers has it
+        "num_key_value_heads": shape.num_heads,
+        "kv_lora_rank": sizes.rank,
+        "q_lora_rank": sizes.query_rank,
+        "qk_rope_head_dim": sizes.rope_dim,
+        "qk_nope_head_dim": sizes.nope_dim,
+        "v_head_dim": sizes.value_dim,
+        "n_routed_experts": shape.num_experts,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 0,
+        "routed_scaling_factor": 1.0,
+    }
+
+
+def _delta_fields(shape: Shape, heads: DeltaHeads) -> dict[str, Any]:
+    """Of Qwen3-Next, where every fourth layer has attention."""
+    return {
+        "model_type": "qwen3_next",
+        "shared_expert_intermediate_size": shape.inner,
+        "linear_num_key_heads": heads.num_key_heads,
+        "linear_num_value_heads": heads.num_value_heads,
+        "linear_key_head_dim": heads.head_dim,
+        "linear_value_head_dim": heads.head_dim,
+    }

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sapwood.bench.random_model.gguf_families import family_of, num_experts
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,23 +24,26 @@ def write_gguf(checkpoint: Path, path: Path) -> None:
     import gguf
 
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    num_experts = config.get("num_local_experts", 0)  # as transformers writes it
-    arch = gguf.MODEL_ARCH.QWEN3MOE if num_experts else gguf.MODEL_ARCH.QWEN3
+    family = family_of(config)
+    experts = num_experts(config)
+    arch = gguf.MODEL_ARCH[family.arch]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
     writer.add_name(f"random {config['model_type']}")
     _add_sizes(writer, config)
-    if num_experts:
-        writer.add_expert_count(num_experts)
+    family.add_sizes(writer, config)
+    if experts:
+        writer.add_expert_count(experts)
         writer.add_expert_used_count(config["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     _add_tokenizer(writer, checkpoint, config["vocab_size"])
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
-    for name, tensor in _tensors(checkpoint, num_experts):
-        base, _, kind = name.rpartition(".")
-        found = names.get_name(base)
-        if found is None:
-            raise ValueError(f"GGUF has no name for the tensor {name}")
-        _add_tensor(writer, f"{found}.{kind}", tensor, wide=tensor.ndim == 1 or "gate_inp" in found)
+    for whole, stored in _tensors(checkpoint, experts):
+        for base, kind, tensor in family.convert(whole, stored, config):
+            found = names.get_name(base)
+            if found is None:
+                raise ValueError(f"GGUF has no name for the tensor {whole}")
+            name = f"{found}.{kind}" if kind else found
+            _add_tensor(writer, name, tensor, wide=tensor.ndim == 1 or "gate_inp" in found)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -51,9 +56,6 @@ def _add_sizes(writer: Any, config: dict[str, Any]) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])

@@ -11,6 +11,7 @@
 // products; keys that no query of a task sees are in none of its tiles.
 // Sources: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
 // arXiv:2205.14135 (tiling); merging of parts by their log-sum-exp as in Flash-Decoding (2023).
+#include "attention_results.h"
 #include "attention_scratch.h"
 #include "functions.h"
 #include "matrix.h"
@@ -18,12 +19,11 @@
 #include "simd.h"
 #include "table.h"
 #include "tile.h"
+#include "tile_apart.h"
 
 namespace sapwood::SAPWOOD_ISA {
 namespace {
 
-constexpr float kMinusInfinity = -__builtin_inff();
-constexpr float kLog2E = 1.44269504f;
 constexpr float kCounts[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static_assert(W <= 16);
 constexpr int kFetchTo = 2;     // the second-level cache
@@ -41,6 +41,7 @@ class Attention {
         adjusts_(args.traits.soft_cap > 0.0f || args.traits.alibi != nullptr),
         scale_(adjusts_ ? kLog2E : args.scale * kLog2E),
         is_dense_(args.kv == KvFormat::dense), element_(is_dense_ ? sizeof(T) : 1),
+        results_(args, s_),
         keys_(is_dense_ ? static_cast<const T*>(args.keys) : s_.dense),
         values_(is_dense_     ? static_cast<const T*>(args.values)
                 : is_one_row_ ? s_.dense
@@ -61,8 +62,10 @@ class Attention {
     } else {
       run_tiles();
     }
-    task.partial < 0 ? write_out() : write_partial();
+    results_.write(task, rows_);
   }
+
+  void merge(const AttentionMerge& m) { results_.merge(m); }
 
  private:
   const T* query(int row) const {
@@ -75,10 +78,6 @@ class Attention {
   // Its place in its request.
   std::int64_t position(int row) const {
     return task_->shared < 0 ? task_->first_position + row / group_ : a_.shared_positions[task_->shared + row / group_];
-  }
-
-  T* out_row(std::int64_t token, std::int64_t head) const {
-    return static_cast<T*>(a_.out) + (token * a_.num_heads + head) * v_;
   }
 
   // Calls body(t, count, offset, key_tile, value_tile) for each page of tokens [begin, begin + n): of
@@ -357,8 +356,15 @@ class Attention {
 #if defined(SAPWOOD_AMX)
     if (is_one_row_ && uses_unit<T>(rows_)) return run_rows_as_they_lie();
 #endif
-    for (int row = 0; row < rows_; row++) {
-      __builtin_memcpy(s_.q + row * d_, query(row), sizeof(T) * static_cast<std::size_t>(d_));
+    // Rows that are keys and values are long: transposing queries and scores costs less than transposing keys.
+    const bool scores_by_key = is_one_row_ && !multiplies_on_unit<T>(rows_);
+    const int stride = (rows_ + 31) / 32 * 32;
+    if (scores_by_key) {
+      transpose_queries(stride);
+    } else {
+      for (int row = 0; row < rows_; row++) {
+        __builtin_memcpy(s_.q + row * d_, query(row), sizeof(T) * static_cast<std::size_t>(d_));
+      }
     }
     // A single token's keys are read as fast as memory gives them.
     const bool fetches = task_->num_queries == 1;
@@ -367,15 +373,19 @@ class Attention {
       const int n = tile_length(*task_, begin);
       const int num_ahead = fetches ? find_ahead() : 0;
       open_tile(begin, n, num_ahead);
-      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, 0, num_ahead / 2);
-      pack_keys(n);
-      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, num_ahead / 2, num_ahead);
-      if (!is_one_row_) prefetch_rows(a_.values, s_.ahead + kKeyTile, 0, num_ahead);
-      pack_values(n);
       constexpr int pack = Pack<T>::per_lane;
       const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
-      multiply_on<T, false>(unit_, reinterpret_cast<const std::uint32_t*>(s_.q), d_ / pack, s_.keys,
-                            kKeyTile, s_.scores, kKeyTile, rows_, padded, d_ / pack);
+      if (scores_by_key) {
+        score_by_key(stride, n, is_dense_ ? num_ahead : 0);
+      } else {
+        if (is_dense_) prefetch_rows(a_.keys, s_.ahead, 0, num_ahead / 2);
+        pack_keys(n);
+        if (is_dense_) prefetch_rows(a_.keys, s_.ahead, num_ahead / 2, num_ahead);
+        if (!is_one_row_) prefetch_rows(a_.values, s_.ahead + kKeyTile, 0, num_ahead);
+        multiply_on<T, false>(unit_, reinterpret_cast<const std::uint32_t*>(s_.q), d_ / pack, s_.keys,
+                              kKeyTile, s_.scores, kKeyTile, rows_, padded, d_ / pack);
+      }
+      pack_values(n);
       soften_tile(begin, n, padded);
       multiply_on<T, true>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities),
                            kKeyTile / pack, s_.values, d_, s_.out, d_, rows_, v_, padded / pack);
@@ -392,18 +402,45 @@ class Attention {
     }
   }
 
+  // Makes s_.q lanes [D / per_lane, stride]: all rows side by side.
+  void transpose_queries(int stride) {
+    const void* from[32];
+    for (int row = 0; row < rows_; row += 32) {
+      const int count = static_cast<int>(least(32, rows_ - row));
+      for (int i = 0; i < count; i++) from[i] = query(row + i);
+      transpose_lanes(from, count, d_ / Pack<T>::per_lane, reinterpret_cast<std::uint32_t*>(s_.q) + row, stride);
+    }
+  }
+
+  // The scores of this tile: keys are the left factor as they lie, and the rows of transpose_queries the right one.
+  // Meanwhile the rows of the tile found ahead are fetched.
+  void score_by_key(int stride, int n, int num_ahead) {
+    const int lanes = d_ / Pack<T>::per_lane;
+    const std::uint32_t* queries = reinterpret_cast<const std::uint32_t*>(s_.q);
+    float* by_key = reinterpret_cast<float*>(s_.keys);
+    const int room = static_cast<int>(least(kTileVectors, lanes / W));  // of by_key, in vectors per key
+    const void *keys[kKeyTile], *from[kKeyTile];
+    for (int t = 0; t < n; t++) keys[t] = key(s_.rows[t]);
+    for (int row = 0; row < rows_; num_ahead = 0) {
+      const int vectors = static_cast<int>(least(room, (rows_ - row + W - 1) / W));
+      multiply_apart<T>(keys, n, queries + row, stride, lanes, by_key, vectors, [&](int first, int last) {
+        prefetch_rows(a_.keys, s_.ahead, least(first, num_ahead), least(last, num_ahead));
+      });
+      prefetch_rows(a_.keys, s_.ahead, n, num_ahead);
+      for (int t = 0; t < n; t++) from[t] = by_key + t * vectors * W;
+      transpose_lanes(from, n, vectors * W, reinterpret_cast<std::uint32_t*>(s_.scores) + row * kKeyTile, kKeyTile);
+      row += vectors * W;
+    }
+  }
+
 #if defined(SAPWOOD_AMX)
   // Keys are the left factor as they lie, and queries, which are fewer, the right one: the scores are transposed
   // instead of the keys. For up to a tile of rows the values are a factor as they lie, too.
   void run_rows_as_they_lie() {
     const int lanes = d_ / Pack<T>::per_lane, stride = (rows_ + 31) / 32 * 32;
-    std::uint32_t* queries = reinterpret_cast<std::uint32_t*>(s_.q);
+    const std::uint32_t* queries = reinterpret_cast<const std::uint32_t*>(s_.q);
+    transpose_queries(stride);
     const void* from[kKeyTile];
-    for (int row = 0; row < rows_; row += 32) {
-      const int count = static_cast<int>(least(32, rows_ - row));
-      for (int i = 0; i < count; i++) from[i] = query(row + i);
-      transpose_lanes(from, count, lanes, queries + row, stride);
-    }
     float* by_key = reinterpret_cast<float*>(s_.keys);
     for (int t = 0; t < kKeyTile; t++) from[t] = by_key + t * kUnitLanes;
     const bool fetches = task_->num_queries == 1, is_one_tile = rows_ <= kUnitRows;
@@ -482,64 +519,6 @@ class Attention {
     }
   }
 
-  // ---- results ----
-
-  void write_out() {
-    for (int row = 0; row < rows_; row++) {
-      write_row(s_.out + row * d_, s_.max[row], sum(load(s_.total + row * W)), task_->kv_head, task_->first_row, row);
-    }
-  }
-
-  // A whole result: row `row` of queries that begin with token `first_row`.
-  void write_row(const float* from, float max, float total, int kv_head, std::int64_t first_row, int row) const {
-    const std::int64_t head = static_cast<std::int64_t>(kv_head) * group_ + row % group_;
-    float factor = 1.0f / total;
-    if (a_.traits.sinks != nullptr) {  // one more score, without a value
-      const float sink = a_.traits.sinks[head] * kLog2E, top = sink > max ? sink : max;
-      const float own = exp2_1(max - top);
-      factor = own / (total * own + exp2_1(sink - top));
-    }
-    T* to = out_row(first_row + row / group_, head);
-    for (int i = 0; i < v_; i += W) store(to + i, load(from + i) * splat(factor));
-  }
-
-  float* partial(std::int64_t row) const { return a_.partials + row * partial_row_floats(d_); }
-
-  void write_partial() {
-    for (int row = 0; row < rows_; row++) {
-      float* to = partial(task_->partial + row);
-      __builtin_memcpy(to, s_.out + row * d_, sizeof(float) * static_cast<std::size_t>(d_));
-      to[d_] = s_.max[row];
-      to[d_ + 1] = sum(load(s_.total + row * W));
-    }
-  }
-
-  // Calls body(partial result) for each part of one of the merged rows.
-  template <class Body>
-  void each_part(const AttentionMerge& m, int row, const Body& body) const {
-    for (int i = 0; i < m.shared.count; i++) body(partial(m.shared.first_row + i * m.shared.stride + row));
-    for (int i = 0; i < m.own.count; i++) body(partial(m.own.first_row + i * m.own.stride + row));
-  }
-
- public:
-  void merge(const AttentionMerge& m) {
-    const int rows = m.num_queries * group_;
-    for (int row = 0; row < rows; row++) {
-      float top = kMinusInfinity;
-      each_part(m, row, [&](const float* part) { top = part[d_] > top ? part[d_] : top; });
-      float* out = s_.out;
-      __builtin_memset(out, 0, sizeof(float) * static_cast<std::size_t>(d_));
-      float total = 0.0f;
-      each_part(m, row, [&](const float* part) {
-        const float factor = exp2_1(part[d_] - top);
-        total += part[d_ + 1] * factor;
-        for (int d = 0; d < v_; d += W) store(out + d, load(part + d) * splat(factor) + load(out + d));
-      });
-      write_row(out, top, total, m.kv_head, m.first_row, row);
-    }
-  }
-
- private:
   const AttentionArgs& a_;
   Scratch<T> s_;
   const int d_, v_;  // entries of a key, and of a result
@@ -549,6 +528,7 @@ class Attention {
   const float scale_;   // of scores, such that probabilities are powers of 2
   const bool is_dense_;
   const std::int64_t element_;  // bytes
+  const AttentionResults<T> results_;
   const T *const keys_, *const values_;  // the caches, or the dequantised tile: s_.rows are offsets in them
   const AttentionTask* task_ = nullptr;
   const AttentionTask* next_ = nullptr;
