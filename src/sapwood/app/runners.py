@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,6 +20,7 @@ from sapwood.app.drafters import (
     own_heads,
 )
 from sapwood.app.expert_moves import ExpertMoves
+from sapwood.app.expert_parts import expert_record, movable_experts, place_experts
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
@@ -129,12 +128,12 @@ def build_runner(
                 warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
             ),
         )
-    record = _expert_record(resolved)
+    record = expert_record(resolved)
     tells_routes = resolved.config.execution.enable_return_routed_experts or record is not None
     routes = RouteLog() if tells_routes else None
     lora = resolved.config.lora
     context = AdapterContext() if lora.is_on else None
-    experts = _movable_experts(resolved)
+    experts = movable_experts(resolved)
     models = load_models(
         resolved, watch=watch, routes=routes, adapters=context, experts=experts, member=member
     )
@@ -284,7 +283,7 @@ def load_models(
     build = replace(_build(resolved, member), routes=routes, adapters=adapters, experts=experts)
     with timed("model structure"):
         model = Decoder.of(resolved.decoder, build, resolved.stage, member.pipe)
-        _place_experts(resolved, experts)
+        place_experts(resolved, experts)
     name_of = model.checkpoint_name
     if draft is not None and draft.kind is DraftKind.OWN:
         heads = own_heads(model, draft, build)
@@ -302,41 +301,6 @@ def load_models(
     if draft is None:
         return Models(model)
     return Models(model, load_drafter(resolved, draft, model, watch))
-
-
-def _expert_record(resolved: Resolved) -> ExpertRecord | None:
-    asked = resolved.config.execution
-    if asked.expert_distribution_recorder_mode is None:
-        return None
-    experts = resolved.decoder.experts
-    assert experts is not None, "the option is refused for models without experts"
-    size, folder = (
-        asked.expert_distribution_recorder_buffer_size,
-        asked.expert_distribution_recorder_dir,
-    )
-    return ExpertRecord(
-        asked.expert_distribution_recorder_mode,
-        layers=resolved.decoder.expert_layers,
-        num_layers=resolved.decoder.num_layers,
-        num_experts=experts.num_experts,
-        max_steps=None if size == -1 else size,
-        folder=Path(tempfile.gettempdir()) / "sapwood-experts" if folder is None else Path(folder),
-    )
-
-
-def _movable_experts(resolved: Resolved) -> MovableExperts | None:
-    """Layers of experts that somebody places; None: all stay as the layers have them."""
-    moves = resolved.config.parallel.enable_eplb
-    return MovableExperts(counts=moves) if moves or resolved.placements else None
-
-
-def _place_experts(resolved: Resolved, experts: MovableExperts | None) -> None:
-    """Before the weights are loaded: each rank then reads its own."""
-    if experts is None or not resolved.placements:
-        return
-    own = [at for at in resolved.stage.layers if at in resolved.placements]
-    for index, layer in zip(own, experts.layers, strict=True):
-        layer.slots.place(resolved.placements[index])
 
 
 def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) -> DecoderModel:

@@ -30,7 +30,7 @@ from sapwood.schema.output import (
     Finish,
     RequestOutput,
 )
-from sapwood.schema.request import Generate, SentAdapter, StartProfile
+from sapwood.schema.request import Generate, RecordExperts, SentAdapter, StartProfile
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class PlainEngine:
                 fields = RoutingFields(self._model or None)
                 if proxy.fleet.needs_text:
                     ids = request.prompt_ids
-                    spelled = b"" if request.extra_key else msgspec.json.encode(ids)
+                    spelled = b"" if request.options.extra_key else msgspec.json.encode(ids)
                     fields = RoutingFields(fields.model, packed_ids(ids), spelled)
                 exchange = Exchange(proxy, self._scope, way, fields)
                 with request_span(proxy.tracing, self._scope, exchange.id) as exchange.span:
@@ -192,6 +192,9 @@ class PlainEngine:
         raise _not_here()
 
     async def stop_profile(self) -> CallDone:
+        raise _not_here()
+
+    async def record_experts(self, order: RecordExperts) -> CallDone:
         raise _not_here()
 
     async def freeze_gc(self) -> CallDone:
