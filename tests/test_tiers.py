@@ -65,6 +65,6 @@ def test_the_profile_decides_on_examples() -> None:
         settings.load_profile("long")
         assert (settings().max_examples, examples(1000)) == (500, 1000)
         settings.load_profile("ci")
-        assert (settings().max_examples, examples(1000), examples(1)) == (62, 125, 1)
+        assert (settings().max_examples, examples(1000), examples(1)) == (62, 124, 1)
     finally:
         settings.load_profile(before)

@@ -27,12 +27,14 @@ class KeptSandbox(GrammarSandbox):
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_sandboxes() -> Iterator[None]:
-    """Engines with the same tokenizer and options of grammars share the process that tries
-    grammars: each takes seconds to start."""
-    made: dict[bytes, KeptSandbox] = {}
+    """Engines with equal tokenizers and options of grammars share the process that tries grammars:
+    each takes seconds to start, and a quarter of a gigabyte."""
+    made: dict[tuple[bytes, bytes], KeptSandbox] = {}
 
     def shared(setting: Setting) -> KeptSandbox:
-        return made.setdefault(msgspec.json.encode(setting), KeptSandbox(setting))
+        tokenizer = (Path(setting.tokenizer_path) / "tokenizer.json").read_bytes()
+        options = msgspec.json.encode(msgspec.structs.replace(setting, tokenizer_path=""))
+        return made.setdefault((tokenizer, options), KeptSandbox(setting))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sapwood.app.grammars.GrammarSandbox", shared)

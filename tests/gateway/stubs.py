@@ -188,9 +188,15 @@ class Running:
 
     async def _end(self) -> None:
         self._server.should_exit = self._server.force_exit = True
+        self._abort_connections()
+        await self._task
+        # Those that were accepted meanwhile would go on answering health checks.
+        await asyncio.sleep(0)
+        self._abort_connections()
+
+    def _abort_connections(self) -> None:
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # type: ignore[union-attr]
-        await self._task
 
 
 @dataclass
