@@ -18,9 +18,11 @@ def load(name: str = "ray") -> Any:
         ) from error
 
 
-def join_cluster(address: str | None) -> Any:
-    """Ray, connected: to the cluster at that address, or for None to one on this machine."""
+def join_cluster(address: str | None, *, shows_logs: bool = False) -> Any:
+    """Ray, connected: to the cluster at that address, or for None to one on this machine.
+
+    shows_logs  whether this process prints what those on the cluster print"""
     ray = load()
     if not ray.is_initialized():
-        ray.init(address=address, include_dashboard=False, log_to_driver=False)
+        ray.init(address=address, include_dashboard=False, log_to_driver=shows_logs)
     return ray

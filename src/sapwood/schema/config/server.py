@@ -40,6 +40,11 @@ class ServerConfig(ListeningConfig):
     engine_restart_window: float = option(
         600.0, "Time over which restarts of the engine are counted.", unit="seconds"
     )
+    ray_address: str | None = option(
+        None,
+        "Of the Ray cluster of --placement ray; default: one is started on this machine, which "
+        "ends with the server.",
+    )
     max_json_depth: int = option(
         100, "A body with arrays and objects nested deeper is refused with 400.", unit="levels"
     )
