@@ -85,7 +85,7 @@ def serve(
     stop.install()
     with (
         tempfile.TemporaryDirectory(prefix="sapwood-") as sockets,
-        _placed(engine, server) as placement,
+        _placed(engine, server, stop) as placement,
     ):
         session = _Session(
             engine,
@@ -103,7 +103,9 @@ def serve(
 
 
 @contextmanager
-def _placed(engine: EngineConfig, server: ServerConfig) -> Iterator[RayPlacement | None]:
+def _placed(
+    engine: EngineConfig, server: ServerConfig, stop: StopSignals
+) -> Iterator[RayPlacement | None]:
     """Where the engines run, if it is not here; StartupError if there is no room for them."""
     if engine.parallel.placement == LOCAL:
         yield None
@@ -111,7 +113,12 @@ def _placed(engine: EngineConfig, server: ServerConfig) -> Iterator[RayPlacement
     # Imported here: nothing of Ray is, unless it is asked for.
     from sapwood.app.on_ray.placement import RayPlacement
 
-    placement = RayPlacement(engine, server.ray_address, timeout_s=server.start_timeout)
+    placement = RayPlacement(
+        engine,
+        server.ray_address,
+        timeout_s=server.start_timeout,
+        is_stopped=lambda: stop.first is not None,
+    )
     try:
         yield placement
     finally:

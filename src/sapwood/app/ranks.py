@@ -92,38 +92,22 @@ def start_ranks(
     for rank in config.parallel.own_ranks:
         if rank == 0:
             continue
-        args = rank_args(
-            config, rank, host=host, port=port, home=home, log_level=log_level, token=token
+        args = RankArgs(
+            rank=rank,
+            host=host,
+            port=port,
+            home=str(home),
+            log_level=log_level,
+            timeout_s=config.parallel.dist_timeout,
+            token=token,
+            options=config.flat(),
+            node_rank=config.parallel.node_rank,
+            device=config.execution.device,
+            num_threads=config.execution.num_threads,
         )
         children[rank] = start_module("sapwood.app.rank_process")
         hand_over(children[rank], msgspec.json.encode(args))
     return children
-
-
-def rank_args(
-    config: EngineConfig,
-    rank: int,
-    *,
-    host: str,
-    port: int,
-    home: Path,
-    log_level: str,
-    token: str = "",
-) -> RankArgs:
-    """What the process of a rank of this machine is handed."""
-    return RankArgs(
-        rank=rank,
-        host=host,
-        port=port,
-        home=str(home),
-        log_level=log_level,
-        timeout_s=config.parallel.dist_timeout,
-        token=token,
-        options=config.flat(),
-        node_rank=config.parallel.node_rank,
-        device=config.execution.device,
-        num_threads=config.execution.num_threads,
-    )
 
 
 class RankTeam:

@@ -234,4 +234,4 @@ def _kill(process: Child) -> None:
     try:
         process.wait(ENGINE_EXIT_S)
     except TimeoutExpired:
-        log.error("the engine process %d cannot be killed", process.pid)
+        log.error("an engine process cannot be killed")

@@ -19,9 +19,6 @@ class Child(Protocol):
     """
 
     @property
-    def pid(self) -> int: ...
-
-    @property
     def stdin(self) -> IO[bytes] | None: ...
 
     def poll(self) -> int | None: ...
