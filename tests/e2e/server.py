@@ -62,7 +62,7 @@ class Server:
 
 
 @contextmanager
-def serving(*flags: str) -> Iterator[Server]:
+def serving(*flags: str, start_limit_s: float = START_LIMIT_S) -> Iterator[Server]:
     """Start a server with these flags, wait until it is ready, end it afterwards."""
     with tempfile.TemporaryDirectory() as directory:
         log_path = Path(directory) / "log"
@@ -75,7 +75,7 @@ def serving(*flags: str) -> Iterator[Server]:
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         try:
-            server = Server(process, _wait_for_url(process, log_path), log_path)
+            server = Server(process, _wait_for_url(process, log_path, start_limit_s), log_path)
             yield server
         finally:
             if process.poll() is None:
@@ -87,8 +87,8 @@ def serving(*flags: str) -> Iterator[Server]:
                     process.wait()
 
 
-def _wait_for_url(process: subprocess.Popen[bytes], log_path: Path) -> str:
-    end = time.monotonic() + START_LIMIT_S
+def _wait_for_url(process: subprocess.Popen[bytes], log_path: Path, limit_s: float) -> str:
+    end = time.monotonic() + limit_s
     while time.monotonic() < end:
         log = log_path.read_text("utf-8", "replace")
         found = re.search(r"ready after .* at (https?://\S+)", log)
@@ -96,4 +96,4 @@ def _wait_for_url(process: subprocess.Popen[bytes], log_path: Path) -> str:
             return found.group(1)
         assert process.poll() is None, f"the server ended before it was ready:\n{log}"
         time.sleep(0.05)
-    raise AssertionError(f"not ready after {START_LIMIT_S} s:\n{log_path.read_text()}")
+    raise AssertionError(f"not ready after {limit_s} s:\n{log_path.read_text()}")

@@ -7,6 +7,7 @@ import logging
 import threading
 from contextlib import suppress
 
+from sapwood.app.engine_start import refuse_placement
 from sapwood.app.loading import LoadWatch
 from sapwood.app.loop_thread import LoopThread
 from sapwood.app.ranks import RankTeam
@@ -38,6 +39,7 @@ class InProcessEngine:
     def __init__(
         self, resolved: Resolved, channel: QueueChannel[EngineInput], client: AsyncEngineClient
     ) -> None:
+        refuse_placement(resolved.asked)
         sender: CallbackSender[EngineOutput] = CallbackSender(self._deliver)
         watch = LoadWatch(progress=bar_on_terminal())
         self.loop = LoopThread("sapwood-loop", closed_reason=CLOSED)

@@ -7,10 +7,12 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
@@ -24,7 +26,7 @@ from sapwood.app.replica_group import ReplicaGroup
 from sapwood.app.services import build_services
 from sapwood.app.stores import batch_runner, open_stores
 from sapwood.app.supervision import EngineSupervisor, RestartPolicy
-from sapwood.base.process import hand_over
+from sapwood.base.process import Child, hand_over
 from sapwood.base.stopping import StopSignals
 from sapwood.engine.balance import BALANCERS
 from sapwood.engine.client import AsyncEngineClient
@@ -37,10 +39,14 @@ from sapwood.observe.log import configure_logging
 from sapwood.schema.client import EngineClient
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.observability import ObservabilityConfig
+from sapwood.schema.config.parallel import LOCAL
 from sapwood.schema.config.server import ServerConfig
 from sapwood.schema.env import environment, home
 from sapwood.store import ModelFiles, fetch_model
 from sapwood.store.terminal import TerminalProgress
+
+if TYPE_CHECKING:
+    from sapwood.app.on_ray.placement import RayPlacement
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +83,10 @@ def serve(
     # Before there is anything to clean up: from here on a signal only asks for the end.
     stop = StopSignals()
     stop.install()
-    with tempfile.TemporaryDirectory(prefix="sapwood-") as sockets:
+    with (
+        tempfile.TemporaryDirectory(prefix="sapwood-") as sockets,
+        _placed(engine, server, stop) as placement,
+    ):
         session = _Session(
             engine,
             server,
@@ -88,8 +97,32 @@ def serve(
             stop,
             observability or ObservabilityConfig(),
             list(processes),
+            placement,
         )
         return uvloop.run(session.run())
+
+
+@contextmanager
+def _placed(
+    engine: EngineConfig, server: ServerConfig, stop: StopSignals
+) -> Iterator[RayPlacement | None]:
+    """Where the engines run, if it is not here; StartupError if there is no room for them."""
+    if engine.parallel.placement == LOCAL:
+        yield None
+        return
+    # Imported here: nothing of Ray is, unless it is asked for.
+    from sapwood.app.on_ray.placement import RayPlacement
+
+    placement = RayPlacement(
+        engine,
+        server.ray_address,
+        timeout_s=server.start_timeout,
+        is_stopped=lambda: stop.first is not None,
+    )
+    try:
+        yield placement
+    finally:
+        placement.close()
 
 
 def body_limits_of(server: ServerConfig) -> BodyLimits:
@@ -123,6 +156,7 @@ class _Session:
     stop: StopSignals
     observability: ObservabilityConfig
     processes: list[Popen[bytes]]
+    placement: RayPlacement | None
     http: HttpServer = field(init=False)
     client: EngineClient = field(init=False)
     services: Services = field(init=False)
@@ -164,6 +198,7 @@ class _Session:
     def _supervisor(self, policy: RestartPolicy | None) -> Supervisor:
         """Starts the engine, or those of all replicas."""
         parallel, timeout_s = self.engine_config.parallel, self.server_config.start_timeout
+        host = None if self.placement is None else self.placement.host
         if parallel.dp_size == 1:
             return EngineSupervisor(
                 lambda inbox, outbox: self._spawn(0, self.engine_config, inbox, outbox),
@@ -172,6 +207,7 @@ class _Session:
                 policy=policy,
                 on_ready=self._announce,
                 on_failed=self._on_engine_failed,
+                host=host,
             )
         return ReplicaGroup(
             self._spawn_replica,
@@ -183,11 +219,12 @@ class _Session:
             on_ready=self._announce,
             on_failed=self._on_engine_failed,
             are_joint=parallel.enable_dp_attention,
+            host=host,
         )
 
     def _spawn_replica(
         self, rank: int, known: AsyncEngineClient | None, inbox: str, outbox: str
-    ) -> Popen[bytes]:
+    ) -> Child:
         config = self.engine_config
         if known is not None:
             # What is free now is less than at the start, when the replicas shared it.
@@ -195,7 +232,7 @@ class _Session:
             config = replace(config, memory=memory)
         return self._spawn(rank, config, inbox, outbox)
 
-    def _spawn(self, rank: int, config: EngineConfig, inbox: str, outbox: str) -> Popen[bytes]:
+    def _spawn(self, rank: int, config: EngineConfig, inbox: str, outbox: str) -> Child:
         args = EngineProcessArgs(
             config=config,
             home=str(self.store),
@@ -206,6 +243,8 @@ class _Session:
             replica=rank,
             joint_folder=str(self.sockets) if config.parallel.enable_dp_attention else "",
         )
+        if self.placement is not None:
+            return self.placement.start(rank, args)
         process = self.processes.pop() if self.processes else start_engine_process()
         hand_over(process, msgspec.json.encode(args))
         return process

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from subprocess import Popen
 from typing import Protocol
 
 from sapwood.app.supervision import EngineSupervisor, RestartPolicy
+from sapwood.base.process import Child
 from sapwood.engine.balance import Balancer
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.engine.replicas import ReplicatedClient
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class SpawnReplica(Protocol):
     def __call__(
         self, rank: int, known: AsyncEngineClient | None, inbox: str, outbox: str
-    ) -> Popen[bytes]:
+    ) -> Child:
         """Start the engine of a replica.
 
         known  the client of an engine that was ready in this place; None: this is the first one
@@ -49,12 +49,14 @@ class ReplicaGroup:
         on_ready: Callable[[bool], None],
         on_failed: Callable[[str], None] | None = None,
         are_joint: bool = False,
+        host: str | None = None,
     ) -> None:
         """Start all engines.
 
         on_ready   called with True when all engines have got ready
         on_failed  called with the reason why a replica has failed
         are_joint  whether no replica can go on without the others
+        host       as that of an EngineSupervisor
         """
         self._are_joint = are_joint
         self._joint_failure: str | None = None
@@ -73,6 +75,7 @@ class ReplicaGroup:
                     policy=policy,
                     on_ready=partial(self._on_ready, rank),
                     on_failed=partial(self._on_failed, rank),
+                    host=host,
                 )
             )
         self.engines = tuple(supervisor.client for supervisor in self._supervisors)
@@ -113,7 +116,7 @@ class ReplicaGroup:
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _spawn(self, spawn: SpawnReplica, rank: int, inbox: str, outbox: str) -> Popen[bytes]:
+    def _spawn(self, spawn: SpawnReplica, rank: int, inbox: str, outbox: str) -> Child:
         return spawn(rank, self._known.get(rank), inbox, outbox)
 
     def _on_ready(self, rank: int, is_first: bool) -> None:

@@ -10,7 +10,7 @@ from subprocess import Popen
 import msgspec
 
 from sapwood.app.engine_process import EngineProcessArgs
-from sapwood.app.engine_start import start_engine_process
+from sapwood.app.engine_start import refuse_placement, start_engine_process
 from sapwood.app.replica_group import ReplicaGroup
 from sapwood.app.supervision import EngineSupervisor
 from sapwood.base.errors import StartupError
@@ -33,6 +33,7 @@ class ServedEngines:
 
     def __init__(self, config: EngineConfig, home: Path) -> None:
         """Start the processes."""
+        refuse_placement(config)
         self._config = config
         self._home = home
         self._sockets = tempfile.TemporaryDirectory(prefix="sapwood-")

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import Popen, TimeoutExpired
-from typing import Any
+from subprocess import TimeoutExpired
 
 from sapwood.app.observability import STACKS_SIGNAL
 from sapwood.base.channel import AsyncZmqReceiver, ZmqSender
-from sapwood.base.process import watch
+from sapwood.base.process import Child, watch
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.schema.output import EngineOutput
 from sapwood.schema.request import EngineInput
@@ -30,7 +29,7 @@ STACKS_S = 0.5
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
 
-Spawn = Callable[[str, str], "Popen[bytes]"]
+Spawn = Callable[[str, str], Child]
 """Starts an engine process; the arguments are the addresses of its inbox and of its outbox."""
 
 
@@ -53,7 +52,7 @@ class RestartPolicy:
 class _Process:
     """One engine process and the sockets to it, which no other engine uses."""
 
-    process: Popen[bytes]
+    process: Child
     sender: ZmqSender[EngineInput]
     receiver: AsyncZmqReceiver[EngineOutput]
     pump: asyncio.Task[None]
@@ -73,6 +72,7 @@ class EngineSupervisor:
     """Keeps one engine process behind `client`.
 
     policy  when a dead engine is replaced; None: never
+    host    address of this machine, which engines on other machines reach; None: they are here
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class EngineSupervisor:
         policy: RestartPolicy | None,
         on_ready: Callable[[bool], None],
         on_failed: Callable[[str], None] | None = None,
+        host: str | None = None,
     ) -> None:
         """Start the first engine.
 
@@ -92,6 +93,7 @@ class EngineSupervisor:
         """
         self._spawn = spawn
         self._sockets = sockets
+        self._host = host
         self._start_timeout_s = start_timeout_s
         self._policy = policy
         self._on_ready = on_ready
@@ -100,12 +102,12 @@ class EngineSupervisor:
         self._restarts_at_s: list[float] = []
         self.has_been_ready = False
         self._is_stopping = False
-        sender, addresses = self._bind()
+        sender, outbox = self._bind()
         self.client = AsyncEngineClient(sender)
-        self._engine = self._start(sender, addresses)
+        self._engine = self._start(sender, outbox)
 
     @property
-    def process(self) -> Popen[bytes]:
+    def process(self) -> Child:
         return self._engine.process
 
     async def run(self) -> str:
@@ -168,27 +170,31 @@ class EngineSupervisor:
     async def _replace(self, failure: str) -> None:
         await self._engine.close()
         self._restarts_at_s.append(time.monotonic())
-        sender, addresses = self._bind()
+        sender, outbox = self._bind()
         self.client.restart(sender, f"the engine is being restarted, because it failed: {failure}")
-        self._engine = self._start(sender, addresses)
+        self._engine = self._start(sender, outbox)
 
     def _in_all(self, failure: str) -> str:
         times = len(self._restarts_at_s)
         return f"{failure} (after {times} restarts)" if times else failure
 
-    def _bind(self) -> tuple[ZmqSender[EngineInput], tuple[str, str]]:
-        """Bind new addresses: late messages of an earlier engine then reach nobody."""
+    def _bind(self) -> tuple[ZmqSender[EngineInput], str]:
+        """(what is bound to a new address, another new address, for outputs): late messages of an
+        earlier engine then reach nobody."""
         self._num_started += 1
-        inbox, outbox = (
-            f"ipc://{self._sockets}/{name}-{self._num_started}" for name in ("requests", "outputs")
-        )
-        return ZmqSender(inbox, bind=True), (inbox, outbox)
+        if self._host is not None:
+            inbox = outbox = f"tcp://{self._host}:*"
+        else:
+            inbox, outbox = (
+                f"ipc://{self._sockets}/{name}-{self._num_started}"
+                for name in ("requests", "outputs")
+            )
+        return ZmqSender(inbox, bind=True), outbox
 
-    def _start(self, sender: ZmqSender[EngineInput], addresses: tuple[str, str]) -> _Process:
-        inbox, outbox = addresses
+    def _start(self, sender: ZmqSender[EngineInput], outbox: str) -> _Process:
         receiver: AsyncZmqReceiver[EngineOutput] = AsyncZmqReceiver(outbox, EngineOutput, bind=True)
         engine = _Process(
-            process=self._spawn(inbox, outbox),
+            process=self._spawn(sender.address, receiver.address),
             sender=sender,
             receiver=receiver,
             pump=asyncio.create_task(_pump(receiver, self.client)),
@@ -221,11 +227,11 @@ async def _pump(receiver: AsyncZmqReceiver[EngineOutput], client: AsyncEngineCli
         client.deliver(message)
 
 
-def _kill(process: Popen[Any]) -> None:
+def _kill(process: Child) -> None:
     if process.poll() is not None:
         return
     process.kill()
     try:
         process.wait(ENGINE_EXIT_S)
     except TimeoutExpired:
-        log.error("the engine process %d cannot be killed", process.pid)
+        log.error("an engine process cannot be killed")

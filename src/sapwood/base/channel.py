@@ -74,6 +74,11 @@ class ZmqSender(Generic[T]):
         _attach(self._socket, address, bind=bind)
         self._encoder = msgspec.msgpack.Encoder()
 
+    @property
+    def address(self) -> str:
+        """Where the other side finds a bound socket, also if the system has chosen the port."""
+        return _address_of(self._socket)
+
     def send(self, message: T) -> None:
         try:
             self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
@@ -122,6 +127,11 @@ class AsyncZmqReceiver(Generic[T]):
         _attach(self._socket, address, bind=bind)
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(messages)
 
+    @property
+    def address(self) -> str:
+        """As that of a sender."""
+        return _address_of(self._socket)
+
     async def messages(self) -> AsyncIterator[T]:
         while True:
             yield self._decoder.decode(await self._socket.recv())
@@ -135,3 +145,9 @@ def _attach(socket: zmq.Socket[Any], address: str, *, bind: bool) -> None:
         socket.bind(address)
     else:
         socket.connect(address)
+
+
+def _address_of(socket: zmq.Socket[Any]) -> str:
+    address = socket.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(address, bytes), "as ZMQ says"
+    return address.rstrip(b"\0").decode()

@@ -9,6 +9,25 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import IO, Protocol
+
+
+class Child(Protocol):
+    """A process that this one has started, here or on another machine; `subprocess.Popen` is one.
+
+    stdin  of the process, to which `hand_over` writes; None: it has got its line already
+    """
+
+    @property
+    def stdin(self) -> IO[bytes] | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+    def send_signal(self, sig: int) -> None: ...
 
 
 def start_module(module: str) -> subprocess.Popen[bytes]:
@@ -21,7 +40,7 @@ def start_module(module: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, bufsize=0)
 
 
-def hand_over(child: subprocess.Popen[bytes], line: bytes) -> None:
+def hand_over(child: Child, line: bytes) -> None:
     """Write the child's line to it, once.
 
     A child that has ended already is no error here: whoever watches the child reports its end.
@@ -61,7 +80,7 @@ def end_with_parent() -> None:
     threading.Thread(target=wait_for_end, name="tether", daemon=True).start()
 
 
-def watch(child: subprocess.Popen[bytes], on_exit: Callable[[str, int], None]) -> threading.Thread:
+def watch(child: Child, on_exit: Callable[[str, int], None]) -> threading.Thread:
     """Call `on_exit(what happened, exit code)` from a thread when the child has ended."""
 
     def wait() -> None:
@@ -73,7 +92,7 @@ def watch(child: subprocess.Popen[bytes], on_exit: Callable[[str, int], None]) -
     return thread
 
 
-def end_in_order(child: subprocess.Popen[bytes], patience_s: float) -> None:
+def end_in_order(child: Child, patience_s: float) -> None:
     """Wait that long for the child's end, then kill it."""
     try:
         child.wait(patience_s)

@@ -9,6 +9,7 @@ from sapwood.app.engine_start import start_engine_process
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.observability import ObservabilityConfig
+from sapwood.schema.config.parallel import LOCAL
 from sapwood.schema.config.server import ServerConfig
 
 
@@ -34,7 +35,10 @@ def serve(ctx: click.Context, name: str | None, asked: Asked) -> None:
         from sapwood.app.node import serve_node
 
         ctx.exit(serve_node(engine, log_level=server.log_level))
-    processes = [start_engine_process() for _ in range(engine.parallel.dp_size)]
+    if server.ray_address is not None and engine.parallel.placement == LOCAL:
+        raise ConfigError("--ray-address is for --placement ray; give both or neither")
+    is_here = engine.parallel.placement == LOCAL
+    processes = [start_engine_process() for _ in range(engine.parallel.dp_size if is_here else 0)]
     # Imported while the engines' processes import torch.
     from sapwood.app.launch import serve as serve_until_stopped
 

@@ -16,6 +16,7 @@ BALANCE_METHODS = (
     *_OLD_NAMES,
 )
 A2A_BACKENDS = ("none", "torch")
+PLACEMENTS = LOCAL, RAY = ("local", "ray")
 _LIBRARIES = ("deepep", "mooncake", "nixl", "mori", "ascend_fuseep", "flashinfer")
 """Which SGLang sends tokens with, besides."""
 
@@ -114,9 +115,17 @@ class ParallelConfig:
         "auto: prefix_aware.",
         choices=BALANCE_METHODS,
     )
+    placement: str = option(
+        "local",
+        "Where the processes of `sapwood serve` are: local, on this machine, and with --nnodes "
+        "where the same command runs; ray, in placement groups of a Ray cluster, one for each "
+        "replica.",
+        choices=PLACEMENTS,
+    )
     nnodes: int = option(
         1,
-        "Machines that share the ranks; the same command runs on each, with its own --node-rank.",
+        "Machines that share the ranks; the same command runs on each, with its own --node-rank, "
+        "unless Ray starts them (--placement ray).",
         unit="machines",
     )
     node_rank: int = option(
@@ -211,7 +220,7 @@ class ParallelConfig:
                 "--load-balance-method chooses among replicas, but there is one; set --dp-size, or "
                 "leave it out"
             )
-        if self.dp_size > 1 and self.nnodes > 1:
+        if self.dp_size > 1 and self.nnodes > 1 and self.placement == LOCAL:
             raise ConfigError(
                 "--dp-size above 1 keeps all replicas on one machine, but --nnodes is "
                 f"{self.nnodes}; run one server per replica, and `sapwood gateway` in front of them"
@@ -249,7 +258,18 @@ class ParallelConfig:
                 f"--node-rank is {self.node_rank} but must be from 0 to {self.nnodes - 1}, one "
                 "less than --nnodes"
             )
-        if self.nnodes > 1 and self.dist_init_addr is None:
+        if self.placement == RAY:
+            given = {
+                "--dist-init-addr": self.dist_init_addr is not None,
+                "--node-rank": self.node_rank > 0,
+                "--enable-dp-attention": self.enable_dp_attention,
+            }
+            for name, is_given in given.items():
+                if is_given:
+                    raise ConfigError(
+                        f"--placement ray does not go together with {name}; leave out one of them"
+                    )
+        elif self.nnodes > 1 and self.dist_init_addr is None:
             raise ConfigError(
                 "--nnodes above 1 needs --dist-init-addr: where the first machine can be reached"
             )

@@ -40,6 +40,11 @@ class ServerConfig(ListeningConfig):
     engine_restart_window: float = option(
         600.0, "Time over which restarts of the engine are counted.", unit="seconds"
     )
+    ray_address: str | None = option(
+        None,
+        "host:port of the Ray cluster of --placement ray, of which this machine is a node, or "
+        "auto; default: one is started on this machine, which ends with the server.",
+    )
     max_json_depth: int = option(
         100, "A body with arrays and objects nested deeper is refused with 400.", unit="levels"
     )
@@ -97,6 +102,11 @@ class ServerConfig(ListeningConfig):
         for name in _AT_LEAST_1:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be >= 1")
+        if self.ray_address is not None and "://" in self.ray_address:
+            raise ConfigError(
+                f"--ray-address is {self.ray_address}, which is Ray's client; the server must be "
+                "on a node of the cluster and name its host:port, or auto"
+            )
         if self.max_json_depth > MAX_PARSER_DEPTH:
             raise ConfigError(
                 f"--max-json-depth is {self.max_json_depth} but must be at most "
