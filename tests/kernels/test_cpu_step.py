@@ -17,6 +17,7 @@ from sapwood.kernels.recording import (
     Activate,
     Attend,
     Buffer,
+    CannotRecord,
     Embed,
     Logits,
     Multiply,
@@ -264,6 +265,24 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     weights.linears[1][1] = (torch.randn(HIDDEN + 1, NUM_HEADS * HEAD_DIM), None)
     with pytest.raises(ValueError, match=r"norm's weight \[96\] float32 must be \[97\]"):
         make_step(kernels, weights, make_caches(torch.float32))
+
+
+def test_attention_to_chosen_keys_needs_a_choice() -> None:
+    """As in a stage whose first layers share the choice of a layer before them."""
+    program = Program(torch.float32)
+    x, found = program.buffer(64), program.buffer(32)
+    attend = Attend(
+        x=x, layer=0, num_heads=1, num_kv_heads=1, head_dim=64, scale=1.0, traits=PLAIN, out=found,
+        rank=32, sparse=True,
+    )  # fmt: skip
+    kernels = CpuKernels()
+    layer = kernels.pack_linear(torch.zeros(VOCAB, 32), None)
+    program.add(Embed(weight=torch.zeros(VOCAB, 64), scale=1.0, out=x))
+    program.add(attend)
+    program.add(Logits(x=found, layer=layer, vocab_size=VOCAB, scale=1.0, soft_cap=None))
+    cache = torch.zeros(kv_cache_shape(NUM_PAGES, 1, PAGE_SIZE, 64, torch.float32))
+    with pytest.raises(CannotRecord, match="keys that no layer has chosen"):
+        NativeStep(kernels, program, [(cache,)])
 
 
 def test_each_group_of_caches_has_its_own_pages() -> None:

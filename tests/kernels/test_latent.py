@@ -115,7 +115,7 @@ def test_attention_to_latent_rows(
 @sweep(
     strength=1,
     kernels=[*KERNELS],
-    sizes=[(512, 64, 64), (256, 32, 16), (32, 32, 0), (24, 8, 8)],
+    sizes=[(512, 64, 64), (256, 32, 16), (32, 32, 0), (0, 64, 32), (24, 8, 8)],
     kind=["dense", "int8", "float8_e4m3fn"],
     dtype=[torch.float32, torch.bfloat16],
 )

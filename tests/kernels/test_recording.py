@@ -1,8 +1,6 @@
-"""Programs: which rows their ops work on, and which buffers may share memory."""
+"""Programs: which rows their ops work on."""
 
 from __future__ import annotations
-
-import random
 
 import pytest
 import torch
@@ -16,12 +14,8 @@ from sapwood.kernels.recording import (
     Buffer,
     CannotRecord,
     Convolve,
-    Op,
     Program,
-    Scale,
     SelectRows,
-    buffers_of,
-    plan_memory,
     read_by,
     written_by,
 )
@@ -79,54 +73,6 @@ def test_a_program_without_attention_selects_no_rows() -> None:
     program.add(activate(program.buffer(4), program.buffer(4)))
     before, after = program.split()
     assert (len(before), after) == (1, [])
-
-
-def random_program(rng: random.Random) -> list[Op]:
-    program, ops = Program(torch.float32), list[Op]()
-    live = [program.buffer(rng.randint(1, 64))]
-    ops.append(activate(live[0], live[0]))
-    for _ in range(rng.randint(1, 30)):
-        x = rng.choice(live[-4:])
-        match rng.randint(0, 2):
-            case 0:
-                out = program.buffer(rng.randint(1, 64))
-                live.append(out)
-                ops.append(activate(x, out))
-            case 1:
-                ops.append(Add(x=x, residual=rng.choice(live[-4:])))
-            case _:
-                ops.append(Scale(residual=x, factor=2.0))
-    return ops
-
-
-@pytest.mark.parametrize("seed", range(200))
-def test_buffers_that_are_needed_at_the_same_time_have_different_places(seed: int) -> None:
-    ops = random_program(random.Random(seed))
-    widths, places = plan_memory(ops)
-    first: dict[Buffer, int] = {}
-    last: dict[Buffer, int] = {}
-    for index, op in enumerate(ops):
-        for _, buffer in buffers_of(op):
-            first.setdefault(buffer, index)
-            last[buffer] = index
-    for buffer, place in places.items():
-        assert widths[place] >= buffer.width
-        for other, where in places.items():
-            if other != buffer and where == place:
-                assert last[buffer] < first[other] or last[other] < first[buffer]
-    assert set(places) == set(first)
-
-
-def test_a_row_of_layers_needs_the_memory_of_one() -> None:
-    program, ops = Program(torch.float32), list[Op]()
-    x = program.buffer(8)
-    ops.append(activate(x, x))
-    for _ in range(50):
-        out = program.buffer(8)
-        ops.append(activate(x, out))
-        x = out
-    widths, _ = plan_memory(ops)
-    assert widths == [8, 8]
 
 
 def test_a_residual_is_read_and_written() -> None:

@@ -238,10 +238,11 @@ class Kernels(Protocol):
     ) -> None:
         """The rotation of queries, and the write of rows of latent attention, in one pass.
 
-        q            [T, Hq, N + P]; the last P entries of each head are rotated in place
+        q            [T, Hq, N + P], where Hq may be 0; the last P entries of each head are rotated
+                     in place
         latent       [T, C + P]: C entries that get an RMSNorm, then P that are rotated. It may be
                      some of the columns of a wider tensor
-        norm         [C]
+        norm         [C], where C may be 0
         cos_sin      [max_positions, rotary_dim] fp32, rotary_dim <= P, as in qk_norm_rope_write_kv
         positions    [T] int64
         cache        [num_pages, 1, page_size, C + P], or in 8 bits; written at write_index [T]

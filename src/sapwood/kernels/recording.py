@@ -1,7 +1,7 @@
 """A model's step as a program: ops over named buffers, which kernels may run in one call.
 
 Each layer of a model appends the ops that it would call (`Program.add`). A program says nothing of
-memory: `plan_memory` finds out which buffers may lie in the same place.
+memory: see step_memory.
 """
 
 from __future__ import annotations
@@ -118,6 +118,8 @@ class Attend:
 
     rank  of a latent cache, whose rows are keys, and their first `rank` entries values: then out is
           [rows, Hq * rank]; None: keys and values are two caches
+    sparse  whether tokens attend only to the keys that the last ChooseKeys has chosen for them; a
+            cache must be latent then
     """
 
     x: Buffer
@@ -129,15 +131,35 @@ class Attend:
     traits: AttentionTraits
     out: Buffer
     rank: int | None = None
+    sparse: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChooseKeys:
+    """The keys that tokens attend to, as Kernels.choose_keys chooses them, for the sparse attention
+    that follows. While no request has more than `num_chosen` tokens, all keys are chosen.
+
+    x        the weights of heads are the fp32 result of the linear layer `weights`, times `scale`
+    queries  [rows, H * D]
+    layer    index of the layer, the second of whose caches has the keys
+    """
+
+    x: Buffer
+    queries: Buffer
+    weights: PackedLinear
+    scale: float
+    layer: int
+    num_heads: int
+    num_chosen: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RotateAndWriteLatent:
-    """The queries in `residual` are rotated in place; a row goes to the layer's latent cache.
+    """The queries in `residual` are rotated in place; a row goes to a cache of the layer.
 
     x         its first columns are `latent` of Kernels.norm_rope_write_latent; so are the others
     residual  [rows, Hq * (N + P)]
-    layer     index of the layer
+    layer     index of the layer; `cache` says which of its caches
     row       C + P
     """
 
@@ -149,6 +171,7 @@ class RotateAndWriteLatent:
     norm: Tensor
     eps: float
     cos_sin: Tensor
+    cache: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -432,6 +455,7 @@ Op = (
     | AddLowRank
     | RotateAndWrite
     | Attend
+    | ChooseKeys
     | RotateAndWriteLatent
     | MultiplyHeads
     | TakeColumns
@@ -530,35 +554,6 @@ def written_by(op: Op) -> list[Buffer]:
 
 def read_by(op: Op) -> list[Buffer]:
     return [buffer for name, buffer in buffers_of(op) if name != "out"]
-
-
-def plan_memory(ops: Sequence[Op]) -> tuple[list[int], dict[Buffer, int]]:
-    """(widths of places, the place of each buffer): buffers that are needed at the same time never
-    share a place, and those that are not may."""
-    last_use = {buffer: index for index, op in enumerate(ops) for _, buffer in buffers_of(op)}
-    widths: list[int] = []
-    free: list[int] = []
-    places: dict[Buffer, int] = {}
-    for index, op in enumerate(ops):
-        for buffer in written_by(op):
-            if buffer in places:
-                continue
-            # The narrowest that is wide enough, else the widest, which grows.
-            fitting = [place for place in free if widths[place] >= buffer.width]
-            chosen = min(fitting, key=widths.__getitem__, default=None)
-            if chosen is None:
-                chosen = max(free, key=widths.__getitem__, default=None)
-            if chosen is None:
-                chosen = len(widths)
-                widths.append(0)
-            else:
-                free.remove(chosen)
-            widths[chosen] = max(widths[chosen], buffer.width)
-            places[buffer] = chosen
-        free += {
-            places[buffer] for _, buffer in buffers_of(op) if last_use[buffer] == index
-        }  # the op's own: none of its buffers may be where another is
-    return widths, places
 
 
 def _read_before_written(ops: Iterable[Op]) -> Iterator[Buffer]:

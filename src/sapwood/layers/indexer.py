@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.interface import AttentionBatch
-from sapwood.kernels.torch_ops.latent import rotated, write_rows
+from sapwood.kernels.recording import Buffer, ChooseKeys, Norm, Program, RotateAndWriteLatent
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.heads import halves_of_pairs
@@ -111,6 +111,8 @@ class Indexer(Chooser):
             bias=False,
         )
         self._norm = build.empty(2, width)
+        self._no_norm = build.empty(0)
+        self._scale = (heads * width) ** -0.5
 
     def choose(self, x: Tensor, queries: Tensor, batch: ForwardBatch) -> None:
         """Write the new tokens' keys, and if any are left out, choose for all tokens.
@@ -119,18 +121,68 @@ class Indexer(Chooser):
         queries  [T, query_rank]"""
         sizes, tokens = self._sizes, batch.inputs_of(self._layer)
         cache = batch.kv_caches[self._layer][1]
-        table = self._cos_sin.index_select(0, batch.positions)
         key = self._kernels.layer_norm(self._k(x), self._norm[0], self._norm[1], _EPS)
-        key = rotated(key.unsqueeze(1), table)[:, 0].to(x.dtype)
-        write_rows(cache, tokens.write_index, key)
-        if not self.leaves_out(tokens.attention):
+        is_partial = self.leaves_out(tokens.attention)
+        q = x.new_empty(x.shape[0], 0, sizes.head_dim)
+        if is_partial:
+            q = self._q(queries).view(x.shape[0], sizes.num_heads, sizes.head_dim)
+        # A row without a latent: all of a key may be rotated.
+        self._kernels.norm_rope_write_latent(
+            q,
+            key,
+            norm=self._no_norm,
+            eps=_EPS,
+            cos_sin=self._cos_sin,
+            positions=batch.positions,
+            cache=cache,
+            write_index=tokens.write_index,
+        )
+        if not is_partial:
             return
-        q = self._q(queries).view(x.shape[0], sizes.num_heads, sizes.head_dim)
-        q = rotated(q, table).to(x.dtype)
-        scale = (sizes.num_heads * sizes.head_dim) ** -0.5
-        weights = self._weights.linear.packed.fp32(x) * scale
+        weights = self._weights.linear.packed.fp32(x) * self._scale
         tokens.attention.cache[_CHOSEN] = self._kernels.choose_keys(
             q, weights, cache, tokens.attention, sizes.num_chosen
+        )
+
+    def record(self, program: Program, x: Buffer, queries: Buffer) -> None:
+        """Add the ops of `choose` to a recorded step; RuntimeError before `pack`."""
+        sizes = self._sizes
+        key = program.buffer(sizes.head_dim)
+        program.add(
+            Norm(
+                x=self._k.record(program, x),
+                residual=None,
+                weight=self._norm[0],
+                bias=self._norm[1],
+                centered=True,
+                eps=_EPS,
+                out=key,
+            )
+        )
+        q = self._q.record(program, queries)
+        program.add(
+            RotateAndWriteLatent(
+                x=key,
+                residual=q,
+                layer=self._layer,
+                num_heads=sizes.num_heads,
+                row=sizes.head_dim,
+                norm=self._no_norm,
+                eps=_EPS,
+                cos_sin=self._cos_sin,
+                cache=1,
+            )
+        )
+        program.add(
+            ChooseKeys(
+                x=x,
+                queries=q,
+                weights=self._weights.linear.packed,
+                scale=self._scale,
+                layer=self._layer,
+                num_heads=sizes.num_heads,
+                num_chosen=sizes.num_chosen,
+            )
         )
 
     def targets(self) -> dict[str, Target]:

@@ -18,7 +18,6 @@ from sapwood.kernels.packed import PackedHeads, PackedLinear
 from sapwood.kernels.recording import (
     Attend,
     Buffer,
-    CannotRecord,
     GateRows,
     MultiplyHeads,
     Program,
@@ -306,8 +305,6 @@ class LatentAttention:
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As Mixer.record. Long prompts are left out: in the expanded form they cost less."""
-        if self._chooser is not None:
-            raise CannotRecord("a recorded step has no attention to chosen keys")
         sizes, made = self._sizes, self._filled()
         program.left_out.add(_LongPrompts(self._whole))
         latent = self._a.record(program, x)
@@ -329,6 +326,8 @@ class LatentAttention:
                 cos_sin=self._cos_sin,
             )
         )
+        if self._indexer is not None:
+            self._indexer.record(program, x, inputs)
         rows, latents, out = (
             program.buffer(sizes.num_heads * width)
             for width in (sizes.row, sizes.rank, sizes.value_dim)
@@ -345,6 +344,7 @@ class LatentAttention:
                 traits=PLAIN,
                 out=latents,
                 rank=sizes.rank,
+                sparse=self._chooser is not None,
             )
         )
         program.add(MultiplyHeads(x=latents, layer=made.values, kept=0, out=out))

@@ -782,15 +782,6 @@ OP_BY_OP = {
     "gemma3n, one stream of two": "streams",
     "gemma4": "streams",
     "gemma4, values are keys": "factors of layers",
-    **dict.fromkeys(
-        (
-            "deepseek_v32",
-            "deepseek_v32, few keys",
-            "deepseek_v32, all keys",
-            "glm_moe_dsa",
-        ),
-        "attention to chosen keys",
-    ),
     "bailing_hybrid": "bounded decays",
     "zamba2": "streams",
     "zamba2, one block": "streams",

@@ -155,6 +155,7 @@ class RecordedStep:
         traits: tuple[int, float, int, int],
         out: int,
         value_dim: int,
+        sparse: bool,
         /,
     ) -> None: ...
     def convolve(
@@ -217,6 +218,19 @@ class RecordedStep:
         self, x: int, x_width: int, q: int, form: _Latent, rows: _LatentRows, group: int, /
     ) -> None: ...
     def multiply_heads(self, x: int, layer: HeadProducts, kept: int, out: int, /) -> None: ...
+    def choose_keys(
+        self,
+        x: int,
+        q: int,
+        weights: LinearWeight,
+        scale: float,
+        num_heads: int,
+        head_dim: int,
+        keys: _LatentRows,
+        num_chosen: int,
+        group: int,
+        /,
+    ) -> None: ...
     def take_columns(self, x: int, x_width: int, first: int, width: int, out: int, /) -> None: ...
     def mix(
         self,
@@ -276,6 +290,7 @@ class RecordedStep:
         selected: _Adapters,
         states: int,
         vectors: list[int],
+        tables: list[tuple[int, int, int]],
         /,
     ) -> None: ...
 

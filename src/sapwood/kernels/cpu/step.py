@@ -31,6 +31,7 @@ from sapwood.kernels.cpu.tensors import (
     lengths_of,
     per_head,
     state_layout,
+    table_of,
 )
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
@@ -43,6 +44,7 @@ from sapwood.kernels.recording import (
     Attend,
     Buffer,
     CannotRecord,
+    ChooseKeys,
     Clip,
     Convolve,
     DeltaRule,
@@ -69,8 +71,8 @@ from sapwood.kernels.recording import (
     TakeColumns,
     Xielu,
     finish_logits,
-    plan_memory,
 )
+from sapwood.kernels.step_memory import plan_memory
 
 NOWHERE = -1
 GroupShape = tuple[int, tuple[int, int, int, int, int]]
@@ -108,6 +110,7 @@ class NativeStep:
         self._step = builder.step
         self._windows = builder.windows
         self._embeddings = builder.embeddings
+        self._chooses_keys = builder.chooses_keys
         self._result = after[-1]
         # Kept: fresh memory costs the system a fault per page, 0.5 ms per step of 32 requests.
         self._logits = torch.empty((0, self._result.vocab_size))
@@ -145,6 +148,7 @@ class NativeStep:
             self._kernels.plan(batches[group], shape, tuple(windows))
             for (group, shape), windows in self._windows.items()
         ]
+        tables = [table_of(batch) for batch in batches] if self._chooses_keys else []
         every = selected = NO_ADAPTERS
         vectors: list[Tensor | None] = []
         if adapters is not None:
@@ -159,7 +163,7 @@ class NativeStep:
             num_logits, logits.data_ptr(),
             [0 if slot is None else slot.data_ptr() for slot in slots], *lengths,
             every, selected, told,
-            [0 if vector is None else vector.data_ptr() for vector in vectors],
+            [0 if vector is None else vector.data_ptr() for vector in vectors], tables,
         )  # fmt: skip
         result = self._result
         return finish_logits(self._kernels, logits, result.scale, result.soft_cap, result.bias)
@@ -208,6 +212,7 @@ class _Builder:
         self._group_of_layer = group_of_layer
         self.windows: dict[GroupShape, set[int]] = {}
         self.embeddings: list[Embed] = []
+        self.chooses_keys = False
 
     def add(self, op: Op) -> None:
         at = self._places
@@ -232,6 +237,8 @@ class _Builder:
                 self._add_rotation(op)
             case Attend():
                 self._add_attention(op)
+            case ChooseKeys():
+                self._add_choice(op)
             case RotateAndWriteLatent():
                 self._add_latent_rotation(op)
             case MultiplyHeads():
@@ -380,6 +387,8 @@ class _Builder:
     def _add_attention(self, op: Attend) -> None:
         cache, traits = self._cache(op), op.traits
         *_, num_pages, page_size = cache
+        if op.sparse and not self.chooses_keys:
+            raise CannotRecord("its first layers take keys that no layer has chosen")
         shape = (op.num_heads, op.num_kv_heads, op.head_dim, page_size, num_pages)
         window = traits.window or 0
         key = (self._group(op), shape)
@@ -391,6 +400,21 @@ class _Builder:
         self.step.attend(
             self._places[op.x], shape[:3], list(self.windows).index(key), cache, op.scale,
             (window, traits.soft_cap or 0.0, sinks, alibi), self._places[op.out], op.rank or 0,
+            op.sparse,
+        )  # fmt: skip
+
+    def _add_choice(self, op: ChooseKeys) -> None:
+        head_dim, rest = divmod(op.queries.width, op.num_heads)
+        if rest:
+            raise ValueError(f"queries of {op.num_heads} heads do not fit their buffer")
+        if head_dim % _native.HEAD_DIM_STEP:
+            raise CannotRecord(f"an indexer has heads of {head_dim} entries")
+        self.chooses_keys = True
+        self.step.choose_keys(
+            self._places[op.x], self._places[op.queries],
+            self._weight(op.weights, op.num_heads, op.x.width), op.scale, op.num_heads, head_dim,
+            rows_tuple(self._cache_of(op.layer)[1], self._like, head_dim), op.num_chosen,
+            self._group(op),
         )  # fmt: skip
 
     def _add_latent_rotation(self, op: RotateAndWriteLatent) -> None:
@@ -403,7 +427,7 @@ class _Builder:
         form = latent_tuple(op.num_heads, key_dim, op.row, op.norm, op.eps, op.cos_sin, self._like)
         self.step.rotate_latent(
             self._places[op.x], op.x.width, self._places[op.residual], form,
-            rows_tuple(self._cache_of(op.layer)[0], self._like, op.row), self._group(op),
+            rows_tuple(self._cache_of(op.layer)[op.cache], self._like, op.row), self._group(op),
         )  # fmt: skip
 
     def _add_heads(self, op: MultiplyHeads) -> None:
@@ -489,7 +513,13 @@ class _Builder:
 
     def _group(
         self,
-        op: RotateAndWrite | RotateAndWriteLatent | Attend | Convolve | DeltaRule | SelectiveScan,
+        op: RotateAndWrite
+        | RotateAndWriteLatent
+        | Attend
+        | ChooseKeys
+        | Convolve
+        | DeltaRule
+        | SelectiveScan,
     ) -> int:
         return self._group_of_layer[op.layer] if self._group_of_layer else 0
 

@@ -175,10 +175,61 @@ void check(const KeyChoice& c) {
 }  // namespace
 
 void choose_keys(Context& context, DType dtype, const KeyChoice& choice) {
+  const std::lock_guard<std::mutex> lock(context.mutex);
+  choose_keys_held(context, dtype, choice);
+}
+
+void choose_keys_held(Context& context, DType dtype, const KeyChoice& choice) {
   if (choice.query.size() != choice.context.size()) throw std::invalid_argument("lengths of different requests");
   check(choice);
-  const std::lock_guard<std::mutex> lock(context.mutex);
   Chooser(context, dtype, choice).run();
+}
+
+void ChosenKeys::choose(Context& context, DType dtype, KeyChoice choice) {
+  forget();
+  plan_.reset();
+  std::int64_t num_tokens = 0;
+  lengths_.context.clear();
+  std::vector<const std::int32_t*> pages;  // of each token's request
+  for (std::size_t request = 0; request < choice.query.size(); request++) {
+    const std::int64_t num_new = choice.query[request];
+    for (std::int64_t i = 1; i <= num_new; i++) {
+      lengths_.context.push_back(std::min(choice.num_chosen, choice.context[request] - num_new + i));
+      pages.push_back(choice.page_table + static_cast<std::int64_t>(request) * choice.page_table_stride);
+    }
+    num_tokens += num_new;
+  }
+  lengths_.query.assign(static_cast<std::size_t>(num_tokens), 1);
+  keys_.resize(static_cast<std::size_t>(num_tokens * choice.num_chosen));
+  places_.resize(keys_.size());
+  choice.out = keys_.data();
+  choose_keys_held(context, dtype, choice);
+  run_parts(context.team(), num_tokens, std::max<std::int64_t>(1, kLeastKeysPerThread / choice.num_chosen),
+            [&](std::int64_t begin, std::int64_t end) {
+              for (std::int64_t token = begin; token < end; token++) {
+                const std::int64_t first = token * choice.num_chosen;
+                const std::int32_t* own = pages[static_cast<std::size_t>(token)];
+                for (std::int64_t i = 0; i < lengths_.context[static_cast<std::size_t>(token)]; i++) {
+                  const std::int64_t key = keys_[static_cast<std::size_t>(first + i)];
+                  places_[static_cast<std::size_t>(first + i)] =
+                      own[key / choice.page_size] * choice.page_size + static_cast<std::int32_t>(key % choice.page_size);
+                }
+              }
+            });
+  num_tokens_ = num_tokens;
+  num_chosen_ = choice.num_chosen;
+  num_places_ = choice.num_pages * choice.page_size;
+}
+
+const AttentionPlan& ChosenKeys::plan(const Context& context, int num_heads, int row) {
+  if (!plan_ || num_heads != num_heads_ || row != row_) {
+    plan_.emplace(AttentionPlan::Shape{num_heads, 1, row, 1, num_places_},
+                  reinterpret_cast<std::uintptr_t>(places_.data()), num_chosen_, num_chosen_, lengths_,
+                  std::vector<AttentionPlan::Group>(), 0, context.threads());
+    num_heads_ = num_heads;
+    row_ = row;
+  }
+  return *plan_;
 }
 
 }  // namespace sapwood

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "attention_plan.h"
 #include "context.h"
 
 namespace sapwood {
@@ -27,5 +29,27 @@ struct KeyChoice {
 // Of keys with the same score those come first that lie earlier in the text.
 // Throws std::invalid_argument or std::out_of_range for sizes, lengths or pages that do not fit.
 void choose_keys(Context& context, DType dtype, const KeyChoice& choice);
+// The same, with the context's mutex held by the caller.
+void choose_keys_held(Context& context, DType dtype, const KeyChoice& choice);
+
+// A choice of keys, and attention to them: each token is a request of its own, whose pages are single keys.
+class ChosenKeys {
+ public:
+  // choice.out is not looked at. As choose_keys_held; nothing is chosen if that throws.
+  void choose(Context& context, DType dtype, KeyChoice choice);
+  void forget() { num_tokens_ = 0; }
+  bool any() const { return num_tokens_ > 0; }
+
+  // Of heads that all read the same rows, [pages, page_size, row]; valid until the next choice.
+  const AttentionPlan& plan(const Context& context, int num_heads, int row);
+
+ private:
+  std::int64_t num_tokens_ = 0, num_chosen_ = 0, num_places_ = 0;
+  std::vector<std::int64_t> keys_;    // [tokens, num_chosen]
+  std::vector<std::int32_t> places_;  // [tokens, num_chosen]: page * page_size + offset; after the last key anything
+  AttentionPlan::Lengths lengths_;    // of the tokens
+  std::optional<AttentionPlan> plan_;
+  int num_heads_ = 0, row_ = 0;  // of the plan
+};
 
 }  // namespace sapwood

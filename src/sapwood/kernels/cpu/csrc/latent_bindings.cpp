@@ -49,13 +49,8 @@ void norm_rope_write_latent(const Context& c, int dtype, Address q, Address late
   c.ops().norm_rope_write_latent(static_cast<DType>(dtype), a);
 }
 
-// What KeyChoice has; of the page table (address, entries between rows, entries of a row).
-void choose(Context& c, int dtype, Address q, Address weights, int num_heads, int head_dim, const RowsTuple& keys,
-            const std::tuple<Address, I64, I64>& table, std::vector<I64> query, std::vector<I64> context,
-            I64 num_chosen, Address out) {
+KeyChoice choice_of(int num_heads, int head_dim, const RowsTuple& keys, I64 num_chosen) {
   KeyChoice choice{};
-  choice.q = in(q);
-  choice.weights = static_cast<const float*>(in(weights));
   choice.num_heads = num_heads;
   choice.head_dim = head_dim;
   choice.keys = in(std::get<0>(keys));
@@ -63,12 +58,22 @@ void choose(Context& c, int dtype, Address q, Address weights, int num_heads, in
   choice.kv = static_cast<KvFormat>(std::get<2>(keys));
   choice.num_pages = std::get<3>(keys);
   choice.page_size = std::get<4>(keys);
+  choice.num_chosen = num_chosen;
+  return choice;
+}
+
+// What KeyChoice has; of the page table (address, entries between rows, entries of a row).
+void choose(Context& c, int dtype, Address q, Address weights, int num_heads, int head_dim, const RowsTuple& keys,
+            const std::tuple<Address, I64, I64>& table, std::vector<I64> query, std::vector<I64> context,
+            I64 num_chosen, Address out) {
+  KeyChoice choice = choice_of(num_heads, head_dim, keys, num_chosen);
+  choice.q = in(q);
+  choice.weights = static_cast<const float*>(in(weights));
   choice.page_table = static_cast<const std::int32_t*>(in(std::get<0>(table)));
   choice.page_table_stride = std::get<1>(table);
   choice.max_pages = std::get<2>(table);
   choice.query = std::move(query);
   choice.context = std::move(context);
-  choice.num_chosen = num_chosen;
   choice.out = static_cast<I64*>(to(out));
   choose_keys(c, static_cast<DType>(dtype), choice);
 }
@@ -101,6 +106,11 @@ void bind_latent_steps(nb::class_<RecordedStep>& step) {
       .def("multiply_heads",
            [](RecordedStep& step, Place x, HeadProducts& layer, I64 kept, Place out) {
              step.add(MultiplyHeadsOp{x, &layer, kept, out});
+           })
+      .def("choose_keys",
+           [](RecordedStep& step, Place x, Place q, const LinearWeight& weights, float scale, int num_heads,
+              int head_dim, const RowsTuple& keys, I64 num_chosen, std::size_t group) {
+             step.add(ChooseKeysOp{x, q, weights, scale, choice_of(num_heads, head_dim, keys, num_chosen), group});
            })
       .def("take_columns", [](RecordedStep& step, Place x, I64 x_width, I64 first, I64 width, Place out) {
         step.add(TakeColumnsOp{x, x_width, first, width, out});

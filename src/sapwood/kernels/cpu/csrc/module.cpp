@@ -327,7 +327,8 @@ void bind_step(nb::module_& m) {
                       Address positions, const std::vector<Address>& write_index, I64 num_tokens,
                       Address logits_index, I64 num_logits, Address logits, const std::vector<Address>& slots,
                       Address query_start, Address context_len, I64 num_requests, const AdapterTuple& adapters,
-                      const AdapterTuple& selected, Address told, const std::vector<Address>& vectors) {
+                      const AdapterTuple& selected, Address told, const std::vector<Address>& vectors,
+                      const std::vector<std::tuple<Address, I64, I64>>& tables) {
     const auto indices = [](Address address) { return static_cast<const I64*>(in(address)); };
     std::vector<const I64*> places;
     for (const Address address : write_index) places.push_back(indices(address));
@@ -336,10 +337,12 @@ void bind_step(nb::module_& m) {
     std::vector<const void*> changed;
     for (const Address address : vectors) changed.push_back(in(address));
     const auto lengths = [](Address address) { return static_cast<const std::int32_t*>(in(address)); };
+    std::vector<PageTable> pages;
+    for (const auto& [address, stride, max_pages] : tables) pages.push_back({lengths(address), stride, max_pages});
     step.run(c, {indices(token_ids), indices(positions), std::move(places), indices(logits_index), num_tokens, num_logits,
                  static_cast<float*>(to(logits)), std::move(plans), std::move(states), lengths(query_start),
                  lengths(context_len), num_requests, adapter_rows_of(adapters), adapter_rows_of(selected),
-                 to(told), std::move(changed)});
+                 to(told), std::move(changed), std::move(pages)});
   };
   nb::class_<RecordedStep> recorded(m, "RecordedStep");
   bind_state_steps(recorded);
@@ -378,8 +381,9 @@ void bind_step(nb::module_& m) {
            })
       .def("attend",
            [](RecordedStep& step, Place x, const HeadTuple& heads, int plan, const CacheTuple& cache, float scale,
-              const TraitTuple& traits, Place out, int value_dim) {
-             step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out, value_dim});
+              const TraitTuple& traits, Place out, int value_dim, bool sparse) {
+             step.add(AttendOp{x, heads_of(heads), plan, cache_of(cache), scale, traits_of(traits), out, value_dim,
+                               sparse});
            })
       .def("activate",
            [](RecordedStep& step, Place x, int activation, bool gated, I64 width, Place out) {

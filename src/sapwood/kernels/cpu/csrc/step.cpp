@@ -59,6 +59,9 @@ void RecordedStep::add(const StepOp& op) {
   }
   if (const DeltaOp* delta = std::get_if<DeltaOp>(&op)) count_slots(delta->group, delta->num_slots);
   if (const ScanOp* scan = std::get_if<ScanOp>(&op)) count_slots(scan->group, scan->num_slots);
+  if (const ChooseKeysOp* choose = std::get_if<ChooseKeysOp>(&op)) {
+    num_tables_ = std::max(num_tables_, choose->group + 1);
+  }
   if (weight_of(op) != nullptr) {
     for (std::size_t i = ops_.size(); i-- > 0 && next_weight_[i] == 0;) next_weight_[i] = ops_.size();
   }
@@ -104,6 +107,7 @@ void RecordedStep::check(const Inputs& inputs) const {
   }
   check_indices("logits_index", inputs.logits_index, inputs.num_logits, inputs.num_tokens);
   check_states(inputs);
+  check_tables(inputs);
   inputs.adapters.check(inputs.num_tokens);
   inputs.selected_adapters.check(inputs.num_logits);
 }
@@ -119,12 +123,21 @@ void RecordedStep::check_states(const Inputs& inputs) const {
   }
 }
 
+void RecordedStep::check_tables(const Inputs& inputs) const {
+  if (num_tables_ == 0) return;
+  if (inputs.tables.size() < num_tables_ || inputs.context_len == nullptr) {
+    throw std::invalid_argument("keys are chosen, but there are no page tables or lengths of requests");
+  }
+  check_query_start(inputs.query_start, inputs.num_requests, inputs.num_tokens);
+}
+
 // Runs one op after the other; `rows` is the number of rows that the current op works on.
 class RecordedStep::Runner {
  public:
   Runner(RecordedStep& step, Context& context, const Inputs& inputs)
       : dtype_(step.dtype_), element_(step.dtype_ == DType::f32 ? 4 : 2), context_(context), inputs_(inputs),
-        routes_(step.routes_), mixture_(step.mixture_) {
+        routes_(step.routes_), mixture_(step.mixture_), chosen_(step.chosen_) {
+    chosen_.forget();
     std::size_t total = 0;
     std::vector<std::size_t> begins;
     for (const std::int64_t width : step.widths_) {
@@ -196,10 +209,39 @@ class RecordedStep::Runner {
   }
 
   void operator()(const AttendOp& op) const {
-    const AttentionPlan& plan = *inputs_.plans.at(static_cast<std::size_t>(op.plan));
-    plan.run_held(context_, dtype_, {at(op.x), op.heads.width(), op.cache.keys, op.cache.key_stride, op.cache.values,
-                                     op.cache.value_stride, op.cache.kv, at(op.out), op.scale, op.traits,
-                                     op.value_dim});
+    AttentionPlan::Tensors tensors{at(op.x), op.heads.width(), op.cache.keys, op.cache.key_stride, op.cache.values,
+                                   op.cache.value_stride, op.cache.kv, at(op.out), op.scale, op.traits,
+                                   op.value_dim};
+    if (op.sparse && chosen_.any()) {
+      tensors.page_size = op.cache.page_size;
+      chosen_.plan(context_, op.heads.num_heads, op.heads.head_dim).run_held(context_, dtype_, tensors);
+      return;
+    }
+    inputs_.plans.at(static_cast<std::size_t>(op.plan))->run_held(context_, dtype_, tensors);
+  }
+
+  void operator()(const ChooseKeysOp& op) const {
+    const std::int32_t* lengths = inputs_.context_len;
+    chosen_.forget();
+    if (std::all_of(lengths, lengths + inputs_.num_requests, [&](std::int32_t n) { return n <= op.choice.num_chosen; })) {
+      return;
+    }
+    const std::int64_t count = rows * op.choice.num_heads;
+    float* weights = reinterpret_cast<float*>(routes_.at_least(static_cast<std::size_t>(count) * sizeof(float)));
+    context_.linear_fp32(op.weights, dtype_, at(op.x), op.weights.k, rows, weights);
+    for (std::int64_t i = 0; i < count; i++) weights[i] *= op.scale;
+    KeyChoice choice = op.choice;
+    choice.q = at(op.q);
+    choice.weights = weights;
+    const PageTable& table = inputs_.tables[op.group];
+    choice.page_table = table.pages;
+    choice.page_table_stride = table.stride;
+    choice.max_pages = table.max_pages;
+    for (std::int64_t i = 0; i < inputs_.num_requests; i++) {
+      choice.query.push_back(inputs_.query_start[i + 1] - inputs_.query_start[i]);
+      choice.context.push_back(lengths[i]);
+    }
+    chosen_.choose(context_, dtype_, std::move(choice));
   }
 
   void operator()(const RotateLatentOp& op) const {
@@ -424,6 +466,7 @@ class RecordedStep::Runner {
   std::vector<std::byte*> places_;
   Buffer& routes_;
   Mixture& mixture_;
+  ChosenKeys& chosen_;
 };
 
 void RecordedStep::run(Context& context, const Inputs& inputs) {

@@ -11,6 +11,7 @@
 #include "context.h"
 #include "experts.h"
 #include "head_products.h"
+#include "key_choice.h"
 #include "low_rank.h"
 #include "routing.h"
 
@@ -91,6 +92,16 @@ struct AttendOp {
   AttentionTraits traits;
   Place out;
   int value_dim;  // as in AttentionPlan::Tensors
+  bool sparse;    // to the keys of the last ChooseKeysOp, if it has chosen any
+};
+
+// Chooses nothing in steps whose requests have at most num_chosen tokens each.
+struct ChooseKeysOp {
+  Place x, q;
+  LinearWeight weights;
+  float scale;
+  KeyChoice choice;   // all but q, weights, page table, lengths and out
+  std::size_t group;  // of caches
 };
 
 struct RotateLatentOp {
@@ -260,7 +271,12 @@ using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, Atten
                             ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
                             ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GateColumnsOp,
                             GatedNormOp, DeltaOp, ScanOp, KeepStatesOp, RotateLatentOp, MultiplyHeadsOp,
-                            TakeColumnsOp>;
+                            TakeColumnsOp, ChooseKeysOp>;
+
+struct PageTable {
+  const std::int32_t* pages;  // [num_requests, max_pages], rows `stride` entries apart
+  std::int64_t stride, max_pages;
+};
 
 class RecordedStep {
  public:
@@ -273,7 +289,7 @@ class RecordedStep {
     std::int64_t num_tokens, num_logits;
     float* logits;
     std::vector<const AttentionPlan*> plans;
-    // Of the requests' lengths and states, for programs with states; else empty.
+    // Of the requests' lengths and states, for programs with states or chosen keys; else empty.
     std::vector<const std::int64_t*> slots;         // by group of caches; [num_requests], null in groups of pages
     const std::int32_t* query_start = nullptr;      // [num_requests + 1]
     const std::int32_t* context_len = nullptr;      // [num_requests]
@@ -284,6 +300,8 @@ class RecordedStep {
     void* states = nullptr;
     // By EmbedOp [num_tokens, its width] of the step's dtype, what takes the place of its result; null: nothing does.
     std::vector<const void*> vectors;
+    // By group of caches, for programs that choose keys; else empty.
+    std::vector<PageTable> tables;
   };
 
   // widths: of the places, in elements
@@ -300,6 +318,7 @@ class RecordedStep {
   class Runner;
   void check(const Inputs& inputs) const;
   void check_states(const Inputs& inputs) const;
+  void check_tables(const Inputs& inputs) const;
   void count_group(std::size_t group);
   void count_places(std::size_t group, std::int64_t places);
   void count_slots(std::size_t group, std::int64_t num_slots);
@@ -314,8 +333,10 @@ class RecordedStep {
   std::int64_t max_positions_ = vocab_;
   std::vector<std::int64_t> cache_places_;  // by group of caches
   std::vector<std::int64_t> num_slots_;     // by group of caches; 0: a group of pages
+  std::size_t num_tables_ = 0;              // groups of caches up to the last one in which keys are chosen
   Buffer buffer_, routes_;
   Mixture mixture_;
+  ChosenKeys chosen_;
 };
 
 }  // namespace sapwood
