@@ -143,8 +143,8 @@ def test_messages_and_responses_are_made_of_tokens_too(
             assert kept.json()["output"] == first["output"]
             refused = await made.post("/v1/responses", input="Hi", background=True)
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "background")
-            refused = await made.post("/v1/responses", input="Hi", temperature=9.0)
-            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temperature")
+            refused = await made.post("/v1/responses", input="Hi", top_p=2.0)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "top_p")
             assert {asked.path for asked in stub.posts} == {"/generate"}
             assert made.num_open() == 0
 
