@@ -293,3 +293,18 @@ def test_the_gateways_key_does_not_reach_the_workers() -> None:
             assert not {"authorization", "x-api-key"} & set(stub.posts[0].headers)
 
     asyncio.run(run())
+
+
+def test_what_one_engine_keeps_is_refused_with_the_way_out() -> None:
+    async def run() -> None:
+        async with bench(stub := Stub("a")) as made:
+            for path in ("/v1/files", "/v1/batches", "/v1/batches/batch_1/cancel"):
+                refused = await made.post(path)
+                assert refused.status_code == 400
+                assert "the address of one engine" in refused.json()["message"]
+            shown = await made.client.get("/v1/files/file-1/content")
+            assert (shown.status_code, stub.asked) == (400, [])
+            refused = await made.post("/v1/messages/batches")
+            assert (refused.status_code, refused.json()["type"]) == (400, "error")
+
+    asyncio.run(run())

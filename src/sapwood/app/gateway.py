@@ -18,7 +18,8 @@ from sapwood.app.gateway_history import open_history
 from sapwood.app.http_server import HttpServer, access_of
 from sapwood.base.errors import ConfigError
 from sapwood.base.stopping import StopSignals
-from sapwood.gateway.app import ChatMaker, Gateway, Shared, metrics_app
+from sapwood.gateway.app import Gateway, Shared, metrics_app
+from sapwood.gateway.chats import ChatMaker
 from sapwood.http.callers import Caller, Callers, NamedKeys, Role, digest_of
 from sapwood.observe.log import configure_logging
 from sapwood.observe.tracing import Tracing, open_tracing
@@ -102,12 +103,12 @@ async def shared_state(config: GatewayConfig) -> AsyncIterator[Shared | None]:
 
 
 def chat_maker(config: GatewayConfig) -> ChatMaker | None:
-    """None: the workers make the chats. ConfigError if the packages for it are not installed."""
-    if not config.makes_chats:
-        return None
+    """None: the packages for it are not installed; ConfigError if the options ask for it."""
     try:
         from sapwood.app.gateway_chats import make_chats
     except ImportError as error:
+        if not config.makes_chats:
+            return None
         raise ConfigError(
             "--tool-call-parser and --reasoning-parser need the packages tokenizers and jinja2; "
             "install them with `pip install tokenizers jinja2`"

@@ -1,13 +1,16 @@
-"""Chat completions that the gateway makes itself, of engines that only generate tokens.
+"""Chats that the gateway makes itself, of engines that only generate tokens.
 
-The gateway knows no dialects, and the dialects know no workers. Here they meet: the dialect of
-OpenAI's API answers, as in an engine's server, and its engine are the gateway's workers.
+The gateway knows no dialects, and the dialects know no workers. Here they meet: the dialects of
+OpenAI's and Anthropic's APIs answer, as in an engine's server, and their engine are the gateway's
+workers.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +20,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from sapwood.app.gateway_parsing import parsing_dialect
 from sapwood.app.model_defaults import sampling_defaults
-from sapwood.base.errors import ConfigError
-from sapwood.frontends.openai.chat import answer_chat
-from sapwood.frontends.openai.protocol import CHAT_FIELDS
+from sapwood.base.errors import ConfigError, NotFound, SapwoodError, UnsupportedFeature
+from sapwood.frontends.anthropic.messages import count_tokens, create_message
+from sapwood.frontends.openai.chat import chat_completions
+from sapwood.frontends.responses.service import Responses
 from sapwood.frontends.serving.services import Services
 from sapwood.gateway.exchange import Proxy
 from sapwood.gateway.headers import REQUEST_ID, request_id
@@ -31,14 +36,18 @@ from sapwood.gateway.tokenizers.registry import UNNAMED, Loaded, Tokenizers
 from sapwood.gateway.tokenizers.served import ServedTokenizers
 from sapwood.http.body import body_limits, parse_object, read_bytes
 from sapwood.http.endpoints import Handler
+from sapwood.http.errors import error_response, openai_body
 from sapwood.schema.config.gateway import GatewayConfig
-from sapwood.schema.fields import parse
 from sapwood.text.formats import AUTO, AnswerFormats
 from sapwood.text.generation import TextGenerator
 
+Make = Callable[[Request, Services], Awaitable[Response]]
+"""One endpoint of a dialect: answers a request by these services."""
+
 
 class GatewayChats:
-    """POST /v1/chat/completions. A request about a model without a tokenizer goes to a worker.
+    """The endpoints of chats. A request about a model without a tokenizer goes to a worker, and so
+    do all where the options name no parser.
 
     Raises ConfigError for a parser that is not known
     """
@@ -49,26 +58,42 @@ class GatewayChats:
         self._proxy = proxy
         self._created = int(time.time())
         self._made: WeakKeyDictionary[Loaded, Services] = WeakKeyDictionary()
-        self._default = default = tokenizers.of_model("", is_only=True)
-        assert default is not None, "the options name a tokenizer"
-        if default.template is None:
-            raise ConfigError(
-                f"{config.tokenizer_source} has no chat template, so that the gateway cannot make "
-                "chats; give --chat-template"
+        self._default: Loaded | None = None
+        formats = AnswerFormats()
+        if config.makes_chats:
+            self._default = default = tokenizers.of_model("", is_only=True)
+            assert default is not None, "the options name a tokenizer"
+            if default.template is None:
+                raise ConfigError(
+                    f"{config.tokenizer_source} has no chat template, so that the gateway cannot "
+                    "make chats; give --chat-template"
+                )
+            formats = self._services_of(default).formats
+        self.dialect = parsing_dialect(formats)
+        self.handlers: Mapping[str, Handler] = {
+            path: functools.partial(self._answer, make)
+            for path, make in (
+                ("/v1/chat/completions", chat_completions),
+                ("/v1/messages", create_message),
+                ("/v1/messages/count_tokens", count_tokens),
             )
-        self._services_of(default)
+        }
 
-    async def answer(self, request: Request) -> Response:
+    def respond(self, request: Request, body: bytes) -> Response:
+        if not self._config.makes_chats:
+            return Forwarded(self._proxy, request, body=body)
+        return _Made(body, request, functools.partial(self._answer, _response))
+
+    async def _answer(self, make: Make, request: Request) -> Response:
+        if not self._config.makes_chats:
+            return Forwarded(self._proxy, request)
         raw = await read_bytes(request)
         model = routing_fields(raw).model or ""
         base_models = self._proxy.fleet.base_models
         loaded = self._tokenizers.of_model(model, is_only=base_models <= {model})
         if loaded is None or loaded.template is None:
             return Forwarded(self._proxy, request, body=raw)
-        body = parse_object(raw, max_depth=body_limits(request).max_depth)
-        asked = parse(body, CHAT_FIELDS)
-        model = "" if asked.model in UNNAMED else asked.model
-        shown = model or min(base_models, default=self._config.tokenizer_source or "")
+        model = "" if model in UNNAMED else model
         # Of this request alone: its engine sends the request's headers to the workers.
         id_ = request_id(
             request.scope["headers"], self._proxy.limits.id_headers, os.urandom(16).hex().encode()
@@ -79,9 +104,9 @@ class GatewayChats:
             self._services_of(loaded),
             engine=engine,
             generator=self._generator(engine, loaded),
-            model_name=shown,
+            model_name=model or min(base_models, default=self._config.tokenizer_source or ""),
         )
-        return _Named(await answer_chat(asked, request, services), id_)
+        return _Named(await make(_with_body(request.scope, raw, request.receive), services), id_)
 
     def _generator(self, engine: PlainEngine, loaded: Loaded) -> TextGenerator:
         async def encode(text: str, add_special_tokens: bool) -> list[int]:
@@ -136,6 +161,62 @@ class _Named(Response):
         await self._answer(scope, receive, named)
 
 
-def make_chats(config: GatewayConfig, tokenizers: ServedTokenizers, proxy: Proxy) -> Handler:
-    """What answers chat completions at a gateway with these options."""
-    return GatewayChats(config, tokenizers.registry, proxy).answer
+class _Made(Response):
+    """What `answer` makes of a request with another body."""
+
+    def __init__(
+        self, body: bytes, request: Request, answer: Callable[[Request], Awaitable[Response]]
+    ) -> None:
+        self._body = body
+        self._request = request
+        self._answer = answer
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The request's own scope has the application, and so the limits on bodies.
+        asked = _with_body(self._request.scope, self._body, receive)
+        await (await self._answer(asked))(scope, receive, send)
+
+
+def _with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
+    """A request whose body has been read, for those who read it themselves."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return Request(scope, replayed)
+
+
+async def _response(request: Request, services: Services) -> Response:
+    """A response of the Responses API; the gateway has put what came before into its input."""
+    raw = await read_bytes(request)
+    asked = parse_object(raw, max_depth=body_limits(request).max_depth)
+    if asked.get("background"):
+        raise UnsupportedFeature(
+            "background is not possible where the gateway makes the responses: an engine that "
+            "only generates tokens keeps none; leave it out",
+            param="background",
+        )
+    if asked.get("previous_response_id") is not None:
+        raise NotFound(
+            "the gateway keeps no responses, so none can be gone on from; send the whole "
+            "conversation as input, or start the gateway with a --history-backend",
+            param="previous_response_id",
+        )
+
+    async def chats(scope: Scope, receive: Receive, send: Send) -> None:
+        inner = Request({**scope, "app": request.app}, receive)
+        answer: Response
+        try:
+            answer = await chat_completions(inner, services)
+        except SapwoodError as error:
+            answer = error_response(error, openai_body)
+        await answer(scope, receive, send)
+
+    made = Responses(services, None, chats)
+    return await made.create(_with_body(request.scope, raw, request.receive))
+
+
+def make_chats(config: GatewayConfig, tokenizers: ServedTokenizers, proxy: Proxy) -> GatewayChats:
+    return GatewayChats(config, tokenizers.registry, proxy)

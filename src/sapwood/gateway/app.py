@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from starlette.applications import Starlette
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sapwood.base.errors import ConfigError, Overloaded
 from sapwood.gateway.audit import audit
 from sapwood.gateway.caller_rates import CallerRates, Rates
+from sapwood.gateway.chats import ChatMaker, Chats
 from sapwood.gateway.conversations import conversations_dialect
 from sapwood.gateway.dashboard import dashboard_dialect
 from sapwood.gateway.exchange import Proxy, ProxyLimits, StickyKeys
@@ -24,6 +24,7 @@ from sapwood.gateway.kv_watch import KVWatch
 from sapwood.gateway.metrics import GatewayMetrics
 from sapwood.gateway.policies.known_pages import KnownPages
 from sapwood.gateway.policies.registry import make_policies, policy_names
+from sapwood.gateway.refused import refused_dialect
 from sapwood.gateway.responses import Tools, responses_dialect
 from sapwood.gateway.retries import RetryBudget, RetryLimits
 from sapwood.gateway.steering import steering_dialect
@@ -57,10 +58,6 @@ class Middleware(Protocol):
     def close(self) -> None: ...
 
 
-ChatMaker = Callable[[GatewayConfig, "ServedTokenizers", Proxy], Handler]
-"""Makes what answers chat completions at the gateway."""
-
-
 class Shared(StickyKeys, Rates, Protocol):
     """What several gateways have in common."""
 
@@ -76,7 +73,7 @@ class Gateway:
     history      where responses and conversations are kept; None: the workers keep responses
     shared       what it has in common with other gateways
     tracing      where spans of requests go; None: nothing is traced
-    make_chats   makes what answers chats at the gateway; None: the workers answer them
+    make_chats   makes what answers chats at the gateway; None: what it needs is not installed
     is_draining  whether requests are refused because the gateway is about to end
     """
 
@@ -139,20 +136,25 @@ class Gateway:
         self._modules: Middleware | None = _modules(config) if config.enable_wasm else None
         self._tokenizers = _tokenizers(config)
         own: dict[str, Handler] = {}
+        chats: Chats | None = None
         if self._tokenizers is not None:
             self.metrics.caches = self._tokenizers
             proxy.prompts = self._tokenizers.prompts(self.fleet)
             own.update(self._tokenizers.handlers(proxy))
             if make_chats is not None:
-                own["/v1/chat/completions"] = make_chats(config, self._tokenizers, proxy)
+                chats = make_chats(config, self._tokenizers, proxy)
+                own.update(chats.handlers)
+        respond = None if chats is None else chats.respond
         endpoints = EndpointTable(
             [
                 *([] if self._modules is None else [self._modules.dialect]),
                 *([] if self._tokenizers is None else [self._tokenizers.dialect]),
+                *([] if chats is None else [chats.dialect]),
                 forwarded_dialect(proxy, own),
-                found_dialect(proxy)
+                refused_dialect(has_parsers=chats is not None),
+                found_dialect(proxy, respond)
                 if history is None
-                else responses_dialect(proxy, history, self._tools),
+                else responses_dialect(proxy, history, self._tools, respond),
                 conversations_dialect(history),
                 steering_dialect(self.fleet),
                 dashboard_dialect(self.fleet, self.gate, self.metrics),

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import EngineUnavailable, NotFound
+from sapwood.gateway.chats import Respond
 from sapwood.gateway.client import WorkerFailure
 from sapwood.gateway.exchange import Proxy
 from sapwood.gateway.headers import KEYS
@@ -28,7 +29,8 @@ ASK_TIMEOUT_S = 10.0
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 
 
-def found_dialect(proxy: Proxy) -> Dialect:
+def found_dialect(proxy: Proxy, answer: Respond | None = None) -> Dialect:
+    """answer: what answers requests for new responses; None: the workers"""
     dialect = Dialect("found")
 
     async def forward(request: Request) -> Response:
@@ -42,6 +44,8 @@ def found_dialect(proxy: Proxy) -> Dialect:
         body = await read_bytes(request)
         earlier = _earlier_response(body)
         worker = None if earlier is None else await owner(proxy, request, earlier)
+        if worker is None and answer is not None:
+            return answer(request, body)
         return Forwarded(proxy, request, body=body, worker=worker)
 
     for path, methods in (

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, NotFound, UnsupportedFeature
+from sapwood.gateway.chats import Respond
 from sapwood.gateway.conversations import conversation_id_of
 from sapwood.gateway.exchange import Proxy
 from sapwood.gateway.found import owner
@@ -40,6 +41,7 @@ class Tools(Protocol):
     async def respond(
         self,
         proxy: Proxy,
+        answer: Respond,
         request: Request,
         asked: Mapping[str, Any],
         *,
@@ -53,9 +55,12 @@ class Tools(Protocol):
     async def close(self) -> None: ...
 
 
-def responses_dialect(proxy: Proxy, history: History, tools: Tools | None = None) -> Dialect:
+def responses_dialect(
+    proxy: Proxy, history: History, tools: Tools | None = None, answer: Respond | None = None
+) -> Dialect:
+    """answer: what answers requests for new responses; None: the workers"""
     dialect = Dialect("responses")
-    api = _Responses(proxy, history, tools)
+    api = _Responses(proxy, history, tools, answer or _from_workers(proxy))
     for path, method, handler in (
         ("/v1/responses", "POST", api.create),
         ("/v1/responses/{response_id}", "GET", api.retrieve),
@@ -69,8 +74,11 @@ def responses_dialect(proxy: Proxy, history: History, tools: Tools | None = None
 
 
 class _Responses:
-    def __init__(self, proxy: Proxy, history: History, tools: Tools | None) -> None:
+    def __init__(
+        self, proxy: Proxy, history: History, tools: Tools | None, answer: Respond
+    ) -> None:
         self._proxy = proxy
+        self._answer = answer
         self._history = history
         self._tools = tools
 
@@ -96,18 +104,19 @@ class _Responses:
         if tools is not None and not tools.concerns(asked, earlier or ()):
             tools = None
         if earlier is None and not is_kept and tools is None:
-            return Forwarded(self._proxy, request, body=raw)
+            return self._answer(request, raw)
         items = input_items(asked.get("input"))
         answer: Response
         if tools is None:
             body = _for_worker(asked, earlier, items, is_kept=is_kept)
             if len(body) > limits.max_bytes:
                 raise too_long(limits.max_bytes, "input")
-            answer = Forwarded(self._proxy, request, body=body)
+            answer = self._answer(request, body)
         else:
             given = asked.get("input")
             answer = await tools.respond(
                 self._proxy,
+                self._answer,
                 request,
                 asked,
                 earlier=for_worker(earlier or ()),
@@ -189,6 +198,13 @@ class _Responses:
     async def _from_worker(self, request: Request, id_: str) -> Response:
         worker = await owner(self._proxy, request, id_)
         return Forwarded(self._proxy, request, worker=worker)
+
+
+def _from_workers(proxy: Proxy) -> Respond:
+    def forward(request: Request, body: bytes) -> Response:
+        return Forwarded(proxy, request, body=body)
+
+    return forward
 
 
 def _ours(response_id: str) -> str:

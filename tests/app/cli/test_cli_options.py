@@ -10,8 +10,11 @@ from sapwood.app.cli.options import (
 )
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
+from sapwood.schema.config.gateway import GatewayConfig
+from sapwood.schema.config.listening import ListeningConfig
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.options import option_specs
 from sapwood.schema.config.server import ServerConfig
 
@@ -217,3 +220,21 @@ def test_an_empty_file_gives_nothing(tmp_path, text):
     file = tmp_path / "config.yaml"
     file.write_text(text)
     assert read_config_file(file) == {}
+
+
+def test_a_gateway_takes_nothing_that_was_set_for_an_engine(tmp_path):
+    def keys(*configs):
+        return {key for one in configs for spec in option_specs(one) for key in spec.file_keys}
+
+    # What both listen and trace with, and a directory in which their files have other names.
+    same = keys(ListeningConfig) | {"state_dir", "enable_trace", "otlp_traces_endpoint"}
+    engines = keys(*COMPONENTS, ServerConfig, ObservabilityConfig)
+    assert keys(GatewayConfig) & engines <= same
+    file = tmp_path / "config.yaml"
+    file.write_text("tool_call_parser: qwen25\nchat_template: chatml\nmodel_path: /m\n")
+    env = {"SAPWOOD_REASONING_PARSER": "qwen3", "SAPWOOD_TOKENIZER_PATH": "/t"}
+    config = ask("--config", str(file), env=env, configs=(GatewayConfig,)).build(GatewayConfig)
+    assert (config.makes_chats, config.tokenizer_source) == (False, None)
+    env = {"SAPWOOD_GATEWAY_REASONING_PARSER": "qwen3", "SAPWOOD_GATEWAY_MODEL_PATH": "/m"}
+    config = ask("--config", str(file), env=env, configs=(GatewayConfig,)).build(GatewayConfig)
+    assert (config.reasoning_parser, config.tokenizer_source) == ("qwen3", "/m")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ import httpx
 import pytest
 
 from sapwood.gateway.routing_fields import packed_ids
+from sapwood.history.sqlite import SqliteHistory
 from sapwood.text.tokenizer import Tokenizer
 from tests.gateway.plain.plain_stub import PlainStub, write_tokenizer
 from tests.gateway.stubs import Bench, bench
 
 PATH = "/v1/chat/completions"
 CALL = 'On it.<tool_call>\n{"name": "find", "arguments": {"what": "é oak"}}\n</tool_call>'
-TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]
+SCHEMA = {"type": "object"}
+TOOLS = [{"type": "function", "function": {"name": "find", "parameters": SCHEMA}}]
 HELLO = [{"role": "user", "content": "Hello world"}]
 
 
@@ -86,6 +88,98 @@ def test_thinking_content_and_calls_are_told_apart_streamed_or_not(
             assert json.loads(arguments) == {"what": "é oak"}
             assert events[-1]["finish_reason"] == "tool_calls"
             assert made.num_open() == 0
+
+    asyncio.run(run())
+
+
+def test_messages_and_responses_are_made_of_tokens_too(
+    directory: Path, tokenizer: Tokenizer
+) -> None:
+    async def run() -> None:
+        stub = PlainStub("a", tokenizer, f"<think>Hm.</think>{CALL}<|end|>")
+        stub.reason = {"type": "stop", "matched": stub.ids[-1]}
+        history = SqliteHistory(None, retention_days=1.0)
+        async with AsyncExitStack() as stack:
+            stack.callback(history.close)
+            made = await stack.enter_async_context(chats(directory, stub, history=history))
+            anthropic = {"messages": HELLO, "tools": [{"name": "find", "input_schema": SCHEMA}]}
+            told = await made.post("/v1/messages", **anthropic, max_tokens=64)
+            answer = told.json()
+            assert told.headers["x-request-id"] == stub.posts[0].headers["x-request-id"]
+            kinds = [block["type"] for block in answer["content"]]
+            assert kinds[-2:] == ["text", "tool_use"]
+            assert answer["content"][-1]["input"] == {"what": "é oak"}
+            assert (answer["stop_reason"], answer["model"]) == ("tool_use", "m")
+            counted = await made.post("/v1/messages/count_tokens", **anthropic)
+            used = answer["usage"]
+            assert used["cache_read_input_tokens"] == 3
+            assert counted.json()["input_tokens"] == used["input_tokens"] + 3
+            streamed = await made.post("/v1/messages", **anthropic, max_tokens=64, stream=True)
+            assert "event: message_stop" in streamed.text
+            refused = await made.post("/v1/messages", **anthropic)
+            assert (refused.status_code, refused.json()["type"]) == (400, "error")
+
+            tools = [{"type": "function", "name": "find", "parameters": SCHEMA}]
+            first = (await made.post("/v1/responses", input="Hello world", tools=tools)).json()
+            assert [item["type"] for item in first["output"]] == [
+                "reasoning",
+                "message",
+                "function_call",
+            ]
+            assert (first["status"], first["store"]) == ("completed", True)
+            result = {
+                "type": "function_call_output",
+                "call_id": first["output"][-1]["call_id"],
+                "output": "an oak",
+            }
+            more = {"previous_response_id": first["id"], "input": [result], "tools": tools}
+            events = (await made.post("/v1/responses", **more, stream=True)).text
+            assert "event: response.completed" in events
+            prompt = tokenizer.decode(
+                json.loads(stub.posts[-1].body)["input_ids"], skip_special_tokens=False
+            )
+            assert prompt.index("Hello world") < prompt.index("an oak")
+            kept = await made.client.get(f"/v1/responses/{first['id']}")
+            assert kept.json()["output"] == first["output"]
+            refused = await made.post("/v1/responses", input="Hi", background=True)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "background")
+            refused = await made.post("/v1/responses", input="Hi", top_p=2.0)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "top_p")
+            assert {asked.path for asked in stub.posts} == {"/generate"}
+            assert made.num_open() == 0
+
+    asyncio.run(run())
+
+
+def test_texts_are_parsed_without_a_worker(directory: Path, tokenizer: Tokenizer) -> None:
+    async def run() -> None:
+        stub = PlainStub("a", tokenizer, "unused")
+        async with chats(directory, stub) as made:
+            client = made.client
+            for name in ({}, {"parser": "qwen25"}, {"tool_call_parser": "qwen25"}):
+                body = {"text": CALL, "tools": TOOLS, **name}
+                told = (await client.post("/parse/function_call", json=body)).json()
+                (call,) = told["tool_calls"]
+                assert json.loads(call["function"]["arguments"]) == {"what": "é oak"}
+                assert (call["function"]["name"], told["remaining_text"]) == ("find", "On it.")
+            body = {"text": "<think>Hm.</think>Yes.", "parser": "deepseek-r1"}
+            told = (await client.post("/parse/reasoning", json=body)).json()
+            assert told == {"normal_text": "Yes.", "reasoning_text": "Hm.", "success": True}
+            for path, wrong in (
+                ("function_call", {"text": CALL, "tools": TOOLS, "parser": "none such"}),
+                ("function_call", {"text": CALL, "parser": "qwen25"}),
+                ("reasoning", {**body, "reasoning_parser": "qwen3"}),
+                ("reasoning", {"text": 7}),
+            ):
+                refused = await client.post(f"/parse/{path}", json=wrong)
+                assert refused.status_code == 400, refused.text
+            assert stub.posts == []
+        async with bench(stub, api_key="user", admin_api_key="boss") as made:
+            made.client.headers["authorization"] = "Bearer user"
+            refused = await made.client.post("/parse/reasoning", json=body)
+            assert refused.status_code == 403
+            made.client.headers["authorization"] = "Bearer boss"
+            assert (await made.client.post("/parse/reasoning", json=body)).json() == told
 
     asyncio.run(run())
 

@@ -181,3 +181,25 @@ def test_build_takes_only_what_is_its_own():
     values = gather([Tree, Pond], flags={}, env={}, file={"depth": 9, "rings": 4})
     assert build(Pond, values) == Pond(depth=9)
     assert build(Tree, values) == Tree(rings=4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boat:
+    kind: str | None = option(None, "Another which.", aliases=["tree-kind"], scope="boat")
+
+
+def test_a_scope_stands_before_the_name_wherever_commands_share_names():
+    (spec,) = option_specs(Boat)
+    assert (spec.flag, spec.env) == ("--kind", "SAPWOOD_BOAT_KIND")
+
+    def asked(env, file):
+        return gather([Boat], flags={}, env=env, file=file)
+
+    assert asked({"SAPWOOD_KIND": "oak"}, {"boat-kind": "punt"}) == {"kind": "punt"}
+    assert asked({"SAPWOOD_BOAT_KIND": "raft"}, {"boat_tree_kind": "punt"}) == {"kind": "raft"}
+    trees = gather_given(
+        [Boat], flags={}, env={}, file={"kind": "oak"}, file_name="f", known_elsewhere=[Tree]
+    )
+    assert trees == {}
+    with pytest.raises(ConfigError, match="unknown key 'kind'"):
+        asked({}, {"kind": "oak"})

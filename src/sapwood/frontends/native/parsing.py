@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,8 @@ from sapwood.http.body import read_json
 from sapwood.http.errors import json_response
 from sapwood.schema.fields import FieldTable, parse
 from sapwood.text.answer import AnswerShape
+from sapwood.text.events import Answer
+from sapwood.text.formats import AnswerFormats
 from sapwood.text.reasoning.registry import REASONING_FORMATS
 from sapwood.text.tools.format import ToolSet
 from sapwood.text.tools.registry import TOOL_FORMATS
@@ -44,19 +47,7 @@ SEPARATE_FIELDS = FieldTable(title="POST /separate_reasoning", shape=SeparateRea
 
 
 async def parse_function_call(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), PARSE_CALL_FIELDS)
-    tools = openai_tools(asked.tools)
-    calls = services.formats.calls
-    if asked.tool_call_parser is not None:
-        calls = _found(TOOL_FORMATS, asked.tool_call_parser, "tool_call_parser")()
-    if calls is None:
-        raise _none_chosen("tool_call_parser")
-    tool_set = ToolSet(
-        parameters={tool.name: tool.schema for tool in tools},
-        keeps_unknown=services.formats.keeps_unknown,
-    )
-    # A long text would keep the event loop from others.
-    answer = await asyncio.to_thread(AnswerShape(calls=calls, tools=tool_set).parsed, asked.text)
+    answer = await parsed_calls(await read_json(request), services.formats)
     return json_response(
         {
             "normal_text": answer.content,
@@ -69,15 +60,40 @@ async def parse_function_call(request: Request, services: Services) -> Response:
 
 
 async def separate_reasoning(request: Request, services: Services) -> Response:
-    asked = parse(await read_json(request), SEPARATE_FIELDS)
-    reasoning = services.formats.reasoning
+    answer = await parsed_reasoning(await read_json(request), services.formats)
+    return json_response({"reasoning_text": answer.reasoning, "text": answer.content})
+
+
+async def parsed_calls(body: Mapping[str, Any], formats: AnswerFormats) -> Answer:
+    """The calls in a request's text, and the rest of it. InvalidRequest, which names the field.
+
+    formats  those of the model, for a request that names no parser
+    """
+    asked = parse(body, PARSE_CALL_FIELDS)
+    tools = openai_tools(asked.tools)
+    calls = formats.calls
+    if asked.tool_call_parser is not None:
+        calls = _found(TOOL_FORMATS, asked.tool_call_parser, "tool_call_parser")()
+    if calls is None:
+        raise _none_chosen("tool_call_parser")
+    tool_set = ToolSet(
+        parameters={tool.name: tool.schema for tool in tools},
+        keeps_unknown=formats.keeps_unknown,
+    )
+    # A long text would keep the event loop from others.
+    return await asyncio.to_thread(AnswerShape(calls=calls, tools=tool_set).parsed, asked.text)
+
+
+async def parsed_reasoning(body: Mapping[str, Any], formats: AnswerFormats) -> Answer:
+    """A request's text taken apart, as `parsed_calls` does."""
+    asked = parse(body, SEPARATE_FIELDS)
+    reasoning = formats.reasoning
     if asked.reasoning_parser is not None:
         reasoning = _found(REASONING_FORMATS, asked.reasoning_parser, "reasoning_parser")
     if reasoning is None:
         raise _none_chosen("reasoning_parser")
     shape = AnswerShape(reasoning=reasoning, is_thinking=reasoning.is_forced)
-    answer = await asyncio.to_thread(shape.parsed, asked.text)
-    return json_response({"reasoning_text": answer.reasoning, "text": answer.content})
+    return await asyncio.to_thread(shape.parsed, asked.text)
 
 
 def _found(registry: Registry[T], name: str, field: str) -> T:

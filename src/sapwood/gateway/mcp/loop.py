@@ -14,13 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from sapwood.gateway.chats import Respond
 from sapwood.gateway.exchange import BadGateway, Proxy
 from sapwood.gateway.held import Held
 from sapwood.gateway.kept import MAX_BYTES
 from sapwood.gateway.mcp.connection import Outcome
 from sapwood.gateway.mcp.items import called
 from sapwood.gateway.mcp.tools import Offered, function_name, later_choice
-from sapwood.gateway.proxy import ClientWatch, Forwarded, GatewayTimeout
+from sapwood.gateway.proxy import ClientWatch, GatewayTimeout
 from sapwood.history.interface import Item, new_id, too_long
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,11 @@ class Plan:
 class WithTools(Response):
     """The answer to a request with MCP tools. A client that leaves ends it."""
 
-    def __init__(self, proxy: Proxy, request: Request, plan: Plan, on_call: OnCall) -> None:
+    def __init__(
+        self, proxy: Proxy, respond: Respond, request: Request, plan: Plan, on_call: OnCall
+    ) -> None:
         self._proxy = proxy
+        self._respond = respond
         self._request = request
         self._plan = plan
         self._on_call = on_call
@@ -72,7 +76,7 @@ class WithTools(Response):
         watch = ClientWatch(receive)
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await _Turns(self._proxy, self._request, self._plan, self._on_call).run()
+                answer = await _Turns(self._respond, self._request, self._plan, self._on_call).run()
         except asyncio.CancelledError:
             if not watch.has_left:
                 raise
@@ -107,8 +111,8 @@ class _Turn:
 
 
 class _Turns:
-    def __init__(self, proxy: Proxy, request: Request, plan: Plan, on_call: OnCall) -> None:
-        self._proxy = proxy
+    def __init__(self, respond: Respond, request: Request, plan: Plan, on_call: OnCall) -> None:
+        self._respond = respond
         self._request = request
         self._plan = plan
         self._on_call = on_call
@@ -197,7 +201,7 @@ class _Turns:
         if len(body) > plan.max_bytes:
             raise too_long(plan.max_bytes, "input")
         held = Held(MAX_BYTES, BadGateway(f"the worker's response has more than {MAX_BYTES} bytes"))
-        forwarded = Forwarded(self._proxy, self._request, body=body)
+        forwarded = self._respond(self._request, body)
         await forwarded(self._request.scope, _stays, held.send)
         if held.start is None or not held.is_whole:
             raise BadGateway("the worker's answer broke off; ask again")

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.gateway.chats import Respond
 from sapwood.gateway.exchange import Proxy
 from sapwood.gateway.mcp.config import Server
 from sapwood.gateway.mcp.connection import Connection, ServerTool
@@ -25,7 +26,6 @@ from sapwood.gateway.mcp.tools import (
     listed,
     offered,
 )
-from sapwood.gateway.proxy import Forwarded
 from sapwood.history.interface import Item, new_id, too_long
 
 MAX_CALLS = 128
@@ -70,6 +70,7 @@ class McpTools:
     async def respond(
         self,
         proxy: Proxy,
+        answer: Respond,
         request: Request,
         asked: Mapping[str, Any],
         *,
@@ -79,6 +80,7 @@ class McpTools:
     ) -> Response:
         """The answer to a request that this concerns.
 
+        answer     what answers each turn
         earlier    what came before, as a worker may see it
         new        the request's own input
         max_bytes  of a request to a worker
@@ -103,7 +105,7 @@ class McpTools:
             )
             if len(body) > max_bytes:
                 raise too_long(max_bytes, "input")
-            return Forwarded(proxy, request, body=body)
+            return answer(request, body)
         for name in ("stream", "background"):
             if asked.get(name):
                 raise UnsupportedFeature(
@@ -115,6 +117,7 @@ class McpTools:
         by_name = offered(found, functions)
         return WithTools(
             proxy,
+            answer,
             request,
             Plan(
                 fields={

@@ -8,6 +8,9 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.config.listening import ListeningConfig
 from sapwood.schema.config.options import option
 
+SCOPE = "gateway"
+"""These flags mean something else to `sapwood serve`, and a machine or a file may have both."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizingConfig(ListeningConfig):
@@ -15,25 +18,29 @@ class TokenizingConfig(ListeningConfig):
         None,
         "Directory of the model that the workers serve, for its tokenizer and chat template. More "
         "can be added at run time by POST /v1/tokenizers; default: none.",
+        scope=SCOPE,
     )
     tokenizer_path: str | None = option(
-        None, "Directory of the tokenizer's files; default: --model-path."
+        None, "Directory of the tokenizer's files; default: --model-path.", scope=SCOPE
     )
     chat_template: str | None = option(
         None,
         "Chat template that replaces the tokenizer's own where the gateway makes the chats: a "
         "file, jinja text or a built-in name.",
+        scope=SCOPE,
     )
     tool_call_parser: str | None = option(
         None,
         "Make chat completions at the gateway, of engines' /generate, and parse tool calls in "
         "this format; auto: as the chat template points at, none: not at all. Needs "
         "--tokenizer-path or --model-path; default: the workers make them.",
+        scope=SCOPE,
     )
     reasoning_parser: str | None = option(
         None,
         "Likewise, with thinking in this format taken apart; default: auto where "
         "--tool-call-parser is given.",
+        scope=SCOPE,
     )
     tokenizer_cache_enable_l0: bool = option(
         False, "Remember the token ids of whole texts, so that equal ones are encoded once."

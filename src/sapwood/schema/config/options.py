@@ -1,7 +1,9 @@
 """Fields of a config struct that are also flags, environment variables and keys of a YAML file.
 
 A value is taken from the first that has it: the command line, the environment (SAPWOOD_<NAME>),
-the file of --config, the default. An empty environment variable counts as not set.
+the file of --config, the default. An empty environment variable counts as not set. Where two
+commands mean different things by one flag, one of them has another name for it in the environment
+and in the file: both are shared by all commands.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ def option(
     bare: str | None = None,
     secret: bool = False,
     many: bool = False,
+    scope: str = "",
 ) -> Any:
     """A field of a config struct.
 
@@ -50,6 +53,7 @@ def option(
     bare     the value of the flag when none follows it; None: one must
     secret   the value is not shown where the struct is printed, nor in an error
     many     on a command line several values may follow the flag; they become the value's lines
+    scope    stands before the name in the environment and in a file ("gateway": gateway_model_path)
     """
     return dataclasses.field(
         default=default,
@@ -62,6 +66,7 @@ def option(
             "bare": bare,
             "secret": secret,
             "many": many,
+            "scope": scope,
         },
     )
 
@@ -81,6 +86,7 @@ class OptionSpec:
     bare: str | None = None
     secret: bool = False
     many: bool = False
+    scope: str = ""
 
     @property
     def flag(self) -> str:
@@ -88,7 +94,13 @@ class OptionSpec:
 
     @property
     def env(self) -> str:
-        return ENV_PREFIX + self.name.upper()
+        return ENV_PREFIX + self.file_keys[0].upper()
+
+    @property
+    def file_keys(self) -> tuple[str, ...]:
+        """The keys that a file may have for it; the first one is its own name."""
+        names = (self.name, *(alias.replace("-", "_") for alias in self.aliases))
+        return tuple(f"{self.scope}_{name}" for name in names) if self.scope else names
 
     def parse(self, value: Any, *, source: str) -> Any:
         """`value` (text, or what YAML made of it) as this option's type; ConfigError if not one."""
@@ -176,9 +188,12 @@ def gather_given(
     known_elsewhere  configs of other commands that may share the file; their keys are passed over
     """
     specs = {spec.name: spec for config in configs for spec in option_specs(config)}
-    by_any_name = {alias: spec for spec in specs.values() for alias in _names(spec)}
+    by_any_name = {alias: spec for spec in specs.values() for alias in spec.file_keys}
     others = {
-        name for config in known_elsewhere for spec in option_specs(config) for name in _names(spec)
+        name
+        for config in known_elsewhere
+        for spec in option_specs(config)
+        for name in spec.file_keys
     }
     given: dict[str, Given] = {}
     for key, value in file.items():
@@ -247,11 +262,8 @@ def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
         bare=field.metadata["bare"],
         secret=field.metadata["secret"],
         many=field.metadata["many"],
+        scope=field.metadata["scope"],
     )
-
-
-def _names(spec: OptionSpec) -> Iterable[str]:
-    return [spec.name, *(alias.replace("-", "_") for alias in spec.aliases)]
 
 
 def _unknown(key: str, known: Iterable[str], file_name: str) -> str:
