@@ -91,7 +91,7 @@ class Stub:
             for _ in range(64):
                 await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-        elif body and json.loads(body).get("stream"):
+        elif _wants_stream(body):
             await self._stream(receive, send, self.events(self.asked[-1]))
         else:
             await _json(send, self.answer(self.asked[-1]))
@@ -131,6 +131,14 @@ class Stub:
         while (await receive())["type"] != "http.disconnect":
             continue
         self.num_left += 1
+
+
+def _wants_stream(body: bytes) -> bool:
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(asked, dict) and bool(asked.get("stream"))
 
 
 async def _start(send: Send, content_type: str) -> None:
@@ -233,6 +241,7 @@ class Bench:
 async def bench(
     *stubs: Stub,
     wait: bool = True,
+    limit_s: float = LIMIT_S,
     history: History | None = None,
     shared: Shared | None = None,
     tracing: Tracing | None = None,
@@ -241,7 +250,7 @@ async def bench(
     """A gateway over these engines, which are healthy if `wait` is set."""
     options = {"policy": "round_robin", "worker_startup_check_interval": 0.02} | options
     options = {"retry_initial_backoff_ms": 1.0, "health_check_timeout_secs": 5.0} | options
-    async with asyncio.timeout(LIMIT_S), AsyncExitStack() as stack:
+    async with asyncio.timeout(limit_s), AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(Running(stub)) for stub in stubs]
         for stub, engine in zip(stubs, engines, strict=True):
             stub.url = engine.url

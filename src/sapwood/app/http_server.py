@@ -64,6 +64,7 @@ class ImpatientProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
+        self._waits_since_s: float | None = None
         self._num_head_bytes = 0
         self._reads_body = False
 
@@ -92,27 +93,38 @@ class ImpatientProtocol(HttpToolsProtocol):
         self._stop_timer()
 
     def _watch_head(self, num_bytes: int) -> None:
-        """Start the timer, which runs until a request has arrived; single bytes do not delay it."""
+        """Begin to wait for a request, or end it; single bytes do not delay the wait's end.
+
+        The timer is not stopped when a request has arrived: one per request would cost more than it
+        does to look now and then.
+        """
         if self.cycle is not None and not self.cycle.response_complete:
             self._num_head_bytes = 0
-            self._stop_timer()
+            self._waits_since_s = None
             return
         if not self._reads_body:  # the rest of a body that the answer did not wait for
             self._num_head_bytes += num_bytes
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(HEAD_TOO_LONG)
             self.transport.close()
-        elif self._head_timer is None and self._head_timeout_s > 0:
-            self._head_timer = self.loop.call_later(self._head_timeout_s, self._give_up)
+        elif self._waits_since_s is None and self._head_timeout_s > 0:
+            self._waits_since_s = self.loop.time()
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(self._head_timeout_s, self._check_head)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _give_up(self) -> None:
+    def _check_head(self) -> None:
         self._head_timer = None
-        if not self.transport.is_closing():
+        if self._waits_since_s is None or self.transport.is_closing():
+            return
+        left_s = self._waits_since_s + self._head_timeout_s - self.loop.time()
+        if left_s > 0:
+            self._head_timer = self.loop.call_later(left_s, self._check_head)
+        else:
             self.transport.close()
 
 

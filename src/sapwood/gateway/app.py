@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING, Protocol
 
 from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sapwood.base.errors import ConfigError, Overloaded
@@ -34,7 +34,7 @@ from sapwood.http.access import Access, Guarded
 from sapwood.http.auth import CALLER
 from sapwood.http.body import BodyLimits
 from sapwood.http.callers import Caller
-from sapwood.http.endpoints import Dialect, EndpointTable, Handler
+from sapwood.http.endpoints import Dialect, EndpointTable, FixedRoutes, Handler
 from sapwood.http.errors import TooManyRequests, error_response
 from sapwood.http.failures import answer_errors
 from sapwood.observe.metrics import CONTENT_TYPE
@@ -75,6 +75,7 @@ class Gateway:
     tracing      where spans of requests go; None: nothing is traced
     make_chats   makes what answers chats at the gateway; None: what it needs is not installed
     is_draining  whether requests are refused because the gateway is about to end
+    endpoints    all that it answers
     """
 
     def __init__(
@@ -160,20 +161,23 @@ class Gateway:
                 dashboard_dialect(self.fleet, self.gate, self.metrics),
             ]
         )
-        app = Starlette(
-            routes=[
-                Route(path, self._handler(dialect, handler), methods=list(endpoint.methods))
-                for dialect in endpoints.dialects
-                for endpoint, handler in dialect.rows
-                for path in endpoint.paths
-            ]
-        )
+        fixed = FixedRoutes()
+        routes: list[BaseRoute] = [fixed]
+        for dialect in endpoints.dialects:
+            for endpoint, handler in dialect.rows:
+                handler = self._handler(dialect, handler)
+                for path in endpoint.paths:
+                    if "{" in path:
+                        routes.append(Route(path, handler, methods=list(endpoint.methods)))
+                    else:
+                        fixed.add(path, endpoint.methods, handler)
+        app = Starlette(routes=routes)
         app.router.redirect_slashes = False
         app.state.body_limits = BodyLimits(
             max_bytes=config.max_request_bytes, timeout_s=config.request_body_timeout
         )
         answer_errors(app, endpoints)
-        self._endpoints = endpoints
+        self.endpoints = endpoints
         self._rates: Rates | None = None
         if config.rate_limit_per_key is not None:
             self._rates = shared or CallerRates(config.rate_limit_per_key)
@@ -196,7 +200,7 @@ class Gateway:
         try:
             if self.is_draining and scope["path"] != "/liveness":
                 refusal = Overloaded("the gateway is about to end; ask another one")
-                body = self._endpoints.error_form(scope["path"]).body
+                body = self.endpoints.error_form(scope["path"]).body
                 await error_response(refusal, body)(scope, receive, sending)
             else:
                 await self._app(scope, receive, sending)
@@ -215,7 +219,7 @@ class Gateway:
                 if caller is not None:
                     await rates.take(caller)
             except TooManyRequests as refusal:
-                body = self._endpoints.error_form(scope["path"]).body
+                body = self.endpoints.error_form(scope["path"]).body
                 await error_response(refusal, body)(scope, receive, send)
                 return
             await app(scope, receive, send)
@@ -240,7 +244,7 @@ class Gateway:
         return self._modules.around(handler)
 
     def _count(self, scope: Scope, status: int) -> None:
-        endpoint = self._endpoints.find(scope["method"], scope["path"])
+        endpoint = self.endpoints.find(scope["method"], scope["path"])
         path = UNMATCHED if endpoint is None else endpoint.paths[0]
         method = (
             scope["method"] if endpoint is not None and scope["method"] in _METHODS else "other"

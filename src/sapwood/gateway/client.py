@@ -19,8 +19,6 @@ import httptools
 
 from sapwood.base.errors import ConfigError, InvalidRequest
 
-RawHeaders = Sequence[tuple[bytes, bytes]]
-
 MAX_HEAD_BYTES = 64 << 10
 MAX_BUFFERED_BYTES = 256 << 10
 """Bytes of an answer that may wait for a slow client before the worker is made to wait too."""

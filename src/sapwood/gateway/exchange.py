@@ -14,21 +14,25 @@ from starlette.types import Scope
 
 from sapwood.base.errors import EngineUnavailable, SapwoodError
 from sapwood.gateway import headers
-from sapwood.gateway.client import Answer, RawHeaders, WorkerFailure
+from sapwood.gateway.client import Answer, WorkerFailure
 from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.gate import Gate
+from sapwood.gateway.later import Later
 from sapwood.gateway.metrics import GatewayMetrics
 from sapwood.gateway.policies.interface import Call
 from sapwood.gateway.retries import RETRYABLE, WORKER_AT_FAULT, RetryBudget, RetryLimits
 from sapwood.gateway.routing_fields import RoutingFields, routing_fields
 from sapwood.gateway.spans import TRACE_HEADERS, RequestSpan
 from sapwood.gateway.worker import Worker, WorkerType
+from sapwood.http.raw_headers import RawHeaders, find
 from sapwood.http.routing import ROUTING_KEY_HEADER
 from sapwood.observe.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
 MAX_KEY_BYTES = 1024
+WATCH_AFTER_S = 0.02
+"""A client that leaves earlier is noticed then."""
 _ROUTING_KEY = ROUTING_KEY_HEADER.encode()
 
 
@@ -72,6 +76,7 @@ class Proxy:
 
     sticky   what other gateways say of routing keys, for the types of workers that have any
     prompts  reads prompts for the policies; None: they see what is spelled
+    watching, deadlines  when requests' clients begin to be watched, and when their time is up
     """
 
     fleet: Fleet
@@ -84,6 +89,11 @@ class Proxy:
     tracing: Tracing | None = None
     prompts: Prompts | None = None
     sticky: Mapping[WorkerType, StickyKeys] = field(default_factory=dict)
+    watching: Later = field(init=False, default_factory=lambda: Later(WATCH_AFTER_S))
+    deadlines: Later = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.deadlines = Later(self.limits.timeout_s)
 
 
 class Merge(Protocol):
@@ -294,7 +304,7 @@ class Exchange:
         if fields is None:
             is_needed = body and (fleet.needs_text or len(fleet.models) > 1)
             fields = routing_fields(body) if is_needed else RoutingFields()
-        key = headers.find(self._headers, _ROUTING_KEY) or b""
+        key = find(self._headers, _ROUTING_KEY, b"")
         return Call(
             text=fields.text, ids=fields.ids, key=key[:MAX_KEY_BYTES].decode("latin-1")
         ), fields.model

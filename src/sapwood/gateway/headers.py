@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sapwood.gateway.client import RawHeaders
+from sapwood.http.raw_headers import RawHeaders, find
 
 REQUEST_ID = b"x-request-id"
 MAX_ID_BYTES = 200
@@ -94,15 +94,8 @@ def returned(headers: RawHeaders, request_id: bytes) -> list[tuple[bytes, bytes]
     return kept
 
 
-def find(headers: RawHeaders, name: bytes) -> bytes | None:
-    for each, value in headers:
-        if each == name:
-            return value
-    return None
-
-
 def is_event_stream(headers: RawHeaders) -> bool:
-    return (find(headers, b"content-type") or b"").startswith(b"text/event-stream")
+    return find(headers, b"content-type", b"").startswith(b"text/event-stream")
 
 
 def request_id(headers: RawHeaders, names: Sequence[bytes], otherwise: bytes) -> bytes:

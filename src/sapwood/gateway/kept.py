@@ -19,11 +19,11 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from sapwood.base.errors import SapwoodError
-from sapwood.gateway import headers
 from sapwood.gateway.exchange import BadGateway
 from sapwood.gateway.items import output_items
 from sapwood.history.interface import History, Item, Record, is_open
 from sapwood.http.errors import internal_error
+from sapwood.http.raw_headers import find
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class _Way:
         if message["type"] != "http.response.start":
             await self._pass(message)
             return
-        content_type = headers.find(message["headers"], b"content-type") or b""
+        content_type = find(message["headers"], b"content-type", b"")
         if message["status"] != 200:
             await self._send(message)
         elif content_type.startswith(b"text/event-stream"):

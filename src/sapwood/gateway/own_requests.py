@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from sapwood.gateway.client import RawHeaders, WorkerFailure
+from sapwood.gateway.client import WorkerFailure
 from sapwood.gateway.headers import request_head
 from sapwood.gateway.worker import Worker
+from sapwood.http.raw_headers import RawHeaders
 
 MAX_ANSWER_BYTES = 16 << 20
 

@@ -62,17 +62,16 @@ class Forwarded(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_bytes(self._request) if self._body is None else self._body
-        watch = ClientWatch(receive)
+        watch = ClientWatch(receive, self._proxy)
         try:
-            async with asyncio.timeout(self._proxy.limits.timeout_s):
-                await self._answer(scope, body, send)
+            await self._answer(scope, body, send)
         except asyncio.CancelledError:
-            if not watch.has_left:
+            if not watch.has_cancelled():
                 raise
-            watch.uncancel()
-            log.debug("the client left; its request is aborted")
-            self._proxy.metrics.num_left += 1
-        except TimeoutError:
+            if watch.has_left:
+                log.debug("the client left; its request is aborted")
+                self._proxy.metrics.num_left += 1
+                return
             if not self._has_begun:
                 raise GatewayTimeout(
                     f"the request was not answered within {self._proxy.limits.timeout_s:g} s; ask "
@@ -171,27 +170,47 @@ class Forwarded(Response):
 
 
 class ClientWatch:
-    """Cancels the current task when the client leaves.
+    """Cancels the current task when the client leaves, or when the request's time is up.
 
     The request's body must have been read before: then the next message can only be the disconnect.
+    A task waits for that message, but only once the request has run for a while: most short ones
+    are answered before, and their clients are still there.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, proxy: Proxy) -> None:
         self._task = asyncio.current_task()
+        self._receive = receive
+        self._proxy = proxy
+        self._watcher: asyncio.Task[None] | None = None
         self.has_left = False
-        self._watcher = asyncio.get_running_loop().create_task(self._watch(receive))
+        self.is_late = False
+        self._begins = proxy.watching.add(self._begin)
+        self._ends = proxy.deadlines.add(self._give_up)
 
-    def uncancel(self) -> None:
-        assert self._task is not None
-        self._task.uncancel()
+    def has_cancelled(self) -> bool:
+        """Whether the task was cancelled from here and from nowhere else; it goes on then."""
+        if self._task is None or not (self.has_left or self.is_late):
+            return False
+        return self._task.uncancel() == 0
 
     def close(self) -> None:
         self._task = None
-        self._watcher.cancel()
+        self._proxy.watching.discard(self._begins)
+        self._proxy.deadlines.discard(self._ends)
+        if self._watcher is not None:
+            self._watcher.cancel()
 
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
+    def _begin(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
             continue
-        if self._task is not None:
+        if self._task is not None and not self.is_late:
             self.has_left = True
+            self._task.cancel()
+
+    def _give_up(self) -> None:
+        if self._task is not None and not self.has_left:
+            self.is_late = True
             self._task.cancel()

@@ -9,13 +9,14 @@ gateway                            a child of the caller's traceparent
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
-from sapwood.gateway.client import Answer, RawHeaders
+from sapwood.gateway.client import Answer
 from sapwood.gateway.worker import Worker
+from sapwood.http.raw_headers import RawHeaders
 from sapwood.observe.tracing import TRACEPARENT, Attributes, Tracing
 
 if TYPE_CHECKING:
@@ -57,14 +58,15 @@ class AttemptSpan:
         self._span.set_attribute("http.response.status_code", answer.status)
 
 
-@contextmanager
 def request_span(
     tracing: Tracing | None, scope: Scope, request_id: bytes
-) -> Iterator[RequestSpan | None]:
+) -> AbstractContextManager[RequestSpan | None]:
     """A span for the request inside the block; None: nothing is traced."""
-    if tracing is None:
-        yield None
-        return
+    return nullcontext() if tracing is None else _request_span(tracing, scope, request_id)
+
+
+@contextmanager
+def _request_span(tracing: Tracing, scope: Scope, request_id: bytes) -> Iterator[RequestSpan]:
     headers = {
         name.decode(): value.decode("latin-1")
         for name, value in scope["headers"]

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from sapwood.base.errors import InvalidRequest
 from sapwood.base.nesting import is_deeper
 from sapwood.http.errors import BodyTooLarge, BodyTooSlow
+from sapwood.http.raw_headers import find
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +87,11 @@ async def read_bytes(request: Request) -> bytes:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity").lower()
+    headers = request.scope["headers"]
+    encoding = find(headers, b"content-encoding", b"identity").decode("latin-1").lower()
     if encoding != "identity":
         raise InvalidRequest(f"content-encoding {encoding} is not supported; send plain JSON")
-    declared = request.headers.get("content-length", "")
+    declared = find(headers, b"content-length", b"").decode("latin-1")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(int(declared), max_bytes)
     parts: list[bytes] = []

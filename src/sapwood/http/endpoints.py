@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route, compile_path
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from sapwood.http.errors import NATIVE_ERRORS, ErrorForm
 
@@ -144,6 +145,9 @@ class EndpointTable:
 
     def find(self, method: str, path: str) -> Endpoint | None:
         """The endpoint that answers the call; if no method fits, any endpoint of the path."""
+        for endpoint in self._fixed.get(path, ()):
+            if method in endpoint.methods:
+                return endpoint
         first = None
         for endpoint in self.at(path):
             if method in endpoint.methods:
@@ -203,6 +207,39 @@ class EndpointRoute(Route):
         if match is not Match.NONE:
             found["route"] = self
         return match, found
+
+
+class FixedRoutes(BaseRoute):
+    """The routes of all paths without parameters, of which one look-up finds the called one.
+
+    A router tries its routes one after another, so the last of many would cost the most.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, dict[str, Handler]] = {}
+
+    def add(self, path: str, methods: Sequence[str], handler: Handler) -> None:
+        of_path = self._handlers.setdefault(path, {})
+        for method in methods:
+            of_path[method] = handler
+            if method == "GET":
+                of_path.setdefault("HEAD", handler)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        found = self._handlers.get(scope["path"]) if scope["type"] == "http" else None
+        if found is None:
+            return Match.NONE, {}
+        handler = found.get(scope["method"])
+        if handler is None:
+            return Match.PARTIAL, {}
+        return Match.FULL, {"endpoint": handler, "path_params": {}}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler: Handler | None = scope.get("endpoint")
+        if handler is None:
+            raise HTTPException(405)
+        response = await handler(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def _all(endpoints: Iterable[Endpoint]) -> list[str]:

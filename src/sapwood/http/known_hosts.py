@@ -14,14 +14,15 @@ by which programs reach it (a container's, a cluster service's, a proxy's) canno
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from ipaddress import ip_address
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sapwood.http.endpoints import EndpointTable
 from sapwood.http.errors import OtherOrigin, error_response
+from sapwood.http.origin import PAGE_HEADERS
+from sapwood.http.raw_headers import find, has_any
 
 _PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
 """RFC 6761, RFC 6762, ICANN's resolution of 2024 and RFC 8375."""
@@ -76,12 +77,13 @@ class KnownHostsOnly:
         self._endpoints = endpoints
         self._allowed = frozenset(allowed)
         self._is_local = is_local
+        self._last_known = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            host = headers.get("host", "")
-            if (self._is_local or _is_browser(headers)) and not is_known(host, self._allowed):
+            host = find(scope["headers"], b"host", b"").decode("latin-1")
+            is_asked = self._is_local or has_any(scope["headers"], PAGE_HEADERS)
+            if is_asked and host != self._last_known and not is_known(host, self._allowed):
                 refusal = OtherOrigin(
                     f"the request is for the host {host[:200]!r}, which is not known to be this "
                     "server's: a web page may have given its own name to this address. Use the "
@@ -91,12 +93,9 @@ class KnownHostsOnly:
                 response = error_response(refusal, self._endpoints.error_form(scope["path"]).body)
                 await response(scope, receive, send)
                 return
+            if is_asked:
+                self._last_known = host
         await self._app(scope, receive, send)
-
-
-def _is_browser(headers: Mapping[str, str]) -> bool:
-    """Programs send none of these headers; browsers send Origin, except with a plain GET."""
-    return "origin" in headers or "sec-fetch-site" in headers
 
 
 def _is_within(name: str, domain: str) -> bool:

@@ -19,7 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sapwood.http.endpoints import SAFE_METHODS, EndpointTable
 from sapwood.http.errors import OtherOrigin, error_response
+from sapwood.http.raw_headers import has_any
 
+PAGE_HEADERS = frozenset({b"origin", b"sec-fetch-site"})
+"""Programs send none of them; browsers send Origin, except with a plain GET."""
 _TRUSTED_SITES = frozenset({"same-origin", "none"})
 
 
@@ -53,7 +56,8 @@ class SameOriginOnly:
         self._allowed = frozenset(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._has_effect(scope):
+        is_from_page = scope["type"] == "http" and has_any(scope["headers"], PAGE_HEADERS)
+        if is_from_page and self._has_effect(scope):
             where = why_refused(Headers(scope=scope), self._allowed)
             if where is not None:
                 refusal = OtherOrigin(

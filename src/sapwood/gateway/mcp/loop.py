@@ -73,18 +73,16 @@ class WithTools(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         timeout_s = self._proxy.limits.timeout_s
-        watch = ClientWatch(receive)
+        watch = ClientWatch(receive, self._proxy)
         try:
-            async with asyncio.timeout(timeout_s):
-                answer = await _Turns(self._respond, self._request, self._plan, self._on_call).run()
+            answer = await _Turns(self._respond, self._request, self._plan, self._on_call).run()
         except asyncio.CancelledError:
-            if not watch.has_left:
+            if not watch.has_cancelled():
                 raise
-            watch.uncancel()
-            log.debug("the client left; its response with tools is given up")
-            self._proxy.metrics.num_left += 1
-            return
-        except TimeoutError:
+            if watch.has_left:
+                log.debug("the client left; its response with tools is given up")
+                self._proxy.metrics.num_left += 1
+                return
             raise GatewayTimeout(
                 f"the response was not made within {timeout_s:g} s; ask for less, or start the "
                 "gateway with a larger --request-timeout-secs"

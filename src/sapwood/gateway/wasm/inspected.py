@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from sapwood.base.errors import SapwoodError
-from sapwood.gateway.headers import REQUEST_ID, find
+from sapwood.gateway.headers import REQUEST_ID
 from sapwood.gateway.held import Held
 from sapwood.gateway.wasm.modules import Module, Modules
 from sapwood.gateway.wasm.runtime import (
@@ -31,6 +31,7 @@ from sapwood.gateway.wasm.runtime import (
 from sapwood.http.body import read_bytes
 from sapwood.http.endpoints import Handler
 from sapwood.http.errors import BodyTooLarge
+from sapwood.http.raw_headers import find
 
 MAX_BODY_BYTES = 4 << 20
 """Of a request or an answer that a module looks at."""
