@@ -43,9 +43,9 @@ const conversation = conversationView({
 });
 const list = historyView({
   open: (one) => (location.hash = one.id),
-  rename: (one, title) => {
+  rename: async (one, title) => {
     one.title = title;
-    keep(one);
+    await keep(one); // what is shown is kept, also if the page is closed at once
     showList();
   },
   remove,
