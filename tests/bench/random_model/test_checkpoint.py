@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM
 
 from sapwood.base.errors import ConfigError
-from sapwood.bench.ops.options import DeltaHeads, Shape
+from sapwood.bench.ops.options import DeltaHeads, ScanHeads, Shape
 from sapwood.bench.random_model.checkpoint import write_checkpoint
 from sapwood.bench.random_model.gguf_families import num_experts
 from sapwood.kernels.latent import LatentSizes
@@ -29,6 +29,9 @@ LATENT = replace(
     ),
 )  # fmt: skip
 DELTA = replace(MIXTURE, delta=DeltaHeads(num_key_heads=2, num_value_heads=4, head_dim=16))
+SCAN = replace(DENSE, scan=ScanHeads(num_heads=8, head_dim=8, state_size=16))
+NUM_LAYERS = {DELTA: 4, SCAN: 8}
+"""Of models in which not all layers are of one kind; the others have 2."""
 
 
 @pytest.fixture
@@ -44,10 +47,10 @@ def tokenizer(tmp_path: Path) -> Path:
 
 def write(shape: Shape, directory: Path, tokenizer: Path, **changes: object) -> int:
     given = {"tokenizer": tokenizer, "dtype": "bfloat16", "seed": 3, **changes}
-    return write_checkpoint(shape, 2 if shape.delta is None else 4, directory, **given)
+    return write_checkpoint(shape, NUM_LAYERS.get(shape, 2), directory, **given)
 
 
-@pytest.mark.parametrize("shape", [DENSE, MIXTURE, LATENT, DELTA])
+@pytest.mark.parametrize("shape", [DENSE, MIXTURE, LATENT, DELTA, SCAN])
 def test_transformers_reads_it(shape: Shape, tmp_path: Path, tokenizer: Path) -> None:
     num_weights = write(shape, tmp_path / "model", tokenizer)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")

@@ -18,6 +18,7 @@ from tests.bench.random_model.test_checkpoint import (
     DENSE,
     LATENT,
     MIXTURE,
+    SCAN,
     tokenizer,
     write,
 )
@@ -47,7 +48,7 @@ def test_the_weights_of_a_mixture(tmp_path: Path, tokenizer: Path) -> None:
     assert len(found) == len(weights) - 2 * 3 * (MIXTURE.num_experts - 1)
 
 
-@pytest.mark.parametrize("shape", [LATENT, DELTA], ids=["latent", "delta"])
+@pytest.mark.parametrize("shape", [LATENT, DELTA, SCAN], ids=["latent", "delta", "scan"])
 def test_the_file_gives_the_logits_of_the_checkpoint(
     shape: Shape, tmp_path: Path, tokenizer: Path
 ) -> None:

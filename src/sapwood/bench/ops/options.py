@@ -19,10 +19,20 @@ class DeltaHeads:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScanHeads:
+    """Of Mamba 2's layers: heads of `head_dim` channels, each with `state_size` numbers of state
+    per channel. All heads have the same keys and queries."""
+
+    num_heads: int
+    head_dim: int
+    state_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """Sizes of a model. `inner` is of each expert where there are any, of which a token has
-    `num_chosen`. Attention is that over `latent` rows where a model has such sizes, and where it
-    has `delta`, three of four layers keep a state instead."""
+    `num_chosen`. Attention is that over `latent` rows where a model has such sizes. Where it has
+    `delta`, three of four layers keep a state instead, and where it has `scan`, seven of eight."""
 
     hidden: int
     inner: int
@@ -34,6 +44,7 @@ class Shape:
     num_chosen: int = 0
     latent: LatentSizes | None = None
     delta: DeltaHeads | None = None
+    scan: ScanHeads | None = None
 
 
 SHAPES = {
@@ -96,6 +107,15 @@ SHAPES = {
         num_experts=64,
         num_chosen=8,
         delta=DeltaHeads(num_key_heads=8, num_value_heads=16, head_dim=128),
+    ),
+    "granite4h-0.1b": Shape(
+        hidden=768,
+        inner=2048,
+        num_heads=12,
+        num_kv_heads=4,
+        head_dim=64,
+        vocab=49152,
+        scan=ScanHeads(num_heads=48, head_dim=32, state_size=128),
     ),
     "deepseek-v2-lite": Shape(
         hidden=2048,

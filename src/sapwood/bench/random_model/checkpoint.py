@@ -1,8 +1,8 @@
 """A transformers checkpoint with random weights.
 
 Layers are Qwen3's, with a mixture of experts where the shape has experts; those of DeepSeek V3
-where it has latent rows, and of Qwen3-Next where it has states: llama.cpp and transformers have all
-of them as well."""
+where it has latent rows, and of Qwen3-Next or Granite 4 where it has states: llama.cpp and
+transformers have all of them as well."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sapwood.base.errors import ConfigError
-from sapwood.bench.ops.options import DeltaHeads, Shape
+from sapwood.bench.ops.options import DeltaHeads, ScanHeads, Shape
 from sapwood.bench.peers.conversion import TOKENIZER_FILES
 from sapwood.kernels.latent import LatentSizes
 
 CONTEXT_LENGTH = 8192
+SCANS_PER_ATTENTION = 7
+"""Layers of Mamba 2 before each layer of attention, as in Granite 4."""
 
 
 def write_checkpoint(
@@ -79,6 +81,8 @@ def config_of(shape: Shape, num_layers: int) -> dict[str, Any]:
         config |= _latent_fields(shape, shape.latent)
     if shape.delta is not None:
         config |= _delta_fields(shape, shape.delta)
+    if shape.scan is not None:
+        config |= _scan_fields(shape, shape.scan, num_layers)
     return config
 
 
@@ -111,4 +115,24 @@ def _delta_fields(shape: Shape, heads: DeltaHeads) -> dict[str, Any]:
         "linear_num_value_heads": heads.num_value_heads,
         "linear_key_head_dim": heads.head_dim,
         "linear_value_head_dim": heads.head_dim,
+    }
+
+
+def _scan_fields(shape: Shape, heads: ScanHeads, num_layers: int) -> dict[str, Any]:
+    """Of Granite 4 without experts, which rotates nothing. Every eighth layer has attention."""
+    period = SCANS_PER_ATTENTION + 1
+    return {
+        "model_type": "granitemoehybrid",
+        "shared_intermediate_size": shape.inner,
+        "num_local_experts": 0,
+        "position_embedding_type": "nope",
+        "layer_types": [
+            "linear_attention" if (index + 1) % period else "full_attention"
+            for index in range(num_layers)
+        ],
+        "attention_multiplier": shape.head_dim**-0.5,
+        "mamba_n_heads": heads.num_heads,
+        "mamba_d_head": heads.head_dim,
+        "mamba_d_state": heads.state_size,
+        "mamba_expand": heads.num_heads * heads.head_dim // shape.hidden,
     }

@@ -141,9 +141,61 @@ def _by_part(weight: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     return torch.cat([part.flatten(0, 1) for part in mixed]), gate.flatten(0, 1)
 
 
+def _scan_sizes(writer: Any, config: Config) -> None:
+    kinds = config["layer_types"]
+    heads = config["num_key_value_heads"]
+    writer.add_head_count_kv([heads if kind == "full_attention" else 0 for kind in kinds])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_rope_scaling_finetuned(config["position_embedding_type"] == "rope")
+    writer.add_attention_scale(config["attention_multiplier"])
+    writer.add_embedding_scale(config["embedding_multiplier"])
+    writer.add_residual_scale(config["residual_multiplier"])
+    writer.add_logit_scale(config["logits_scaling"])
+    writer.add_ssm_conv_kernel(config["mamba_d_conv"])
+    writer.add_ssm_state_size(config["mamba_d_state"])
+    writer.add_ssm_group_count(config["mamba_n_groups"])
+    writer.add_ssm_time_step_rank(config["mamba_n_heads"])
+    writer.add_ssm_inner_size(config["mamba_n_heads"] * config["mamba_d_head"])
+
+
+def _granite_hybrid(name: str, tensor: Tensor, config: Config) -> Iterator[Named]:
+    base, _, kind = name.rpartition(".")
+    before, _, layer = base.rpartition(".")
+    if kind == "A_log":
+        yield name, "", -tensor.float().exp()[:, None]
+    elif kind == "D":
+        yield name, "", tensor.float()[:, None]
+    elif kind == "dt_bias":
+        yield f"{base}.dt_proj", "bias", tensor
+    elif layer == "conv1d" and kind == "weight":
+        yield base, kind, tensor.float().squeeze(1)
+    elif base.endswith("mamba.norm"):
+        yield base, kind, tensor.float().view(config["mamba_n_groups"], -1)
+    elif layer == "input_linear":
+        gate, up = tensor.chunk(2)
+        yield f"{before.replace('shared_mlp', 'mlp')}.gate_proj", kind, gate
+        yield f"{before.replace('shared_mlp', 'mlp')}.up_proj", kind, up
+    elif layer == "output_linear":
+        yield f"{before.replace('shared_mlp', 'mlp')}.down_proj", kind, tensor
+    elif layer in ("q_proj", "k_proj"):
+        yield base, kind, _in_pairs(tensor, config)
+    else:
+        yield base, kind, tensor
+
+
+def _in_pairs(weight: Tensor, config: Config) -> Tensor:
+    """Rows of each head's two halves -> rows that are rotated together, next to each other."""
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    halves = weight.view(-1, 2, head_dim // 2, weight.shape[1])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
 _FAMILIES = {
     "qwen3": Family(arch="QWEN3", add_sizes=_attention_sizes, convert=_plain),
     "qwen3_moe": Family(arch="QWEN3MOE", add_sizes=_attention_sizes, convert=_plain),
     "deepseek_v3": Family(arch="DEEPSEEK2", add_sizes=_latent_sizes, convert=_deepseek),
     "qwen3_next": Family(arch="QWEN3NEXT", add_sizes=_delta_sizes, convert=_qwen3_next),
+    "granitemoehybrid": Family(
+        arch="GRANITE_HYBRID", add_sizes=_scan_sizes, convert=_granite_hybrid
+    ),
 }
