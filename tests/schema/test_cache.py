@@ -44,6 +44,15 @@ def test_bytes_of_a_token_and_of_a_slot() -> None:
     assert plan(STATE).groups[0].unit_bytes == 3 * 8 * 2 + 4 * 4 * 4
 
 
+def test_ranks_share_units_and_have_the_last_one_of_a_kind_together() -> None:
+    shape = CacheTensor((8 * 4 + 2 * 6, 3), units=((8, 4), (2, 6)))
+    assert shape.of_rank(2).shape == (4 * 4 + 6, 3)
+    assert shape.of_rank(4).shape == (2 * 4 + 6, 3)
+    assert shape.of_rank(2).of_rank(2) == shape.of_rank(4)
+    assert CacheTensor((2, 5)).of_rank(4).shape == (1, 5)
+    assert CacheTensor((2, 5), split=None).of_rank(4).shape == (2, 5)
+
+
 def test_with_dtypes_leaves_definite_ones_alone() -> None:
     group = STATE.with_dtypes(kv="int8", activations="float16")
     assert [tensor.dtype for tensor in group.tensors.values()] == ["float16", "float32"]

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.base.errors import ConfigError
 from sapwood.kernels.interface import PLAIN, AttentionTraits
 from sapwood.kernels.recording import (
     Attend,
@@ -30,6 +29,7 @@ from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.heads import SEPARATE, HeadLayout, QkvForm, halves_of_pairs
 from sapwood.layers.linear import Addition, ColumnParallelLinear, RowParallelLinear, even_part
 from sapwood.layers.norm import HeadLayerNorm, HeadNormForm, RMSNorm
+from sapwood.layers.norms_over_ranks import NormsOverRanks
 from sapwood.layers.targets import Slice, Target, prefixed, shared_by, whole
 
 RMSNormMaker = Callable[[int], RMSNorm]
@@ -115,6 +115,7 @@ class Attention:
         """
         group = build.groups.attention
         self._layer = layer
+        self._num_ranks = group.size
         self._addition: Addition | None = None
         self._num_heads = heads.num_heads_of(group)
         self._num_kv_heads = heads.num_kv_heads_of(group)
@@ -170,30 +171,34 @@ class Attention:
                 bias=qkv_bias and form.gated,
                 arrangement=form.gates(heads, group) if form.gated else None,
             )
-        if norms_all_heads and group.size > 1:
-            raise ConfigError(
-                "norms over all heads cannot be split over ranks; leave --tp-size at 1"
-            )
-        counts = (self._num_heads, self._num_kv_heads)
+        all_heads = (
+            (heads.num_heads, self._first_head, self._num_heads),
+            (heads.num_kv_heads, heads.first_kv_head_of(group), self._num_kv_heads),
+        )
         self._norm_names = norm_names
         self._each_head: tuple[RMSNorm, ...] = ()
         self._head_norms: tuple[HeadNorm, ...] = ()
+        self._norms_over_ranks: NormsOverRanks | None = None
         self._q_norm: Tensor | None = None
         self._k_norm: Tensor | None = None
         self._after_rotation: Tensor | None = None
         if head_norm is not None:
             order = halves_of_pairs(heads.head_dim, form.pairs)
-            all_heads = (
-                (heads.num_heads, group.rank * self._num_heads, self._num_heads),
-                (heads.num_kv_heads, heads.first_kv_head_of(group), self._num_kv_heads),
-            )
             self._head_norms = tuple(
                 HeadLayerNorm(build, head_norm, one, eps=eps, order=order) for one in all_heads
             )
         elif qk_norm is not None and norms_all_heads:
-            self._head_norms = tuple(qk_norm(heads.head_dim * count) for count in counts)
+            parts = tuple(
+                qk_norm(heads.head_dim * own).part_of(
+                    heads.head_dim * every, heads.head_dim * first
+                )
+                for every, first, own in all_heads
+            )
+            self._head_norms = parts
+            if group.size > 1:
+                self._norms_over_ranks = NormsOverRanks(group, parts)
         elif qk_norm is not None:
-            self._each_head = tuple(qk_norm(heads.head_dim) for _ in counts)
+            self._each_head = tuple(qk_norm(heads.head_dim) for _ in all_heads)
             self._q_norm, self._k_norm = (norm.weight for norm in self._each_head)
             if norms_after_rotation:
                 self._q_norm = self._k_norm = torch.ones_like(self._each_head[0].weight)
@@ -275,6 +280,8 @@ class Attention:
         """The same with normed queries and keys."""
         q_size, k_size = (n * self._head_dim for n in (self._num_heads, self._num_kv_heads))
         q, k, v = qkv.tensor_split((q_size, q_size + k_size), dim=-1)
+        if self._norms_over_ranks is not None:
+            return torch.cat((*self._norms_over_ranks((q, k)), v), dim=-1)
         q, k = (norm(x.contiguous()) for norm, x in zip(self._head_norms, (q, k), strict=True))
         return torch.cat((q, k, v), dim=-1)
 
@@ -325,6 +332,8 @@ class Attention:
         width = self._num_heads * self._head_dim
         if self._clip is not None:
             program.add(Clip(residual=qkv, limit=self._clip))
+        if self._norms_over_ranks is not None:
+            program.refuse_sum_over(self._num_ranks)
         for norm, first in zip(self._head_norms, (0, width), strict=False):
             norm.record_columns(program, qkv, first)
         q, attended = program.buffer(width), program.buffer(width)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
-from sapwood.layers.linear import Arrangement, Part, divide, even_part
+from sapwood.layers.linear import Arrangement, Part, divide, even_part, share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +31,7 @@ class HeadLayout:
         """Key and value heads of one rank; several ranks share a head if there are more ranks.
 
         Raises ConfigError if the ranks cannot have equally many."""
-        if self.num_kv_heads >= group.size:
-            return divide(self.num_kv_heads, group, f"{self.num_kv_heads} key and value heads")
-        if group.size % self.num_kv_heads:
-            raise ConfigError(
-                f"{self.num_kv_heads} key and value heads cannot be shared evenly by {group.size} "
-                f"ranks; choose a --tp-size that is a multiple or a divisor of {self.num_kv_heads}"
-            )
-        return 1
+        return share(self.num_kv_heads, group, f"{self.num_kv_heads} key and value heads")[1]
 
     def first_kv_head_of(self, group: Group) -> int:
         """The first key and value head of this rank."""

@@ -10,16 +10,27 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.recording import Activate, Buffer, GatedNorm, Program, SelectiveScan
+from sapwood.kernels.recording import (
+    Activate,
+    Buffer,
+    GatedNorm,
+    Program,
+    SelectiveScan,
+)
 from sapwood.kernels.state_forms import GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.heads import HeadLayout
-from sapwood.layers.linear import Arrangement, ColumnParallelLinear, Part, RowParallelLinear
-from sapwood.layers.targets import Target
+from sapwood.layers.linear import (
+    Arrangement,
+    ColumnParallelLinear,
+    RowParallelLinear,
+    even_part,
+)
+from sapwood.layers.norms_over_ranks import GatedNormOverRanks
+from sapwood.layers.targets import Slice, Target
 from sapwood.schema.cache import RECURRENT, CacheGroup, CacheKind, CacheTensor
 
 VALUES, KEYS, QUERIES = "values", "keys", "queries"
@@ -58,43 +69,48 @@ class LightningAttention:
         layer       index of the layer, which picks its states
         num_layers  of the model
         activation  of queries, keys and values
-        Raises      ConfigError if there are several ranks: its norm is over all heads
+        Raises      ConfigError if the ranks cannot have equally many heads
         """
         group = build.groups.attention
-        if group.size > 1:
-            raise ConfigError(
-                "the norms of lightning attention cannot be split over ranks; leave --tp-size at 1"
-            )
         self._layer = layer
+        self._num_ranks = group.size
         self._kernels = build.kernels
         self._activation = activation
-        number, size = heads.num_heads, heads.head_dim
+        number, size = heads.num_heads_of(group), heads.head_dim
+        first, whole_width = group.rank * number, heads.num_heads * size
         width = self._width = number * size
+        self._part = Slice.unless_whole(0, first * size, width, whole_width)
+        self._whole_width = whole_width
         # The checkpoint has each head's query, key and value together.
-        places = (torch.arange(number) * 3 * size).unsqueeze(1) + torch.arange(size)
+        own_heads = first + torch.arange(number)
+        places = (own_heads * 3 * size).unsqueeze(1) + torch.arange(size)
         self._qkv = ColumnParallelLinear(
             build,
             hidden_size,
-            tuple(Part(name, width, 0, width) for name in (VALUES, KEYS, QUERIES)),
+            tuple(even_part(name, whole_width, group) for name in (VALUES, KEYS, QUERIES)),
             bias=False,
             arrangement=Arrangement(
                 rows=tuple((places + at * size).flatten() for at in (2, 1, 0)), fused="qkv_proj"
             ),
         )
         self._gate = ColumnParallelLinear(
-            build, hidden_size, (Part("output_gate", width, 0, width),), bias=False
+            build, hidden_size, (even_part("output_gate", whole_width, group),), bias=False
         )
-        self._norm = GatedNormForm(group=width, eps=1e-6, logistic=True)
+        self._norm = GatedNormForm(group=whole_width, eps=1e-6, logistic=True)
         self._norm_weight = build.empty(width)
+        self._norm_over_ranks: GatedNormOverRanks | None = None
+        if group.size > 1:
+            self._norm_over_ranks = GatedNormOverRanks(group, self._norm, num_groups=1)
+        rates = -slopes(heads.num_heads, layer, num_layers)[first : first + number]
         self._space = StateSpace(
             num_heads=number,
             head_dim=size,
             num_groups=number,
             state_size=size,
-            rates=-slopes(number, layer, num_layers).to(build.device),
+            rates=rates.contiguous().to(build.device),
         )
         self._out = RowParallelLinear(
-            build, "out_proj", width, hidden_size, bias=False, group=group
+            build, "out_proj", whole_width, hidden_size, bias=False, group=group
         )
 
     def __call__(self, x: Tensor, batch: ForwardBatch) -> Tensor:
@@ -109,7 +125,7 @@ class LightningAttention:
         return self._out(mixed)
 
     def _mix(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """x [T, hidden] -> the inputs [T, H * D] of the output projection"""
+        """x [T, hidden] -> the inputs [T, this rank's channels] of the output projection"""
         values, keys, queries = self._kernels.activate(self._qkv(x), self._activation).chunk(
             3, dim=-1
         )
@@ -124,10 +140,14 @@ class LightningAttention:
             batch.slots_of(self._layer),
             batch.inputs_of(self._layer).attention,
         )
-        return self._kernels.gated_rms_norm(attended, self._gate(x), self._norm_weight, self._norm)
+        gate = self._gate(x)
+        if self._norm_over_ranks is not None:
+            return self._norm_over_ranks(attended, gate, self._norm_weight)
+        return self._kernels.gated_rms_norm(attended, gate, self._norm_weight, self._norm)
 
     def targets(self) -> dict[str, Target]:
-        weight = Target((self._width,), partial(_copy, self._norm_weight))
+        copied = partial(_copy, self._norm_weight)
+        weight = Target((self._whole_width,), copied, part=self._part)
         found = self._qkv.targets() | self._gate.targets() | self._out.targets()
         return found | {"norm.weight": weight}
 
@@ -137,6 +157,8 @@ class LightningAttention:
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As Mixer.record."""
+        if self._norm_over_ranks is not None:
+            program.refuse_sum_over(self._num_ranks)
         width = self._width
         projected, gate = self._qkv.record(program, x), self._gate.record(program, x)
         qkv, attended, normed = (program.buffer(size) for size in (3 * width, width, width))

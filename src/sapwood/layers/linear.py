@@ -89,6 +89,21 @@ def divide(size: int, group: Group, what: str) -> int:
     return size // group.size
 
 
+def share(number: int, group: Group, what: str) -> tuple[int, int]:
+    """(first, how many) of `number` things that this rank has; neighbours have the same one where
+    ranks outnumber them. ConfigError if the ranks cannot have equally many."""
+    if number >= group.size:
+        own = divide(number, group, what)
+    elif group.size % number:
+        raise ConfigError(
+            f"{what} cannot be shared evenly by {group.size} ranks; choose a --tp-size that is a "
+            f"multiple or a divisor of {number}"
+        )
+    else:
+        own = 1
+    return group.rank * number // group.size, own
+
+
 class Linear:
     """A weight [out, in] and perhaps a bias [out]: filled part by part, then packed.
 

@@ -31,7 +31,9 @@ from sapwood.layers.linear import (
     Part,
     RowParallelLinear,
     divide,
+    share,
 )
+from sapwood.layers.norms_over_ranks import GatedNormOverRanks
 from sapwood.layers.targets import Slice, Target, prefixed
 from sapwood.schema.cache import ACTIVATIONS, RECURRENT, CacheGroup, CacheKind, CacheTensor
 
@@ -88,7 +90,15 @@ class Mamba2Layout:
             kind=CacheKind.STATE,
             layers=layers,
             tensors={
-                "conv": CacheTensor((self.conv_channels, self.conv_length - 1), ACTIVATIONS),
+                "conv": CacheTensor(
+                    (self.conv_channels, self.conv_length - 1),
+                    ACTIVATIONS,
+                    units=(
+                        (self.num_heads, self.head_dim),
+                        (self.num_groups, self.state_size),
+                        (self.num_groups, self.state_size),
+                    ),
+                ),
                 "state": CacheTensor((self.num_heads, self.state_size, self.head_dim), RECURRENT),
             },
         )
@@ -121,25 +131,29 @@ class Mamba2:
         dt_range     as in StateSpace
         factors      of the parts of the first projection: z, x', keys, queries and dt; None: 1
         Raises       ConfigError if the ranks cannot have equally many heads and groups
+
+        Where ranks outnumber the groups of keys and queries, neighbours have the same one.
         """
         group = build.groups.attention
-        if layout.num_groups % group.size:
-            raise ConfigError(
-                f"state space heads in {layout.num_groups} groups cannot be split over "
-                f"{group.size} ranks; choose a --tp-size that divides {layout.num_groups}"
-            )
         self._layer = layer
+        self._num_ranks = group.size
         self._kernels = build.kernels
         self._layout = layout
         self._heads = divide(layout.num_heads, group, f"{layout.num_heads} state space heads")
         self._first_head = group.rank * self._heads
-        groups = layout.num_groups // group.size
+        first_group, groups = share(
+            layout.num_groups, group, f"{layout.num_groups} groups of state space heads"
+        )
         self._width, self._keys = self._heads * layout.head_dim, groups * layout.state_size
         self._channels = self._width + 2 * self._keys
         sizes = (layout.width, layout.width, layout.keys, layout.keys, layout.num_heads)
+        heads, width = (self._first_head, self._heads), (group.rank * self._width, self._width)
+        keys = (first_group * layout.state_size, self._keys)
         own = tuple(
-            Part(name, size, group.rank * (size // group.size), size // group.size)
-            for name, size in zip(("z", "x", "b", "c", "dt"), sizes, strict=True)
+            Part(name, size, *part)
+            for name, size, part in zip(
+                ("z", "x", "b", "c", "dt"), sizes, (width, width, keys, keys, heads), strict=True
+            )
         )
         self._own_sizes = tuple(part.size for part in own)
         arrangement: Arrangement | None = None
@@ -169,11 +183,14 @@ class Mamba2:
             dt_range=dt_range,
         )
         self._norm: GatedNormForm | None = None
+        self._norm_over_ranks: GatedNormOverRanks | None = None
         if norm_eps is not None:
             self._norm = GatedNormForm(
                 group=layout.width // layout.num_groups, eps=norm_eps, norm_first=norms_first
             )
             self._norm_weight = build.empty(self._width)
+            if layout.num_groups < group.size:
+                self._norm_over_ranks = GatedNormOverRanks(group, self._norm, layout.num_groups)
         self._factors: Tensor | None = None
         if factors is not None and set(factors) != {1.0}:
             self._factors = torch.cat(
@@ -224,6 +241,8 @@ class Mamba2:
         )
         if self._norm is None:
             return out
+        if self._norm_over_ranks is not None:
+            return self._norm_over_ranks(out, z, self._norm_weight)
         return self._kernels.gated_rms_norm(out, z, self._norm_weight, self._norm)
 
     def targets(self) -> dict[str, Target]:
@@ -297,6 +316,8 @@ class Mamba2:
         )
         if self._norm is None:
             return self._out.record(program, out)
+        if self._norm_over_ranks is not None:
+            program.refuse_sum_over(self._num_ranks)
         normed = program.buffer(width)
         program.add(
             GatedNorm(

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.recording import (
     Activate,
@@ -185,18 +184,28 @@ class SparseGatedMLP(GatedMLP):
         sparsity: float,
         activation: Activation,
     ) -> None:
-        """Raises ConfigError if there are several ranks: each would see some of the entries."""
-        if build.groups.tp.size > 1:
-            raise ConfigError("sparse gates cannot be split over ranks; leave --tp-size at 1")
+        """sparsity: from 0 to 1, exclusive"""
         super().__init__(build, hidden_size, intermediate_size, activation=activation)
+        self._group = build.groups.tp
         self._deviations = NormalDist().inv_cdf(sparsity)
 
     def _expand(self, x: Tensor) -> Tensor:
         assert self._activation is not None
         gate, up = self._product(x).chunk(2, dim=-1)
-        deviation, mean = torch.std_mean(gate, dim=-1, keepdim=True, correction=0)
+        deviation, mean = self._deviation_and_mean(gate)
         kept = F.relu(gate - (mean + deviation * self._deviations))
         return self._kernels.activate_and_mul(torch.cat((kept, up), dim=-1), self._activation)
+
+    def _deviation_and_mean(self, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """gate [T, this rank's entries] -> [T, 1] each, over the entries of all ranks"""
+        if self._group.size == 1:
+            return torch.std_mean(gate, dim=-1, keepdim=True, correction=0)
+        own = torch.cat(torch.var_mean(gate.float(), dim=-1, keepdim=True, correction=0), dim=-1)
+        # Equally many entries are on each rank.
+        variances, means = self._group.all_gather(own).view(len(gate), -1, 2).unbind(dim=-1)
+        between, mean = torch.var_mean(means, dim=-1, keepdim=True, correction=0)
+        deviation = (variances.mean(dim=-1, keepdim=True) + between).sqrt()
+        return deviation.to(gate.dtype), mean.to(gate.dtype)
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         raise CannotRecord("a recorded step has no sparse gates")

@@ -1,7 +1,9 @@
-"""Normalisation with learned weights. Every rank holds the whole weights."""
+"""Normalisation with learned weights, of rows that a rank has whole. Others are in
+layers/norms_over_ranks.py."""
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -10,7 +12,7 @@ from torch import Tensor
 from sapwood.kernels import recording
 from sapwood.kernels.recording import Buffer, NormColumns, Program, ScaleColumns
 from sapwood.layers.build import Build
-from sapwood.layers.targets import Target, unused, whole
+from sapwood.layers.targets import Slice, Target, unused, whole
 
 
 class Norm(Protocol):
@@ -49,27 +51,38 @@ class RMSNorm:
                     model's dtype
         """
         self.weight = build.empty(size)
+        self._whole_size, self._first = size, 0
         self._is_learned = is_learned
         if not is_learned:
             self.weight.fill_(1.0)
-        self._eps = eps
+        self.eps = eps
         self._adds_one = adds_one
         self._kernels = build.kernels
 
+    def part_of(self, whole_size: int, first: int) -> RMSNorm:
+        """The same, whose weight is the checkpoint's from `first` on, of whole_size entries. Over
+        the whole rows its norm is computed by NormsOverRanks."""
+        other = copy(self)
+        other._whole_size, other._first = whole_size, first
+        return other
+
     def __call__(self, x: Tensor) -> Tensor:
-        return self._kernels.rms_norm(x, self.weight, self._eps)
+        return self._kernels.rms_norm(x, self.weight, self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return self._kernels.add_rms_norm(x, residual, self.weight, self._eps)
+        return self._kernels.add_rms_norm(x, residual, self.weight, self.eps)
 
     def targets(self) -> dict[str, Target]:
-        return {"weight": replace(whole(self.weight), put=self._put)} if self._is_learned else {}
+        if not self._is_learned:
+            return {}
+        part = Slice.unless_whole(0, self._first, self.weight.shape[0], self._whole_size)
+        return {"weight": Target((self._whole_size,), self._put, part=part)}
 
     def _put(self, weight: Tensor) -> None:
         self.weight.copy_(weight.float() + 1.0 if self._adds_one else weight)
 
     def record(self, program: Program, x: Buffer, residual: Buffer | None = None) -> Buffer:
-        return _recorded(program, x, residual, self.weight, None, self._eps, centered=False)
+        return _recorded(program, x, residual, self.weight, None, self.eps, centered=False)
 
     def record_columns(self, program: Program, x: Buffer, first: int) -> None:
         """Add the norm of x's columns from `first` on to a recorded step, in place."""
@@ -82,7 +95,7 @@ class RMSNorm:
                 weight=self.weight,
                 bias=None,
                 centered=False,
-                eps=self._eps,
+                eps=self.eps,
             )
         )
 

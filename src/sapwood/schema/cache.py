@@ -44,21 +44,26 @@ class CacheTensor:
 
     shape  of one token, or of one slot if the group's kind is STATE
     dtype  its name as in base/dtypes, KV, ACTIVATIONS, or RECURRENT
-    split  dimension that ranks share out: heads, or channels. Where ranks outnumber its entries,
+    split  dimension that ranks share out: heads, or channels. Where ranks outnumber its units,
            several have the same one. None: every rank has the whole
+    units  what the split dimension has one after another: (units, entries of each); none: all of
+           its entries, as units of one
     """
 
     shape: tuple[int, ...]
     dtype: str = KV
     split: int | None = 0
+    units: tuple[tuple[int, int], ...] = ()
 
     def of_rank(self, num_ranks: int) -> CacheTensor:
         """One rank's part, of as many ranks."""
         if self.split is None:
             return self
         sizes = list(self.shape)
-        sizes[self.split] = max(1, sizes[self.split] // num_ranks)
-        return replace(self, shape=tuple(sizes))
+        units = self.units or ((sizes[self.split], 1),)
+        own = tuple((max(1, number // num_ranks), entries) for number, entries in units)
+        sizes[self.split] = sum(number * entries for number, entries in own)
+        return replace(self, shape=tuple(sizes), units=own if self.units else ())
 
     @property
     def num_bytes(self) -> int:

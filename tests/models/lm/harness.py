@@ -127,7 +127,7 @@ def make_kv_caches(
     states = {
         layer: tuple(
             torch.full(
-                (num_pages, tensor.shape[0] // size, *tensor.shape[1:]),
+                (num_pages, *tensor.of_rank(size).shape),
                 torch.nan,
                 dtype=torch.float32 if tensor.dtype == RECURRENT else state_dtype,
             )
