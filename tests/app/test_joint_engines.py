@@ -13,7 +13,9 @@ import psutil
 import pytest
 
 from sapwood import LLM
+from sapwood.app.resolving import resolve_config
 from sapwood.base.errors import ConfigError, EngineUnavailable
+from sapwood.schema.config.engine import EngineConfig
 from tests.app.test_logprobs import ask
 from tests.tiny import save_lfm2, save_llama, save_qwen3_moe
 
@@ -97,3 +99,10 @@ def test_joint_engines_answer_as_one_until_one_is_killed(
 def test_the_model_must_be_one_whose_layers_are_apart(make_llm: Callable[..., LLM]) -> None:
     with pytest.raises(ConfigError, match=r"makes embeddings.*leave out --enable-dp-attention"):
         make_llm(**JOINT, is_embedding=True)
+
+
+def test_deepep_says_what_it_lacks_here(tmp_path: Path) -> None:
+    options = {**JOINT, "ep_size": 2, "moe_a2a_backend": "deepep", "device": "cpu"}
+    asked = EngineConfig.of({"model": str(save_qwen3_moe(tmp_path / "model")), **options})
+    with pytest.raises(ConfigError, match=r"deepep cannot be used: it runs on cuda.*backend torch"):
+        resolve_config(asked, home=tmp_path)

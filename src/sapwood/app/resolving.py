@@ -20,6 +20,7 @@ from sapwood.app.model_defaults import (
 )
 from sapwood.app.model_impl import TRANSFORMERS, choose_impl
 from sapwood.base.errors import ConfigError
+from sapwood.distributed import deepep
 from sapwood.kernels.cpu import fast_bfloat16, slower_because
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import Platform, device_memory, find_device, read_platform
@@ -38,7 +39,7 @@ from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
 from sapwood.schema.config.execution import ExecutionConfig
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
 from sapwood.schema.config.model import ModelConfig
-from sapwood.schema.config.parallel import ParallelConfig
+from sapwood.schema.config.parallel import DEEPEP, ParallelConfig
 from sapwood.schema.config.resolve import demand_of, resolve
 from sapwood.schema.kv_events import of_rank
 from sapwood.schema.pooling import Pooling
@@ -242,7 +243,29 @@ def resolve_config(
         replica=replica,
     )
     _check_kv_events(resolved)
+    _check_deepep(resolved)
     return resolved
+
+
+def _check_deepep(resolved: Resolved) -> None:
+    """ConfigError if DeepEP is to send tokens and cannot."""
+    parallel = resolved.config.parallel
+    if parallel.moe_a2a_backend != DEEPEP:
+        return
+    shape = resolved.decoder
+    assert shape.experts is not None, "--ep-size above 1 is refused for models without experts"
+    reason = deepep.why_not(
+        device=resolved.device,
+        dtype=resolved.dtype,
+        num_ranks=parallel.tp_size,
+        row_size=shape.hidden_size,
+        num_chosen=shape.experts.num_per_token,
+    )
+    if reason is not None:
+        raise ConfigError(
+            f"--moe-a2a-backend deepep cannot be used: {reason}. --moe-a2a-backend torch sends "
+            "the same tokens without DeepEP"
+        )
 
 
 def _check_kv_events(resolved: Resolved) -> None:

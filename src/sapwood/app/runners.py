@@ -27,6 +27,7 @@ from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_sche
 from sapwood.app.model_impl import SLOW
 from sapwood.app.rank_member import ALONE, RankMember
 from sapwood.app.resolving import Resolved
+from sapwood.distributed import deepep
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured import CapturePlan
 from sapwood.executor.drafting import DraftMemory
@@ -60,7 +61,8 @@ from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.adapters import AdapterContext
 from sapwood.layers.build import Build, Groups
-from sapwood.layers.expert_exchange import ExpertExchange
+from sapwood.layers.deepep_exchange import DeepEPExchange
+from sapwood.layers.expert_exchange import ExpertExchange, GroupExchange
 from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
@@ -78,6 +80,7 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
 from sapwood.schema.cache import CacheKind, shifted
 from sapwood.schema.config.decision import Decision
+from sapwood.schema.config.parallel import DEEPEP, NO_A2A
 from sapwood.schema.env import environment, home
 from sapwood.schema.pooling import Pooling
 from sapwood.store import open_store
@@ -335,10 +338,19 @@ def _build(resolved: Resolved, member: RankMember) -> Build:
             dtype=resolved.dtype,
             device=resolved.device,
         ),
-        exchange=None
-        if member.counting is None or resolved.config.parallel.moe_a2a_backend == "none"
-        else ExpertExchange(member.tp, member.counting),
+        exchange=_exchange(resolved, member),
     )
+
+
+def _exchange(resolved: Resolved, member: RankMember) -> ExpertExchange | None:
+    backend = resolved.config.parallel.moe_a2a_backend
+    if member.counting is None or backend == NO_A2A:
+        return None
+    if backend == DEEPEP:
+        row_bytes = resolved.decoder.hidden_size * resolved.dtype.itemsize
+        buffer = deepep.open_buffer(member.counting, row_bytes=row_bytes)
+        return DeepEPExchange(buffer, member.counting.size)
+    return GroupExchange(member.tp, member.counting)
 
 
 def _groups(resolved: Resolved, member: RankMember) -> Groups:

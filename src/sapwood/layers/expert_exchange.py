@@ -8,6 +8,7 @@ Source: dispatch and combine as in Lepikhin et al. 2020, arXiv:2006.16668, witho
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +19,25 @@ Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 """As PackedExperts."""
 
 
-class ExpertExchange:
+class ExpertExchange(Protocol):
     """All ranks call it for the same layer at the same time, also a rank without tokens."""
+
+    def __call__(
+        self, x: Tensor, slots: Tensor, weights: Tensor, mix: Mix, *, num_own: int
+    ) -> Tensor:
+        """x [T, size] -> [T, size]: for each token the weighted sum over its experts, wherever they
+        are; partial sums of ranks are added in fp32, in the ranks' order.
+
+        slots    [T, k] int64: the slot that has each chosen expert, among those of all ranks
+        weights  [T, k] fp32; an expert of weight 0 is not asked
+        mix      computes what this rank's experts give for the rows that come to it
+        num_own  slots of each rank
+        """
+        ...
+
+
+class GroupExchange:
+    """An `ExpertExchange` over a group: in shared memory, over gloo or NCCL."""
 
     def __init__(self, group: Group, counting: Group) -> None:
         """group     the ranks over which experts are spread, each with whole experts
@@ -28,15 +46,9 @@ class ExpertExchange:
         self._counting = counting
 
     def __call__(
-        self, x: Tensor, ranks: Tensor, slots: Tensor, weights: Tensor, mix: Mix
+        self, x: Tensor, slots: Tensor, weights: Tensor, mix: Mix, *, num_own: int
     ) -> Tensor:
-        """x [T, size] -> [T, size]: for each token the weighted sum over its experts, wherever they
-        are; partial sums of ranks are added in fp32, in the ranks' order.
-
-        ranks, slots  [T, k]: the rank that has each chosen expert, and its slot there
-        weights       [T, k] fp32; an expert of weight 0 is not asked
-        mix           computes what this rank's experts give for the rows that come to it
-        """
+        ranks, slots = slots // num_own, slots % num_own
         every = torch.arange(self._group.size, device=x.device)
         asks = ((ranks[..., None] == every) & (weights != 0)[..., None]).any(dim=1)
         to, rows = asks.t().nonzero(as_tuple=True)

@@ -106,11 +106,10 @@ class ExpertSlots:
         is_elsewhere = own < 0
         return own.masked_fill(is_elsewhere, 0), weights.masked_fill(is_elsewhere, 0.0)
 
-    def find_everywhere(self, x: Tensor, chosen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(the rank of each choice [T, k], its slot there [T, k]); parameters as in `find`."""
+    def find_everywhere(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The slot of each choice [T, k], among those of all ranks; parameters as in `find`."""
         self._count(chosen, weights)
-        slots, num_own = self._looked_up(self._slots, x, chosen), self.share.num_own
-        return slots // num_own, slots % num_own
+        return self._looked_up(self._slots, x, chosen)
 
     def _count(self, chosen: Tensor, weights: Tensor) -> None:
         if self.counts is not None:

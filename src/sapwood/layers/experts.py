@@ -212,8 +212,8 @@ class Experts:
         """What all ranks' experts give for `taken`, [T, size]; x is what the router was given."""
         mix = self._mix_of_weighed if self._weighs_inputs else self._experts
         if self._exchange is not None:
-            ranks, slots = self.slots.find_everywhere(x, chosen, weights)
-            return self._exchange(taken, ranks, slots, weights, mix)
+            slots = self.slots.find_everywhere(x, chosen, weights)
+            return self._exchange(taken, slots, weights, mix, num_own=self.slots.share.num_own)
         chosen, weights = self.slots.find(x, chosen, weights)
         if self._adapted is None:
             out = mix(taken, chosen, weights)
@@ -225,7 +225,8 @@ class Experts:
         """Compute what other ranks ask of this one, which has no rows of its own."""
         mix = self._mix_of_weighed if self._weighs_inputs else self._experts
         none = torch.empty(0, self._router.num_chosen, dtype=torch.int64, device=x.device)
-        exchange(x.new_empty(0, self._sizes[0]), none, none, none.float(), mix)
+        num_own = self.slots.share.num_own
+        exchange(x.new_empty(0, self._sizes[0]), none, none.float(), mix, num_own=num_own)
         return x
 
     def _routed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

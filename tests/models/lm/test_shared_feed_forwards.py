@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
+from sapwood.distributed import deepep
 from sapwood.distributed.groups import Group
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.build import Build, Groups
-from sapwood.layers.expert_exchange import ExpertExchange
+from sapwood.layers.deepep_exchange import DeepEPExchange
+from sapwood.layers.expert_exchange import ExpertExchange, GroupExchange
 from sapwood.layers.shared_rows import SharedRows
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.assign import load_weights
 from sapwood.models.registry import read_decoder
+from tests.distributed import standin_deepep
 from tests.models.lm.cases import CASES, peer_of
 from tests.models.lm.harness import CPU, Session, make_decoder
 from tests.models.lm.peer import random_text
@@ -55,6 +58,7 @@ def shared_decoder(
     splits_head: bool = True,
     spreads_experts: bool = False,
     sends_rows: bool = False,
+    with_deepep: bool = False,
     num_redundant: int = 0,
 ) -> Decoder:
     config = read_decoder(hf_config)
@@ -65,6 +69,10 @@ def shared_decoder(
         head=group if splits_head else None,
         expert=Group() if spreads_experts else None,
     )
+    exchange: ExpertExchange | None = GroupExchange(group, group) if sends_rows else None
+    if with_deepep:
+        buffer = deepep.open_buffer(group, row_bytes=4 * config.hidden_size, library=standin_deepep)
+        exchange = DeepEPExchange(buffer, group.size)
     build = Build(
         kernels=TorchKernels(),
         device=CPU,
@@ -72,7 +80,7 @@ def shared_decoder(
         groups=groups,
         rows=rows,
         num_redundant_experts=num_redundant,
-        exchange=ExpertExchange(group, group) if sends_rows else None,
+        exchange=exchange,
     )
     model = Decoder.of(config, build)
     load_weights(model, ((model.checkpoint_name(name), one) for name, one in weights.items()))
@@ -147,6 +155,8 @@ SENT = {"spreads_experts": True, "sends_rows": True}
         ("longcat_flash", SENT),  # experts that give what they take
         ("nemotron_h, experts", SENT),
         ("qwen3_moe", SENT | {"size": 4, "num_redundant": 2}),
+        ("deepseek_v3", {"spreads_experts": True, "with_deepep": True}),
+        ("llama4", {"spreads_experts": True, "with_deepep": True, "num_redundant": 1}),
     ],
 )
 def test_tokens_that_are_sent_to_their_experts(case: str, how: dict[str, Any]) -> None:

@@ -15,9 +15,10 @@ BALANCE_METHODS = (
     *("auto", "round_robin", "total_requests", "total_tokens", "prefix_aware"),
     *_OLD_NAMES,
 )
-A2A_BACKENDS = ("none", "torch")
+A2A_BACKENDS = NO_A2A, TORCH_A2A, DEEPEP = ("none", "torch", "deepep")
+DEEPEP_MODES = ("auto", "normal")
 PLACEMENTS = LOCAL, RAY = ("local", "ray")
-_LIBRARIES = ("deepep", "mooncake", "nixl", "mori", "ascend_fuseep", "flashinfer")
+_LIBRARIES = ("mooncake", "nixl", "mori", "ascend_fuseep", "flashinfer")
 """Which SGLang sends tokens with, besides."""
 
 
@@ -74,8 +75,15 @@ class ParallelConfig:
         "none",
         "With --enable-dp-attention, how a token gets to the ranks that have its experts: torch, "
         "each rank sends tokens only to the ranks whose experts they chose (all-to-all: in shared "
-        "memory, over gloo or NCCL); none, all ranks gather all tokens, and add up.",
+        "memory, over gloo or NCCL); deepep, likewise, with the library DeepEP between GPUs that "
+        "NVLink joins; none, all ranks gather all tokens, and add up.",
         choices=A2A_BACKENDS,
+    )
+    deepep_mode: str = option(
+        "auto",
+        "How DeepEP sends tokens: normal, each rank waits until it knows how many come. auto: "
+        "normal.",
+        choices=DEEPEP_MODES,
     )
     ep_num_redundant_experts: int = option(
         0,
@@ -152,7 +160,12 @@ class ParallelConfig:
         if self.moe_a2a_backend in _LIBRARIES:
             raise ConfigError(
                 f"--moe-a2a-backend {self.moe_a2a_backend} is no library that sapwood calls; "
-                "use torch, which sends tokens over NCCL between GPUs"
+                "use torch, which sends tokens over NCCL between GPUs, or deepep"
+            )
+        if self.deepep_mode == "low_latency":
+            raise ConfigError(
+                "--deepep-mode low_latency is not implemented: it has room for the same number of "
+                "tokens for each expert, however few come; use normal"
             )
         check_options(self)
         for name in ("tp_size", "pp_size", "nnodes"):
@@ -192,13 +205,18 @@ class ParallelConfig:
                 "--ep-num-redundant-experts, --enable-eplb and --init-expert-location are for "
                 "experts that are spread over ranks; set --tp-size and --ep-size, or leave them out"
             )
-        if self.moe_a2a_backend != "none" and not (
+        if self.moe_a2a_backend != NO_A2A and not (
             self.enable_dp_attention and self.ep_size == self.tp_size
         ):
             raise ConfigError(
                 f"--moe-a2a-backend {self.moe_a2a_backend} sends tokens between ranks that have "
                 "requests and experts of their own; set --enable-dp-attention, and --ep-size to "
                 f"--tp-size, which is {self.tp_size}, or leave it out"
+            )
+        if self.deepep_mode != "auto" and self.moe_a2a_backend != DEEPEP:
+            raise ConfigError(
+                f"--deepep-mode {self.deepep_mode} does nothing without --moe-a2a-backend deepep; "
+                "give both or neither"
             )
         if self.eplb_rebalance_num_iterations < 1:
             raise ConfigError(
