@@ -45,6 +45,7 @@ class Stub:
     def __init__(self, name: str, *, models: Sequence[str] = ("m",)) -> None:
         self.name = name
         self.models = list(models)
+        self.context: int | None = None
         self.behaviour: str | int = "ok"
         self.health: str | int = 200
         self.num_events = 3
@@ -76,7 +77,11 @@ class Stub:
             await _json(send, {}, self.health)
             return
         if path == "/v1/models":
-            data = [{"id": model, "object": "model", "owned_by": "stub"} for model in self.models]
+            told = {} if self.context is None else {"max_model_len": self.context}
+            data = [
+                {"id": model, "object": "model", "owned_by": "stub", **told}
+                for model in self.models
+            ]
             await _json(send, {"object": "list", "data": data})
             return
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}

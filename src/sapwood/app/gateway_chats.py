@@ -11,7 +11,7 @@ import functools
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -22,7 +22,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sapwood.app.gateway_parsing import parsing_dialect
 from sapwood.app.model_defaults import sampling_defaults
-from sapwood.base.errors import ConfigError, NotFound, SapwoodError, UnsupportedFeature
+from sapwood.base.errors import (
+    ConfigError,
+    InvalidRequest,
+    NotFound,
+    SapwoodError,
+    UnsupportedFeature,
+)
 from sapwood.frontends.anthropic.messages import count_tokens, create_message
 from sapwood.frontends.openai.chat import chat_completions
 from sapwood.frontends.responses.service import Responses
@@ -34,6 +40,7 @@ from sapwood.gateway.proxy import Forwarded
 from sapwood.gateway.routing_fields import routing_fields
 from sapwood.gateway.tokenizers.registry import UNNAMED, Loaded, Tokenizers
 from sapwood.gateway.tokenizers.served import ServedTokenizers
+from sapwood.gateway.worker import WorkerState
 from sapwood.http.body import body_limits, parse_object, read_bytes
 from sapwood.http.endpoints import Handler
 from sapwood.http.errors import error_response, openai_body
@@ -45,30 +52,40 @@ Make = Callable[[Request, Services], Awaitable[Response]]
 """One endpoint of a dialect: answers a request by these services."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """By what the chats of one model are made; a tokenizer has the same parsers all its life."""
+
+    loaded: Loaded
+    tool_parser: str
+    reasoning_parser: str
+
+
 class GatewayChats:
     """The endpoints of chats. A request about a model without a tokenizer goes to a worker, and so
-    do all where the options name no parser.
+    do all where neither the options nor the model's workers name a parser.
 
     Raises ConfigError for a parser that is not known
     """
 
-    def __init__(self, config: GatewayConfig, tokenizers: Tokenizers, proxy: Proxy) -> None:
+    def __init__(self, config: GatewayConfig, served: ServedTokenizers, proxy: Proxy) -> None:
         self._config = config
-        self._tokenizers = tokenizers
+        self._tokenizers: Tokenizers = served.registry
+        self._brought = served.brought
         self._proxy = proxy
         self._created = int(time.time())
         self._made: WeakKeyDictionary[Loaded, Services] = WeakKeyDictionary()
         self._default: Loaded | None = None
         formats = AnswerFormats()
         if config.makes_chats:
-            self._default = default = tokenizers.of_model("", is_only=True)
+            self._default = default = self._tokenizers.of_model("", is_only=True)
             assert default is not None, "the options name a tokenizer"
             if default.template is None:
                 raise ConfigError(
                     f"{config.tokenizer_source} has no chat template, so that the gateway cannot "
                     "make chats; give --chat-template"
                 )
-            formats = self._services_of(default).formats
+            formats = self._services_of(_Model(default, *self._parsers)).formats
         self.dialect = parsing_dialect(formats)
         self.handlers: Mapping[str, Handler] = {
             path: functools.partial(self._answer, make)
@@ -80,33 +97,75 @@ class GatewayChats:
         }
 
     def respond(self, request: Request, body: bytes) -> Response:
-        if not self._config.makes_chats:
+        if not self._makes_chats:
             return Forwarded(self._proxy, request, body=body)
         return _Made(body, request, functools.partial(self._answer, _response))
 
     async def _answer(self, make: Make, request: Request) -> Response:
-        if not self._config.makes_chats:
+        if not self._makes_chats:
             return Forwarded(self._proxy, request)
         raw = await read_bytes(request)
-        model = routing_fields(raw).model or ""
-        base_models = self._proxy.fleet.base_models
-        loaded = self._tokenizers.of_model(model, is_only=base_models <= {model})
-        if loaded is None or loaded.template is None:
+        name = self._named(routing_fields(raw).model or "")
+        model = self._model(name)
+        if model is None:
             return Forwarded(self._proxy, request, body=raw)
-        model = "" if model in UNNAMED else model
+        base_models = self._proxy.fleet.base_models
         # Of this request alone: its engine sends the request's headers to the workers.
         id_ = request_id(
             request.scope["headers"], self._proxy.limits.id_headers, os.urandom(16).hex().encode()
         )
         named = {**request.scope, "headers": [*request.scope["headers"], (REQUEST_ID, id_)]}
-        engine = PlainEngine(self._proxy, named, model)
+        engine = PlainEngine(self._proxy, named, name)
         services = replace(
-            self._services_of(loaded),
+            self._services_of(model),
             engine=engine,
-            generator=self._generator(engine, loaded),
-            model_name=model or min(base_models, default=self._config.tokenizer_source or ""),
+            generator=self._generator(engine, model.loaded),
+            model_name=name or min(base_models, default=self._config.tokenizer_source or ""),
         )
         return _Named(await make(_with_body(request.scope, raw, request.receive), services), id_)
+
+    @property
+    def _makes_chats(self) -> bool:
+        return self._config.makes_chats or self._brought.makes_chats
+
+    @property
+    def _parsers(self) -> tuple[str, str]:
+        """Those of the options, for models whose workers bring none."""
+        return self._config.tool_call_parser or AUTO, self._config.reasoning_parser or AUTO
+
+    def _named(self, name: str) -> str:
+        """The model that a request means; "": whatever the workers serve.
+
+        Raises InvalidRequest if the request must say which
+        """
+        fleet = self._proxy.fleet
+        if name in fleet.base_models or name not in UNNAMED:
+            return name
+        if len(fleet.base_models) < 2:
+            return ""
+        ready = [worker for worker in fleet if worker.state is WorkerState.READY]
+        models = frozenset[str]().union(*(worker.base_models for worker in ready))
+        if len(models) > 1:
+            known = ", ".join(sorted(models)[:20])
+            raise InvalidRequest(
+                f"the workers serve several models; name one of them in model: {known}",
+                param="model",
+            )
+        return next(iter(models), "")
+
+    def _model(self, name: str) -> _Model | None:
+        """The model of that name; None: the workers make its chats themselves."""
+        base_models = self._proxy.fleet.base_models
+        brought = self._brought.chats_of(name or next(iter(base_models), ""))
+        if brought is not None:
+            loaded, parts = brought
+            return _Model(loaded, parts.tool_parser or AUTO, parts.reasoning_parser or AUTO)
+        if not self._config.makes_chats:
+            return None
+        found = self._tokenizers.of_model(name, is_only=base_models <= {name})
+        if found is None or found.template is None:
+            return None
+        return _Model(found, *self._parsers)
 
     def _generator(self, engine: PlainEngine, loaded: Loaded) -> TextGenerator:
         async def encode(text: str, add_special_tokens: bool) -> list[int]:
@@ -116,8 +175,9 @@ class GatewayChats:
 
         return TextGenerator(engine, loaded.tokenizer, encode=encode)
 
-    def _services_of(self, loaded: Loaded) -> Services:
-        """What requests about that tokenizer's model have in common."""
+    def _services_of(self, model: _Model) -> Services:
+        """What requests about the model have in common."""
+        loaded = model.loaded
         made = self._made.get(loaded)
         if made is not None:
             return made
@@ -131,8 +191,8 @@ class GatewayChats:
             tokenizer=loaded.tokenizer,
             template=loaded.template,
             formats=AnswerFormats.of_model(
-                tool_call_parser=self._config.tool_call_parser or AUTO,
-                reasoning_parser=self._config.reasoning_parser or AUTO,
+                tool_call_parser=model.tool_parser,
+                reasoning_parser=model.reasoning_parser,
                 template=loaded.template,
             ),
             model_name=str(loaded.directory),
@@ -219,4 +279,4 @@ async def _response(request: Request, services: Services) -> Response:
 
 
 def make_chats(config: GatewayConfig, tokenizers: ServedTokenizers, proxy: Proxy) -> GatewayChats:
-    return GatewayChats(config, tokenizers.registry, proxy)
+    return GatewayChats(config, tokenizers, proxy)

@@ -96,6 +96,7 @@ class Gateway:
             max_wait_s=config.queue_timeout_secs,
             max_per_second=config.rate_limit_tokens_per_second,
         )
+        self._tokenizers = _tokenizers(config)
         self._kv_watch = _kv_watch() if config.follow_kv_events else None
         watch = self._kv_watch
         self.fleet = Fleet(
@@ -103,6 +104,7 @@ class Gateway:
             make_policies(config, rng, None if watch is None else watch.follower.known),
             on_removed=self.metrics.forget,
             on_change=_nothing if watch is None else watch.changed,
+            parts=None if self._tokenizers is None else self._tokenizers.brought,
         )
         self.metrics.kv_events = None if watch is None else watch.follower
         self.metrics.workers = lambda: self.fleet
@@ -135,7 +137,6 @@ class Gateway:
         if config.mcp_config_path is not None:
             self._tools = _tools(config, config.mcp_config_path, self.metrics)
         self._modules: Middleware | None = _modules(config) if config.enable_wasm else None
-        self._tokenizers = _tokenizers(config)
         own: dict[str, Handler] = {}
         chats: Chats | None = None
         if self._tokenizers is not None:

@@ -14,6 +14,7 @@ from sapwood.base.errors import EngineUnavailable, InvalidRequest, NotFound
 from sapwood.gateway.breaker import BreakerLimits
 from sapwood.gateway.client import tls_context
 from sapwood.gateway.health import HealthWatch
+from sapwood.gateway.model_parts import NoParts, PartsKeeper
 from sapwood.gateway.policies.interface import Policy, PrefixCounts
 from sapwood.gateway.worker import Worker, WorkerSpec, WorkerState, WorkerType, worker_id
 from sapwood.schema.config.gateway import GatewayConfig
@@ -22,6 +23,11 @@ log = logging.getLogger(__name__)
 
 MAX_WORKERS = 4096
 MAX_CONTEXT = 2**31 - 1
+FIXED = (
+    *("url", "runtime", "model_id", "worker_type"),
+    *("tokenizer_path", "chat_template", "tool_parser", "reasoning_parser"),
+)
+"""Fields of a worker that cannot be changed while it is there."""
 
 Clock = Callable[[], float]
 
@@ -33,6 +39,7 @@ class Fleet:
     clock       seconds of a monotonic clock, for circuit breakers
     on_removed  called when a worker is gone
     on_change   called when a worker's state has changed, or what it serves
+    parts       holds the tokenizers and parsers that workers bring
     """
 
     def __init__(
@@ -43,11 +50,13 @@ class Fleet:
         clock: Clock = time.monotonic,
         on_removed: Callable[[Worker], None] = lambda worker: None,
         on_change: Callable[[Worker], None] = lambda worker: None,
+        parts: PartsKeeper | None = None,
     ) -> None:
         self.policies = policies
         self.clock = clock
         self._on_removed = on_removed
         self._on_change = on_change
+        self._parts = parts or NoParts()
         self._config = config
         files = (config.worker_ca_certs, config.worker_certfile, config.worker_keyfile)
         # Read at once, so that a wrong file ends the start; without files only TLS needs a context.
@@ -56,7 +65,7 @@ class Fleet:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._models: frozenset[str] = frozenset()
         self._base_models: frozenset[str] = frozenset()
-        self._max_model_len: int | None = None
+        self._contexts: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
@@ -77,7 +86,11 @@ class Fleet:
     @property
     def max_model_len(self) -> int | None:
         """The shortest context of the workers, in tokens; None: none says how long its own is."""
-        return self._max_model_len
+        return min(self._contexts.values(), default=None)
+
+    def context_of(self, model: str) -> int | None:
+        """The shortest context of the workers that serve the model; "": of all workers."""
+        return self._contexts.get(model) if model else self.max_model_len
 
     @property
     def is_ready(self) -> bool:
@@ -142,16 +155,17 @@ class Fleet:
             connect_timeout_s=config.worker_connect_timeout_secs,
             tls=self._tls,
         )
+        self._parts.add(worker)
         self._workers[worker.id] = worker
-        watch = HealthWatch(worker, config, self._changed)
+        watch = HealthWatch(worker, config, self._changed, self._parts.prepare)
         self._start_task(worker, watch.run())
         self._changed(worker)
         return worker
 
     def update(self, id_: str, changes: dict[str, Any]) -> Worker:
-        """Change fields of a worker's spec; its url, runtime and model are fixed."""
+        """Change fields of a worker's spec; `FIXED` ones stay."""
         worker = self.find(id_)
-        for name in ("url", "runtime", "model_id", "worker_type"):
+        for name in FIXED:
             if name in changes:
                 raise InvalidRequest(
                     f"{name} cannot be changed; remove the worker and add another", param=name
@@ -244,6 +258,7 @@ class Fleet:
         worker.move_to(WorkerState.REMOVED)
         worker.pool.close()
         self.forget(worker)
+        self._parts.remove(worker)
         del self._workers[worker.id]
         self._tasks.pop(worker.id)
         self._changed(worker)
@@ -257,11 +272,12 @@ class Fleet:
 
     def _changed(self, worker: Worker) -> None:
         self._models = frozenset().union(*(worker.models for worker in self))
-        cards = [card for worker in self for card in worker.cards]
-        self._base_models = frozenset(str(card["id"]) for card in cards if not card.get("parent"))
-        lengths = [card.get("max_model_len") for card in cards]
-        known = [one for one in lengths if isinstance(one, int) and 0 < one <= MAX_CONTEXT]
-        self._max_model_len = min(known, default=None)
+        self._base_models = frozenset().union(*(worker.base_models for worker in self))
+        self._contexts = {}
+        for card in (card for worker in self for card in worker.cards):
+            model, length = str(card["id"]), card.get("max_model_len")
+            if isinstance(length, int) and 0 < length <= MAX_CONTEXT:
+                self._contexts[model] = min(length, self._contexts.get(model, length))
         if worker.state is WorkerState.UNHEALTHY:
             # Whoever comes back from being down has probably an empty cache.
             self.forget(worker)

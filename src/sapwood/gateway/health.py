@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from sapwood.base.errors import SapwoodError
 from sapwood.gateway.client import WorkerFailure
 from sapwood.gateway.own_requests import get
 from sapwood.gateway.worker import EXTERNAL_HEALTH_PATH, Worker, WorkerSpec, WorkerState
@@ -53,14 +54,20 @@ class HealthWatch:
     """Checks one worker until it is cancelled.
 
     on_change  called when the worker's state has changed, or the models that it serves
+    prepare    awaited before the worker gets requests; raises SapwoodError if it cannot get any
     """
 
     def __init__(
-        self, worker: Worker, config: GatewayConfig, on_change: Callable[[Worker], None]
+        self,
+        worker: Worker,
+        config: GatewayConfig,
+        on_change: Callable[[Worker], None],
+        prepare: Callable[[Worker], Awaitable[None]],
     ) -> None:
         self._worker = worker
         self._config = config
         self._on_change = on_change
+        self._prepare = prepare
 
     @property
     def _limits(self) -> HealthLimits:
@@ -69,8 +76,7 @@ class HealthWatch:
 
     async def run(self) -> None:
         if self._limits.is_off:
-            await self._learn_models()
-            self._move_to(WorkerState.READY)
+            await self._become_ready()
             return
         if not await self._start():
             return
@@ -87,18 +93,29 @@ class HealthWatch:
                 self._move_to(WorkerState.UNHEALTHY)
                 self._worker.give_up_unanswered(f"the worker is down: {self._worker.last_error}")
             elif state is WorkerState.UNHEALTHY and num_successes >= limits.successes:
-                await self._learn_models()
-                self._move_to(WorkerState.READY)
+                await self._become_ready()
 
     async def _start(self) -> bool:
-        """Wait for the first good check; whether it has come in time."""
+        """Wait for the first good check; whether it has come in time, and the worker is ready."""
         deadline_s = asyncio.get_running_loop().time() + self._limits.startup_timeout_s
         while not await self._is_healthy():
             if asyncio.get_running_loop().time() >= deadline_s:
                 self._move_to(WorkerState.FAILED)
                 return False
             await asyncio.sleep(self._limits.startup_interval_s)
+        return await self._become_ready()
+
+    async def _become_ready(self) -> bool:
+        """A worker that cannot be prepared has failed, or stays unhealthy."""
+        worker = self._worker
         await self._learn_models()
+        try:
+            await self._prepare(worker)
+        except SapwoodError as error:
+            worker.last_error = error.message
+            if worker.state is WorkerState.STARTING:
+                self._move_to(WorkerState.FAILED)
+            return False
         self._move_to(WorkerState.READY)
         return True
 
@@ -115,8 +132,6 @@ class HealthWatch:
         return True
 
     async def _learn_models(self) -> None:
-        if self._worker.spec.model_id is not None:
-            return
         try:
             status, body = await get(self._worker, "/v1/models", self._limits.timeout_s)
         except WorkerFailure as error:

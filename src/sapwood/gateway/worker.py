@@ -14,6 +14,7 @@ import msgspec
 from sapwood.base.errors import InvalidRequest
 from sapwood.gateway.breaker import Breaker, BreakerLimits
 from sapwood.gateway.client import Answer, NotConnected, Origin, Pool
+from sapwood.gateway.model_parts import ModelParts
 from sapwood.schema.config.gateway import GatewayConfig
 
 Runtime = Literal["sapwood", "sglang", "vllm", "external"]
@@ -34,6 +35,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     worker_type     "prefill" reads prompts, and "decode" generates from what that has read
     bootstrap_port  where a prefill worker is asked for keys and values; None: the engines' default
     runtime   "external": a service that only has OpenAI's paths, asked for /v1/models as its health
+    tokenizer_path, chat_template, tool_parser, reasoning_parser
+              by these the gateway makes the chats of its model (`gateway/model_parts.py`)
     labels    shown; two of them say where KV events come from (`gateway/kv_watch.py`)
     health_…  None: as the gateway's options say
     """
@@ -46,6 +49,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     worker_type: WorkerType = "regular"
     bootstrap_port: int | None = None
     runtime: Runtime = "sapwood"
+    tokenizer_path: str | None = None
+    chat_template: str | None = None
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
     labels: dict[str, str] = {}
     health_check_timeout_secs: float | None = None
     health_check_interval_secs: float | None = None
@@ -83,6 +90,36 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if len(self.labels) > MAX_LABELS:
             raise InvalidRequest(f"a worker has at most {MAX_LABELS} labels", param="labels")
+        self._check_parts()
+
+    @property
+    def parts(self) -> ModelParts | None:
+        """By what the gateway makes the chats of the worker's model; None: the worker says none."""
+        if self.tokenizer_path is None:
+            return None
+        return ModelParts(
+            tokenizer_path=self.tokenizer_path,
+            chat_template=self.chat_template,
+            tool_parser=self.tool_parser,
+            reasoning_parser=self.reasoning_parser,
+        )
+
+    def _check_parts(self) -> None:
+        if self.parts is None:
+            for name in ("chat_template", "tool_parser", "reasoning_parser"):
+                if getattr(self, name) is not None:
+                    raise InvalidRequest(
+                        f"{name} needs the model's tokenizer at the gateway; give tokenizer_path",
+                        param=name,
+                    )
+            return
+        self.parts.check()
+        if self.parts.makes_chats and self.runtime in ("vllm", "external"):
+            raise InvalidRequest(
+                f"chats are made at the gateway of an engine's /generate, which {self.runtime} has "
+                "not; leave tool_parser and reasoning_parser out",
+                param="runtime",
+            )
 
 
 def first_workers(config: GatewayConfig) -> tuple[WorkerSpec, ...]:
@@ -161,9 +198,14 @@ class Worker:
     def learn(self, cards: list[dict[str, Any]]) -> None:
         """The worker has said what it serves; a model_id in the spec counts more."""
         if self.spec.model_id is not None:
-            cards = [{"id": self.spec.model_id, "object": "model", "owned_by": "sapwood"}]
+            cards = [_named(self.spec.model_id, cards)]
         self.cards = tuple(cards)
         self.models = frozenset(str(card["id"]) for card in cards)
+
+    @property
+    def base_models(self) -> frozenset[str]:
+        """Its models without the adapters of models."""
+        return frozenset(str(card["id"]) for card in self.cards if not card.get("parent"))
 
     def move_to(self, state: WorkerState) -> None:
         if state not in _NEXT[self.state]:
@@ -211,3 +253,13 @@ class Worker:
 
 def worker_id(url: str) -> str:
     return str(uuid5(NAMESPACE_URL, url.rstrip("/")))
+
+
+def _named(model_id: str, cards: list[dict[str, Any]]) -> dict[str, Any]:
+    """The card of a model that the spec names, with the context that the worker tells of it."""
+    card = {"id": model_id, "object": "model", "owned_by": "sapwood"}
+    bases = [one for one in cards if not one.get("parent")]
+    own = [one for one in bases if one["id"] == model_id] or bases
+    if len(own) == 1 and "max_model_len" in own[0]:
+        card["max_model_len"] = own[0]["max_model_len"]
+    return card

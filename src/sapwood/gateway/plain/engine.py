@@ -54,7 +54,7 @@ class PlainEngine:
     def __init__(self, proxy: Proxy, scope: Scope, model: str) -> None:
         self._proxy = proxy
         self._model = model
-        self._max_model_len = proxy.fleet.max_model_len
+        self._max_model_len = proxy.fleet.context_of(model)
         kept = [pair for pair in scope["headers"] if pair[0] not in _NOT_SENT]
         self._scope = {
             **scope,

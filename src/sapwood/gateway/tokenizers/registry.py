@@ -75,6 +75,7 @@ class Entry:
     chat_template  file, built-in name or text of a template that replaces the tokenizer's own
     message        what has become of it
     loaded         set when it can be used
+    is_brought     whether it stays and goes with workers that named it
     """
 
     name: str
@@ -84,6 +85,7 @@ class Entry:
     status: Status = Status.PENDING
     message: str = "the tokenizer waits to be loaded"
     loaded: Loaded | None = None
+    is_brought: bool = False
 
     def move_to(self, status: Status, message: str) -> None:
         if status not in _NEXT[self.status]:
@@ -104,7 +106,7 @@ class Tokenizers:
         # Loading is apart, so that a large file does not hold up requests.
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="load-tokenizer")
         self._encoding = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="tokenize")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._num_waiting = 0
         self._num_waiting_characters = 0
 
@@ -120,7 +122,14 @@ class Tokenizers:
         self._entries[entry.id] = self._default = entry
         return entry.loaded
 
-    def add(self, name: str, source: str, chat_template: str | None = None) -> Entry:
+    def add(
+        self,
+        name: str,
+        source: str,
+        chat_template: str | None = None,
+        *,
+        is_brought: bool = False,
+    ) -> Entry:
         """A new entry, which is loaded in the background. InvalidRequest if there can be none."""
         if not _NAME.fullmatch(name):
             raise InvalidRequest(
@@ -128,6 +137,8 @@ class Tokenizers:
                 param="name",
             )
         known = next((entry for entry in self if entry.name == name), None)
+        if known is not None and known.is_brought:
+            raise _is_workers(known)
         if known is not None and known.status is not Status.FAILED:
             raise InvalidRequest(
                 f"there is a tokenizer named {name!r} already; delete it first, by DELETE "
@@ -138,12 +149,18 @@ class Tokenizers:
             del self._entries[known.id]
         if len(self._entries) >= MAX_TOKENIZERS:
             raise InvalidRequest(f"there are {MAX_TOKENIZERS} tokenizers, which is the limit")
-        entry = Entry(name=name, source=source, chat_template=chat_template)
+        entry = Entry(name=name, source=source, chat_template=chat_template, is_brought=is_brought)
         self._entries[entry.id] = entry
         task = asyncio.get_running_loop().create_task(self._load_later(entry))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[entry.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(entry.id))
         return entry
+
+    async def settled(self, entry: Entry) -> None:
+        """Returns when the entry is loaded, or has failed."""
+        task = self._tasks.get(entry.id)
+        if task is not None:
+            await asyncio.wait([task])
 
     def find(self, key: str) -> Entry:
         """The entry with that id or name. NotFound if there is none."""
@@ -154,11 +171,18 @@ class Tokenizers:
         return found
 
     def remove(self, key: str) -> Entry:
+        """The entry, which is forgotten. NotFound; InvalidRequest if workers have brought it."""
         entry = self.find(key)
+        if entry.is_brought:
+            raise _is_workers(entry)
         del self._entries[entry.id]
         if entry is self._default:
             self._default = None
         return entry
+
+    def release(self, entry: Entry) -> None:
+        """The last worker that brought the entry is gone."""
+        del self._entries[entry.id]
 
     def of_model(self, model: str, *, is_only: bool) -> Loaded | None:
         """The tokenizer of that name, or else the default one; None: there is none for the model.
@@ -239,9 +263,10 @@ class Tokenizers:
         )
 
     async def close(self) -> None:
-        for task in list(self._tasks):
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for threads in (self._loading, self._encoding):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -308,3 +333,11 @@ def check_length(num_characters: int, param: str) -> None:
             "for one request; shorten it",
             param=param,
         )
+
+
+def _is_workers(entry: Entry) -> InvalidRequest:
+    return InvalidRequest(
+        f"the tokenizer {entry.name!r} belongs to the workers of that model, and goes with the "
+        "last one that named it",
+        param="name",
+    )

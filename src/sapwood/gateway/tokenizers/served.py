@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sapwood.gateway.exchange import Proxy
 from sapwood.gateway.fleet import Fleet
+from sapwood.gateway.tokenizers.brought import BroughtParts
 from sapwood.gateway.tokenizers.cache import CacheCounts, CacheLimits
 from sapwood.gateway.tokenizers.prompts import PromptIds
 from sapwood.gateway.tokenizers.registry import Tokenizers
@@ -16,6 +17,8 @@ from sapwood.schema.config.gateway_tokenizing import TokenizingConfig
 
 class ServedTokenizers:
     """The registry, with the tokenizer that the options name, and its routes.
+
+    brought  what workers bring into it
 
     Raises ModelSourceError or ConfigError if that tokenizer cannot be loaded
     """
@@ -29,6 +32,7 @@ class ServedTokenizers:
                 ),
             )
         )
+        self.brought = BroughtParts(self.registry)
         if config.tokenizer_source is not None:
             name = config.model_path or config.tokenizer_source
             self.registry.load_default(name, config.tokenizer_source, config.chat_template)
