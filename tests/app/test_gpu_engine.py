@@ -13,6 +13,7 @@ from sapwood.app import gpu, resolving, runners, wiring
 from sapwood.app.loading import LoadWatch
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.errors import ConfigError
+from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.launch import QueuedExecutor
 from sapwood.kernels import registry
 from sapwood.schema.config.engine import EngineConfig
@@ -34,7 +35,7 @@ OPTIONS = {
     "skip_server_warmup": True,
     "context_length": 64,
 }
-MODULE = "tests.executor.test_captured:DeviceStyle"
+MODULE = "tests.executor.device_style:DeviceStyle"
 
 
 class PretendedMemory:
@@ -190,7 +191,7 @@ def test_sizes_that_no_step_can_have(
     execution = replace(resolved.config.execution, **options)
     with pytest.raises(ConfigError, match=message):
         gpu.capture_plan(
-            replace(resolved.config, execution=execution), resolved.decoder, spare_page=9
+            replace(resolved.config, execution=execution), resolved.decoder, CachePlaces(), (9,)
         )
 
 

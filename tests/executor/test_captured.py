@@ -14,12 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sapwood.executor.captured import (
-    SHARING_FROM,
-    CapturedSteps,
-    CapturePlan,
-    capture_steps,
-)
+from sapwood.executor.cache_inputs import SparePlaces
+from sapwood.executor.captured import SHARING_FROM, CapturedSteps, capture_steps
+from sapwood.executor.captured_memory import CapturePlan
 from sapwood.kernels.capture import capture, capture_on
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.recording import CannotRecord
@@ -30,6 +27,7 @@ from sapwood.layers.build import Build
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import read_decoder
+from tests.executor.device_style import DeviceStyle
 from tests.executor.recording_capture import HostLooked, RecordingCapture
 from tests.models.lm.harness import NewTokens, make_batch, make_decoder, make_kv_caches
 from tests.tiers import examples
@@ -47,52 +45,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class DeviceStyle(TorchKernels):
-    """Decodes read the batch's sizes from its tensors alone, as kernels of a GPU do."""
-
-    can_be_captured = True
-    isa = ""
-
-    def paged_attention(
-        self,
-        q: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        batch: AttentionBatch,
-        *more: Any,
-    ) -> Tensor:
-        if batch.num_decodes != len(batch.query_lens):
-            return super().paged_attention(q, key_cache, value_cache, batch, *more)
-        if "table" not in batch.cache:  # by the first layer, for the others
-            batch.cache["table"] = batch.page_table.long()
-        num, heads, head_dim = q.shape
-        keys, values = (
-            pool[batch.cache["table"]].transpose(2, 3).flatten(1, 2).transpose(1, 2)
-            for pool in (key_cache, value_cache)
-        )  # [requests, Hk, tokens, D]
-        position = torch.arange(keys.shape[2])
-        hidden = (position >= batch.context_len[:, None])[:, None, :, None]
-        keys, values = keys.masked_fill(hidden, 0.0), values.masked_fill(hidden, 0.0)
-        grouped = q.view(num, keys.shape[1], -1, head_dim)
-        scores = (grouped @ keys.transpose(2, 3) * more[0]).masked_fill(
-            hidden.transpose(2, 3), -torch.inf
-        )
-        return (scores.softmax(-1) @ values).reshape(num, heads, head_dim)
-
-    def sample_with(self, logits: Tensor, settings: Tensor) -> Tensor:
-        temperature, top_k, top_p, min_p, numbers = settings[:, :, None]
-        probs, ids = (logits.double() / temperature).softmax(-1).sort(descending=True, stable=True)
-        rank = torch.arange(probs.shape[1])
-        probs = probs.masked_fill((top_k >= 0) & (rank >= top_k), 0.0)
-        before = probs.cumsum(-1) - probs
-        dropped = (before >= top_p * probs.sum(-1, keepdim=True)) & (top_p < 1.0)
-        probs = probs.masked_fill(dropped, 0.0)
-        probs = probs.masked_fill(probs < min_p * probs[:, :1], 0.0)
-        sums = probs.cumsum(-1)
-        place = (sums <= numbers * sums[:, -1:]).sum(-1, keepdim=True)
-        return ids.gather(1, place.clamp(max=probs.shape[1] - 1)).squeeze(1)
-
-
 @cache
 def make_model() -> Decoder:
     config = llama_config()
@@ -107,8 +59,7 @@ def make_plan(decode: tuple[int, ...], prefill: tuple[int, ...]) -> CapturePlan:
         prefill=prefill,
         max_pages=MAX_PAGES,
         page_size=PAGE,
-        spare_page=NUM_PAGES - 1,
-        hidden_size=make_model().config.hidden_size,
+        spares=SparePlaces(pages=(NUM_PAGES - 1,)),
         vocab_size=make_model().config.vocab_size,
         dtype=torch.float32,
         device=CPU,
@@ -331,7 +282,7 @@ def test_prefill_is_cut_at_each_layers_attention() -> None:
     graph, _, recorder = captured((), (6,))
     num_layers = make_model().config.num_layers
     assert len(recorder.recordings) == num_layers + 1
-    assert len(graph.plain.prefills[6]) == 2 * num_layers + 1
+    assert len(graph.plain.prefills[6].parts) == 2 * num_layers + 1
 
 
 def test_pairs_of_texts_are_computed_eagerly() -> None:

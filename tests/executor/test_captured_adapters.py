@@ -11,7 +11,9 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed (extra: gpu)")
 
-from sapwood.executor.captured import CapturePlan, StepsWithAdapters, capture_steps
+from sapwood.executor.cache_inputs import SparePlaces
+from sapwood.executor.captured import StepsWithAdapters, capture_steps
+from sapwood.executor.captured_memory import CapturePlan
 from sapwood.kernels.low_rank import AdapterRoom, LowRank
 from sapwood.kernels.triton import low_rank
 from sapwood.kernels.triton.low_rank import TritonCapturedAdapters, TritonLowRank
@@ -23,8 +25,9 @@ from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import read_decoder
 from tests.adapters import random_adapter
+from tests.executor.device_style import DeviceStyle
 from tests.executor.recording_capture import RecordingCapture
-from tests.executor.test_captured import MAX_PAGES, NUM_PAGES, PAGE, DeviceStyle
+from tests.executor.test_captured import MAX_PAGES, NUM_PAGES, PAGE
 from tests.kernels.test_low_rank import rows_of
 from tests.models.lm.harness import CPU, NewTokens, make_batch, make_kv_caches
 from tests.tiny import llama_config
@@ -68,8 +71,7 @@ def test_replays_give_what_the_ops_give(monkeypatch: pytest.MonkeyPatch) -> None
         prefill=(8,),
         max_pages=MAX_PAGES,
         page_size=PAGE,
-        spare_page=NUM_PAGES - 1,
-        hidden_size=config.hidden_size,
+        spares=SparePlaces(pages=(NUM_PAGES - 1,)),
         vocab_size=config.vocab_size,
         dtype=torch.float32,
         device=CPU,

@@ -15,7 +15,8 @@ import torch
 from sapwood.app.loading import timed
 from sapwood.base.errors import StartupError
 from sapwood.engine.adapters import AdapterSlots
-from sapwood.executor.captured import CapturePlan, StepsWithAdapters
+from sapwood.executor.captured import StepsWithAdapters
+from sapwood.executor.captured_memory import CapturePlan
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.low_rank import AdapterRoom
 from sapwood.layers.adapters import AdapterContext, AdapterSite

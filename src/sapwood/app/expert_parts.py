@@ -31,12 +31,6 @@ def expert_record(resolved: Resolved) -> ExpertRecord | None:
     )
 
 
-def movable_experts(resolved: Resolved) -> MovableExperts | None:
-    """Layers of experts that somebody places; None: all stay as the layers have them."""
-    moves = resolved.config.parallel.enable_eplb
-    return MovableExperts(counts=moves) if moves or resolved.placements else None
-
-
 def place_experts(resolved: Resolved, experts: MovableExperts | None) -> None:
     """Before the weights are loaded: each rank then reads its own."""
     if experts is None or not resolved.placements:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -14,20 +13,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from sapwood.app.loading import LoadWatch
+from sapwood.app.resolving import Resolved
 from sapwood.base.errors import ConfigError
 from sapwood.executor import captured
 from sapwood.executor.buckets import decode_sizes, parse_sizes, prefill_sizes
 from sapwood.executor.cache_inputs import CachePlaces
-from sapwood.executor.captured import Capturable, CapturePlan, StepsWithAdapters, capture_steps
+from sapwood.executor.captured import Capturable, StepsWithAdapters, capture_steps
+from sapwood.executor.captured_memory import CapturePlan
 from sapwood.executor.largest_step import run_largest_steps
 from sapwood.executor.recorded import Recorded
 from sapwood.kernels.capture import Capture
 from sapwood.kernels.interface import DTYPES, Kernels
 from sapwood.kernels.platform import DeviceMemory
+from sapwood.kernels.transfer import runs_ahead
 from sapwood.memory.buffers import allocate_caches
 from sapwood.memory.sizing import MemoryUse, PoolSize, size_pool
 from sapwood.models.config import DecoderConfig
+from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.schema.cache import CachePlan
+from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.engine import ResolvedConfig
 from sapwood.schema.config.resolve import POOL_CONTEXTS
 
@@ -40,8 +44,46 @@ GRAPH_OVERHEAD_BYTES = 512 * 2**20
 """Memory for the descriptions of captured steps, beside the memory in which they compute."""
 
 
-def capture_plan(config: ResolvedConfig, decoder: DecoderConfig, *, spare_page: int) -> CapturePlan:
+def why_not_captured(resolved: Resolved) -> str | None:
+    """Why a GPU queues the ops of a model's steps one by one; None: it captures them."""
+    kernels, parallel = resolved.kernels.kernels, resolved.config.parallel
+    if resolved.config.execution.disable_graphs:
+        return "disabled by --disable-graphs"
+    if not kernels.can_be_captured:
+        return f"the {kernels.name} kernels look at a step's sizes on the host"
+    if isinstance(resolved.shape, ForeignConfig):
+        return "transformers computes the model's layers"
+    if parallel.enable_dp_attention:
+        return "with --enable-dp-attention ranks agree on a step's rows on the host"
+    if parallel.pp_size > 1:
+        return f"{parallel.pp_size} stages exchange hidden states within a step"
+    if parallel.enable_eplb:
+        return "with --enable-eplb experts change places, and captured steps would not"
+    if resolved.decoder.experts is not None and not kernels.captures_experts:
+        return f"the {kernels.name} kernels read on the host which experts were chosen"
+    return None
+
+
+def graphs_decisions(resolved: Resolved) -> list[Decision]:
+    """What a GPU's engine will decide about captured steps; nothing for another device."""
+    if not runs_ahead(resolved.device):
+        return []
+    is_off = resolved.config.execution.disable_graphs
+    why = why_not_captured(resolved)
+    told = "a GPU captures steps" if why is None else f"steps run op by op: {why}"
+    return [Decision("disable_graphs", is_off, told)]
+
+
+def capture_plan(
+    config: ResolvedConfig,
+    decoder: DecoderConfig,
+    places: CachePlaces,
+    pool_sizes: Sequence[int],
+) -> CapturePlan:
     """The sizes of steps that are captured.
+
+    places      of the model's own cache groups
+    pool_sizes  pages and slots of each pool; every tensor of a pool has one more than these
 
     Raises ConfigError for a size that no step can have."""
     execution, scheduler = config.execution, config.scheduler
@@ -61,8 +103,10 @@ def capture_plan(config: ResolvedConfig, decoder: DecoderConfig, *, spare_page: 
         prefill=() if execution.disable_piecewise_cuda_graph else prefill,
         max_pages=-(-config.model.context_length // page_size),
         page_size=page_size,
-        spare_page=spare_page,
-        hidden_size=decoder.hidden_size,
+        spares=places.spares(pool_sizes),
+        of_groups=places.of_groups,
+        group_of_layer=places.group_of_layer,
+        shares_pages=places.shares_pages,
         vocab_size=decoder.vocab_size,
         dtype=DTYPES[config.model.dtype],
         device=torch.device(execution.device),
@@ -142,16 +186,18 @@ def measure_pool(
         step_bytes=step_bytes,
         graph_bytes=graph_bytes,
     )
-    spare = 0 if captures is None else 1
+    # A page or slot of each pool is nobody's if steps are captured.
+    spare_bytes = 0 if captures is None else sum(map(cache.unit_bytes, cache.pools))
     enough = POOL_CONTEXTS * max_pages * page_size
-    size = size_pool(
+    return size_pool(
         use,
-        pages_in=lambda num_bytes: cache.most_tokens(num_bytes, enough=enough) // page_size,
-        bytes_of=lambda num_pages: cache.num_bytes(num_pages * page_size),
+        pages_in=lambda num_bytes: (
+            cache.most_tokens(max(num_bytes - spare_bytes, 0), enough=enough) // page_size
+        ),
+        bytes_of=lambda num_pages: cache.num_bytes(num_pages * page_size) + spare_bytes,
         mem_fraction_static=config.memory.mem_fraction_static,
-        wanted_pages=None if wanted_tokens is None else wanted_tokens // page_size + spare,
+        wanted_pages=None if wanted_tokens is None else wanted_tokens // page_size,
     )
-    return replace(size, num_pages=size.num_pages - spare)
 
 
 def capture_on_device(

@@ -20,8 +20,8 @@ from sapwood.app.drafters import (
     own_heads,
 )
 from sapwood.app.expert_moves import ExpertMoves
-from sapwood.app.expert_parts import expert_record, movable_experts, place_experts
-from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool
+from sapwood.app.expert_parts import expert_record, place_experts
+from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool, why_not_captured
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.app.model_impl import SLOW
@@ -29,7 +29,7 @@ from sapwood.app.rank_member import ALONE, RankMember
 from sapwood.app.resolving import Resolved
 from sapwood.distributed import deepep
 from sapwood.executor.cache_inputs import CachePlaces
-from sapwood.executor.captured import CapturePlan
+from sapwood.executor.captured_memory import CapturePlan
 from sapwood.executor.drafting import DraftMemory
 from sapwood.executor.expert_record import ExpertRecord
 from sapwood.executor.grammar.ahead import GrammarsAhead
@@ -136,7 +136,7 @@ def build_runner(
     routes = RouteLog() if tells_routes else None
     lora = resolved.config.lora
     context = AdapterContext() if lora.is_on else None
-    experts = movable_experts(resolved)
+    experts = MovableExperts(counts=resolved.config.parallel.enable_eplb)
     models = load_models(
         resolved, watch=watch, routes=routes, adapters=context, experts=experts, member=member
     )
@@ -148,9 +148,11 @@ def build_runner(
         find = partial(store.adapter, offline=resolved.config.model.offline)
         adapters, decision = build_adapters(lora, places, context, resolved.device, find)
         resolved.decisions.append(decision)
-    captures = None
+    captures: CapturePlan | None = None
+    why_not = ""
     if runs_ahead(resolved.device):
-        captures = _captures(resolved)
+        why_not = _why_not_captured(resolved, experts)
+        captures = None if why_not else _capture_plan(resolved)
         watch.beat("measuring the largest step")
         # Kept while the rest is measured: slots will have as much.
         reserve = torch.empty(
@@ -166,14 +168,15 @@ def build_runner(
         execute = _stage_runner(resolved, model, watch).execute
     else:
         told = None if routes is None else RoutedExperts.of(resolved.decoder, routes, record)
+        recording = Recording(captures, why_not)
         runner = _decoder_runner(
-            resolved, models, captures, watch, grammars, told, adapters, member
+            resolved, models, recording, watch, grammars, told, adapters, member
         )
         execute, launch = runner.execute, runner.launch if runs_ahead(resolved.device) else None
     if member.counting is not None and isinstance(model, Decoder):
         execute = jointly(execute, model, lambda result: result)
         launch = None if launch is None else jointly(launch, model, Finished)
-    if experts is not None and experts.counts and isinstance(model, Decoder):
+    if experts.counts and isinstance(model, Decoder):
         moves = ExpertMoves(model, experts, resolved, member.tp)
         execute = moves.before(execute)
         launch = None if launch is None else moves.before(launch)
@@ -247,6 +250,18 @@ def _set_num_threads(resolved: Resolved) -> None:
 
 
 # ---- models that generate ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """How steps are recorded where kernels cannot record them themselves.
+
+    captures  the steps that the device captures; None: it captures none
+    why_not   why not; empty: it does, or the device has nothing to capture
+    """
+
+    captures: CapturePlan | None
+    why_not: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +379,7 @@ def _groups(resolved: Resolved, member: RankMember) -> Groups:
 def _decoder_runner(
     resolved: Resolved,
     models: Models,
-    captures: CapturePlan | None,
+    recording: Recording,
     watch: LoadWatch,
     grammars: GrammarParts | None,
     routed_experts: RoutedExperts | None,
@@ -374,6 +389,7 @@ def _decoder_runner(
     model = models.model
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
     page_size = config.memory.page_size
+    captures = recording.captures
     num_spare = 0 if captures is None else 1
     every_cache = _kv_caches(resolved, watch, num_spare=num_spare)
     num_caches = resolved.decoder.num_caches
@@ -388,7 +404,7 @@ def _decoder_runner(
     sampler = Sampler(rows, (), FollowingOps())
 
     def capture() -> Recorded:
-        plan = capture_plan(config, resolved.decoder, spare_page=resolved.pool_sizes[0])
+        plan = _capture_plan(resolved)
         recorder, memory = capture_on(device), CudaMemory(device)
         having = None if adapters is None else steps_with_adapters(adapters, kernels, plan)
         return capture_on_device(model, kernels, kv_caches, plan, recorder, memory, watch, having)
@@ -401,6 +417,7 @@ def _decoder_runner(
         enabled=not config.execution.disable_graphs,
         states=None if models.draft is None else models.draft.captures,
         capture=None if captures is None else capture,
+        why_not_captured=recording.why_not,
     )
     resolved.decisions.append(Decision("graphs", "on" if choice.is_recorded else "off", choice.why))
     failures: dict[int, str] = {}
@@ -494,20 +511,19 @@ def _sampler(
     return Sampler(rows, processors, ops, failures, masks, thresholds)
 
 
-def _captures(resolved: Resolved) -> CapturePlan | None:
-    """The steps that a GPU will capture; None: no steps."""
-    kernels, has_groups = resolved.kernels.kernels, bool(_places(resolved).group_of_layer)
-    if resolved.config.execution.disable_graphs or not kernels.can_be_captured or has_groups:
-        return None
-    if resolved.config.parallel.enable_dp_attention:  # ranks agree on a step's rows on the host
-        return None
-    if resolved.stage.count > 1:  # the stages exchange hidden states within a step
-        return None
-    if isinstance(resolved.shape, ForeignConfig):
-        return None
-    if resolved.decoder.experts is not None:  # the op reads on the host who chose which
-        return None
-    return capture_plan(resolved.config, resolved.decoder, spare_page=0)
+def _capture_plan(resolved: Resolved) -> CapturePlan:
+    """The steps that a GPU captures, for the pools as they are now known."""
+    return capture_plan(resolved.config, resolved.decoder, _places(resolved), resolved.pool_sizes)
+
+
+def _why_not_captured(resolved: Resolved, experts: MovableExperts) -> str:
+    """Why a GPU captures no steps of the loaded model; empty: it captures them.
+
+    experts  the model's layers of experts"""
+    why = why_not_captured(resolved)
+    if why is None and not all(layer.can_be_captured for layer in experts.layers):
+        return "not all experts of a layer are stored alike, so that each is computed by itself"
+    return why or ""
 
 
 def _with_measured_pool(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -19,10 +19,35 @@ from sapwood.schema.cache import CacheGroup, CacheKind, CachePool, pools_of
 from sapwood.schema.step import ScheduledTokens
 
 
+@dataclass(frozen=True, slots=True)
+class GroupPlace:
+    """What a cache group has of a step.
+
+    table      its page table, of those of the step; 0 is that of the batch itself
+    has_slots  whether it has slots of states
+    """
+
+    table: int
+    has_slots: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparePlaces:
+    """Where tokens of no request may write.
+
+    pages  a page that no request has, for each page table
+    slot   a slot that no request has; None: there are no states
+    """
+
+    pages: tuple[int, ...]
+    slot: int | None = None
+
+
 class CachePlaces:
     """Knows which of a row's tables belongs to which group.
 
     group_of_layer  per layer the index of its group; empty if the model has at most one group
+    of_groups       what each group has of a step; empty if `group_of_layer` is
     """
 
     def __init__(
@@ -40,24 +65,26 @@ class CachePlaces:
         every = pools_of(groups) if pools is None else pools
         windows = [pool.window for pool in every if pool.window is not None]
         own = sorted({windows.index(group.window) for group in groups if group.window is not None})
-        self._keeps_all = not groups or any(
-            group.kind in (CacheKind.FULL, CacheKind.LATENT) for group in groups
-        )
+        kinds = {group.kind for group in groups}
+        self._keeps_all = not groups or bool(kinds & {CacheKind.FULL, CacheKind.LATENT})
+        self._keeps_pages = not groups or CacheKind.FULL in kinds
         self._window_tables = own
-        self._window_of_group = {
-            index: own.index(windows.index(group.window))
-            for index, group in enumerate(groups)
-            if group.window is not None
-        }
-        self._state_groups = {
-            index for index, group in enumerate(groups) if group.kind is CacheKind.STATE
-        }
-        self._num_groups = len(groups)
         self._state_layers = tuple(
-            chain.from_iterable(groups[index].layers for index in sorted(self._state_groups))
+            chain.from_iterable(group.layers for group in groups if group.kind is CacheKind.STATE)
         )
+        first_window = 0 if self.is_window_first else 1
+        self._pools = every
+        self._pool_of_table = [] if self.is_window_first else [_index_of(every, None)]
+        self._pool_of_table += [_index_of(every, windows[index]) for index in own]
+        self.of_groups: tuple[GroupPlace, ...] = ()
         self.group_of_layer: tuple[int, ...] = ()
-        if len(groups) > 1 or self._state_groups:
+        if len(groups) > 1 or self._state_layers:
+            self.of_groups = tuple(
+                GroupPlace(0, group.kind is CacheKind.STATE)
+                if group.window is None
+                else GroupPlace(first_window + own.index(windows.index(group.window)))
+                for group in groups
+            )
             of_layer = {layer: at for at, group in enumerate(groups) for layer in group.layers}
             # Nobody asks for the group of a layer that keeps nothing.
             self.group_of_layer = tuple(
@@ -68,6 +95,22 @@ class CachePlaces:
     def is_window_first(self) -> bool:
         """Whether the table of the batch itself is that of the first window pool."""
         return not self._keeps_all and bool(self._window_tables)
+
+    @property
+    def shares_pages(self) -> bool:
+        """Whether the batch's own table has keys and values that requests may share."""
+        return self._keeps_pages and not self.is_window_first
+
+    def spares(self, pool_sizes: Sequence[int]) -> SparePlaces:
+        """Places after the last that requests get.
+
+        pool_sizes  what requests get of each pool whose tables the rows have"""
+        slots = [at for at, pool in enumerate(self._pools) if pool.kind is CacheKind.STATE]
+        return SparePlaces(
+            # A model that keeps states alone writes to no page.
+            pages=tuple(0 if at is None else pool_sizes[at] for at in self._pool_of_table),
+            slot=pool_sizes[slots[0]] if self._state_layers else None,
+        )
 
     def first_table(self, rows: RowTable) -> NDArray[np.int32]:
         """The table that the batch itself has."""
@@ -119,19 +162,27 @@ class CachePlaces:
             pages = table[row_of_token, index_in_row]
             arrays += [pages * np.int64(page_size) + offset, table[row, :max_pages]]
         slots, *others = upload(arrays, device)
-        windows = [first] if self.is_window_first else []
+        tables = [first]
         for at in range(0, len(others), 2):
             # What kernels compute once for a table is of that table, and a window's has old pages.
             attention = replace(
                 first.attention, page_table=others[at + 1], cache={}, host_page_table=None
             )
-            windows.append(CacheInputs(write_index=others[at], attention=attention))
-        found = []
-        for group in range(self._num_groups):
-            if group in self._state_groups:
-                found.append(replace(first, slots=slots))
-            elif group in self._window_of_group:
-                found.append(windows[self._window_of_group[group]])
-            else:
-                found.append(first)
-        return tuple(found)
+            tables.append(CacheInputs(write_index=others[at], attention=attention))
+        return inputs_of_groups(self.of_groups, tables, slots)
+
+
+def inputs_of_groups(
+    places: Sequence[GroupPlace], tables: Sequence[CacheInputs], slots: Tensor | None
+) -> tuple[CacheInputs, ...]:
+    """What each group has of a step with these page tables and slots."""
+    with_slots = replace(tables[0], slots=slots)
+    return tuple(with_slots if place.has_slots else tables[place.table] for place in places)
+
+
+def _index_of(pools: Sequence[CachePool], window: int | None) -> int | None:
+    """Of the pool with that window, or that keeps every token; None: there is none."""
+    for index, pool in enumerate(pools):
+        if pool.kind is not CacheKind.STATE and pool.window == window:
+            return index
+    return None

@@ -96,12 +96,14 @@ def record_steps(
     enabled: bool,
     states: Collection[int] | None = None,
     capture: Callable[[], Recorded] | None = None,
+    why_not_captured: str = "",
 ) -> Recorded:
     """The kernels' recorded step, if there is one and the operator wants it; else a captured step.
 
-    group_of_layer  as in ForwardBatch; a step with several groups cannot be captured yet
+    group_of_layer  as in ForwardBatch
     states          as in Decoder.program
     capture         makes the captured steps, if the device and the kernels can capture ops
+    why_not_captured  why there is no `capture` on a device that could
     """
     if not enabled:
         return Recorded(NothingRecorded(), "disabled by --disable-graphs")
@@ -111,5 +113,6 @@ def record_steps(
     except CannotRecord as reason:
         if capture is not None and kernels.can_be_captured:
             return capture()
-        return Recorded(NothingRecorded(), f"the {kernels.name} kernels cannot record it: {reason}")
+        why = why_not_captured or f"the {kernels.name} kernels cannot record it: {reason}"
+        return Recorded(NothingRecorded(), why)
     return Recorded(RecordedProgram(step, program.left_out), "a step is one call")

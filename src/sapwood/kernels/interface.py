@@ -151,12 +151,15 @@ class Kernels(Protocol):
     can_be_captured       whether a batch's sizes are read from its tensors alone, so that what a
                           device captured of these ops stays right for other batches; the numbers
                           that `AttentionBatch` has on the host are then upper bounds of decodes
+    captures_experts      whether `pack_experts` gives what can be captured, at least if all experts
+                          are stored alike
     isa                   the instruction set used, or "" for those that have no choice
     """
 
     name: str
     multiplies_quantized: bool
     can_be_captured: bool
+    captures_experts: bool
 
     @property
     def isa(self) -> str: ...

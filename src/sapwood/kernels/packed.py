@@ -34,6 +34,12 @@ class PackedHeads(Protocol):
 class PackedExperts(Protocol):
     """The feed-forward layer of a mixture. Source: Fedus et al. 2021, arXiv:2101.03961."""
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether it never looks at the choice on the host, so that what a device captured of it
+        stays right for other choices."""
+        ...
+
     def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Of each token the sum over its experts of weight * down(activation(gate) * up), added up
         in fp32. Only experts that a token has are read.

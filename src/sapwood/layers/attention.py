@@ -262,11 +262,7 @@ class Attention:
             q = q * self._after_rotation
         if self._query_scale is not None:
             q = (q * self._query_scale[batch.positions][:, None, None]).to(q.dtype)
-        attention = inputs.attention
-        if self._chunk is not None:
-            attention = in_chunks(attention, self._chunk, key_cache.shape[2])
-        attend = batch.attend or self._kernels.paged_attention
-        out = attend(q, key_cache, value_cache, attention, self._scale, self._traits)
+        out = batch.by_request(self._paged_attention, q)
         out = out.view(x.shape[0], self._num_heads, self._head_dim)
         out = out[..., : self._value_dim].flatten(1)
         if self._value_scale is not None:
@@ -275,6 +271,13 @@ class Attention:
             out = out.contiguous()
             self._kernels.gate_columns(out, self._gate(x))
         return out
+
+    def _paged_attention(self, batch: ForwardBatch, q: Tensor) -> Tensor:
+        keys, values = batch.kv_caches[self._layer]
+        attention = batch.inputs_of(self._layer).attention
+        if self._chunk is not None:
+            attention = in_chunks(attention, self._chunk, keys.shape[2])
+        return self._kernels.paged_attention(q, keys, values, attention, self._scale, self._traits)
 
     def _normed(self, qkv: Tensor) -> Tensor:
         """The same with normed queries and keys."""

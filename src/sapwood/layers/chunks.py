@@ -21,9 +21,28 @@ def in_chunks(batch: AttentionBatch, chunk: int, page_size: int) -> AttentionBat
         raise ValueError(f"a chunk of {chunk} tokens is no number of whole pages of {page_size}")
     key = f"chunks of {chunk}"
     if key not in batch.cache:
-        batch.cache[key] = _cut(batch, chunk, page_size)
+        is_decode = batch.num_decodes == len(batch.query_lens)
+        batch.cache[key] = (_newest if is_decode else _cut)(batch, chunk, page_size)
     found: AttentionBatch = batch.cache[key]
     return found
+
+
+def _newest(batch: AttentionBatch, chunk: int, page_size: int) -> AttentionBatch:
+    """Of a step of decodes: the chunk of each. Lengths are read on the device, so that a captured
+    step stays right for others."""
+    start = (batch.context_len - 1) // chunk * chunk
+    width = -(-min(chunk, max(batch.context_lens, default=0)) // page_size)
+    table, page = batch.page_table, torch.arange(width, device=batch.page_table.device)
+    # What is clamped is no page of this chunk, and is not read.
+    columns = (start[:, None] // page_size + page).clamp(max=table.shape[1] - 1)
+    return AttentionBatch(
+        page_table=table.gather(1, columns),
+        query_start=batch.query_start,
+        context_len=batch.context_len - start,
+        query_lens=batch.query_lens,
+        context_lens=tuple((length - 1) % chunk + 1 for length in batch.context_lens),
+        num_decodes=batch.num_decodes,
+    )
 
 
 def _cut(batch: AttentionBatch, chunk: int, page_size: int) -> AttentionBatch:

@@ -134,6 +134,10 @@ class DeltaCore:
         -> [T, out]; advances the requests' states
 
         Without a convolution here, qkv is convolved already."""
+        mixed = batch.by_request(self._advance, qkv, decay, write)
+        return self._kernels.gated_rms_norm(mixed, gate, self._norm, self._norm_form)
+
+    def _advance(self, batch: ForwardBatch, qkv: Tensor, decay: Tensor, write: Tensor) -> Tensor:
         attention = batch.inputs_of(self._layer).attention
         slots = batch.slots_of(self._layer)
         windows, states = batch.kv_caches[self._layer]
@@ -141,10 +145,9 @@ class DeltaCore:
             qkv = self._kernels.causal_conv(
                 qkv, self._conv, None, windows, slots, attention, silu=True
             )
-        mixed = self._kernels.gated_delta_rule(
+        return self._kernels.gated_delta_rule(
             qkv, decay, write, self.form, states, slots, attention
         )
-        return self._kernels.gated_rms_norm(mixed, gate, self._norm, self._norm_form)
 
     def record(
         self, program: Program, qkv: Columns, decay: Columns, write: Columns, gate: Columns

@@ -134,6 +134,11 @@ class Movable(Protocol):
 
     slots: ExpertSlots
 
+    @property
+    def can_be_captured(self) -> bool:
+        """As PackedExperts, once its weights are placed."""
+        ...
+
     def plan_move(self, placement: Sequence[int]) -> None: ...
 
     def settle(self) -> None: ...

@@ -190,6 +190,10 @@ class Experts:
     def sends_rows(self) -> bool:
         return self._exchange is not None
 
+    @property
+    def can_be_captured(self) -> bool:
+        return self._experts.can_be_captured
+
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]"""
         if self._exchange is not None and not len(x):

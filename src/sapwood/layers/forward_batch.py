@@ -10,6 +10,9 @@ from torch import Tensor
 from sapwood.kernels.interface import AttentionBatch
 from sapwood.layers.adapters import StepAdapters
 
+Work = Callable[..., Tensor]
+"""Called with a ForwardBatch and some tensors with a row per token; returns another one."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputEmbeds:
@@ -56,8 +59,8 @@ class ForwardBatch:
     token_types    [T] int64: which text of a pair each token belongs to; None: there are no pairs
     embeds         vectors that replace the embeddings of some tokens; None: of no token
     adapters       which rows have which LoRA adapter; None: no row has one
-    attend         called instead of the kernels' paged_attention, with the same arguments, when a
-                   step is recorded in pieces between which attention runs
+    between        called instead of what is given to `by_request`, when a step is recorded in
+                   pieces between which that runs
     """
 
     token_ids: Tensor
@@ -68,10 +71,23 @@ class ForwardBatch:
     logits_index: Tensor
     token_types: Tensor | None = None
     embeds: InputEmbeds | None = None
-    attend: Callable[..., Tensor] | None = None
+    between: Callable[[Work, tuple[Tensor, ...]], Tensor] | None = None
     adapters: StepAdapters | None = None
     groups: Sequence[CacheInputs] = ()
     group_of_layer: Sequence[int] = ()
+
+    def by_request(self, work: Work, *rows: Tensor) -> Tensor:
+        """work(batch, *rows), for work that depends on which tokens belong to which request.
+
+        Where a step is recorded in pieces, this ends a piece: the work is done anew for the batch
+        of each step. `work` uses nothing but the batch, the rows and what is always the same, and
+        its result is used up before the next such call.
+
+        rows     [T, ...] each
+        Returns  [T, ...]"""
+        if self.between is None:
+            return work(self, *rows)
+        return self.between(work, rows)
 
     def inputs_of(self, layer: int) -> CacheInputs | ForwardBatch:
         """The write_index and attention of this layer."""

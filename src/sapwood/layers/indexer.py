@@ -114,15 +114,18 @@ class Indexer(Chooser):
         self._no_norm = build.empty(0)
         self._scale = (heads * width) ** -0.5
 
-    def choose(self, x: Tensor, queries: Tensor, batch: ForwardBatch) -> None:
-        """Write the new tokens' keys, and if any are left out, choose for all tokens.
+    def prepare(self, x: Tensor, queries: Tensor, batch: ForwardBatch) -> tuple[Tensor, ...]:
+        """Write the new tokens' keys.
 
         x        [T, hidden], the layer's inputs
-        queries  [T, query_rank]"""
+        queries  [T, query_rank]
+        Returns  what `choose` takes: queries [T, heads, head_dim] and weights [T, heads] fp32;
+                 nothing if all keys are chosen anyway"""
         sizes, tokens = self._sizes, batch.inputs_of(self._layer)
         cache = batch.kv_caches[self._layer][1]
         key = self._kernels.layer_norm(self._k(x), self._norm[0], self._norm[1], _EPS)
-        is_partial = self.leaves_out(tokens.attention)
+        # Pieces of a step do not know its lengths.
+        is_partial = batch.between is not None or self.leaves_out(tokens.attention)
         q = x.new_empty(x.shape[0], 0, sizes.head_dim)
         if is_partial:
             q = self._q(queries).view(x.shape[0], sizes.num_heads, sizes.head_dim)
@@ -138,10 +141,14 @@ class Indexer(Chooser):
             write_index=tokens.write_index,
         )
         if not is_partial:
-            return
-        weights = self._weights.linear.packed.fp32(x) * self._scale
-        tokens.attention.cache[_CHOSEN] = self._kernels.choose_keys(
-            q, weights, cache, tokens.attention, sizes.num_chosen
+            return ()
+        return q, self._weights.linear.packed.fp32(x) * self._scale
+
+    def choose(self, batch: ForwardBatch, q: Tensor, weights: Tensor) -> None:
+        """Choose for all tokens, of keys of which some are left out."""
+        cache, attention = batch.kv_caches[self._layer][1], batch.inputs_of(self._layer).attention
+        attention.cache[_CHOSEN] = self._kernels.choose_keys(
+            q, weights, cache, attention, self._sizes.num_chosen
         )
 
     def record(self, program: Program, x: Buffer, queries: Buffer) -> None:

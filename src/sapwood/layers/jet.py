@@ -90,18 +90,14 @@ class JetBlock:
         """projected [T, all parts] and the convolution's weights [T, values * length] -> the inputs
         of the output projection"""
         q, k, v, gate, decay, write, _ = projected.split_with_sizes(self._sizes, dim=1)
-        windows, _ = batch.kv_caches[self._layer]
-        values = causal_conv(
-            v,
-            weights.view(*v.shape, self._length),
-            None,
-            windows,
-            batch.slots_of(self._layer),
-            batch.inputs_of(self._layer).attention,
-            silu=True,
-        )
+        values = batch.by_request(self._convolve, v, weights.view(*v.shape, self._length))
         qkv = torch.cat((F.silu(q), F.silu(k), values), dim=1)
         return self._core(qkv, decay, write, gate, batch)
+
+    def _convolve(self, batch: ForwardBatch, values: Tensor, weights: Tensor) -> Tensor:
+        windows, _ = batch.kv_caches[self._layer]
+        slots, attention = batch.slots_of(self._layer), batch.inputs_of(self._layer).attention
+        return causal_conv(values, weights, None, windows, slots, attention, silu=True)
 
     def targets(self) -> dict[str, Target]:
         linears = self._in.targets() | self._weights.targets() | self._out.targets()

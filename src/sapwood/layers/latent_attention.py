@@ -173,16 +173,22 @@ class LatentAttention:
             cache=cache,
             write_index=tokens.write_index,
         )
+        index: tuple[Tensor, ...] = ()
         if self._indexer is not None:
-            self._indexer.choose(x, inputs, batch)
-        if self._chooser is not None and self._chooser.leaves_out(tokens.attention):
-            chosen = self._chooser.chosen(tokens.attention)
-            out = self._absorbed(q, cache, tokens.attention, chosen)
-        else:
-            out = self._dense(q, cache, tokens.attention)
+            index = self._indexer.prepare(x, inputs, batch)
+        out = batch.by_request(self._latent_attention, q, *index)
         if self._gate is not None:
             self._kernels.gate_rows(out.view(-1, sizes.value_dim), self._gate(x).view(-1, 1))
         return out.flatten(1)
+
+    def _latent_attention(self, batch: ForwardBatch, q: Tensor, *index: Tensor) -> Tensor:
+        """q [T, heads, key_dim] -> [T, heads, value_dim]; index: as Indexer.prepare gives it"""
+        cache, attention = batch.kv_caches[self._layer][0], batch.inputs_of(self._layer).attention
+        if self._chooser is None or not self._chooser.leaves_out(attention):
+            return self._dense(q, cache, attention)
+        if self._indexer is not None:
+            self._indexer.choose(batch, *index)
+        return self._absorbed(q, cache, attention, self._chooser.chosen(attention))
 
     def _dense(self, q: Tensor, cache: Tensor, batch: AttentionBatch) -> Tensor:
         """Attention to all keys, each request in the form that costs less: q [T, heads, key_dim] ->

@@ -129,21 +129,18 @@ class LightningAttention:
         values, keys, queries = self._kernels.activate(self._qkv(x), self._activation).chunk(
             3, dim=-1
         )
-        (states,) = batch.kv_caches[self._layer]
-        attended = self._kernels.selective_scan(
-            values,
-            keys,
-            queries,
-            None,
-            self._space,
-            states,
-            batch.slots_of(self._layer),
-            batch.inputs_of(self._layer).attention,
-        )
+        attended = batch.by_request(self._scan, values, keys, queries)
         gate = self._gate(x)
         if self._norm_over_ranks is not None:
             return self._norm_over_ranks(attended, gate, self._norm_weight)
         return self._kernels.gated_rms_norm(attended, gate, self._norm_weight, self._norm)
+
+    def _scan(self, batch: ForwardBatch, values: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+        (states,) = batch.kv_caches[self._layer]
+        slots, attention = batch.slots_of(self._layer), batch.inputs_of(self._layer).attention
+        return self._kernels.selective_scan(
+            values, keys, queries, None, self._space, states, slots, attention
+        )
 
     def targets(self) -> dict[str, Target]:
         copied = partial(_copy, self._norm_weight)

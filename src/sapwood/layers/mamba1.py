@@ -171,11 +171,7 @@ class Mamba1:
         """As Mixer.steps."""
         yield x
         inputs, z = self._in(x).chunk(2, dim=-1)
-        slots, attention = batch.slots_of(self._layer), batch.inputs_of(self._layer).attention
-        conv_states, states = batch.kv_caches[self._layer]
-        u = self._kernels.causal_conv(
-            inputs, self._conv_weight, self._conv_bias, conv_states, slots, attention, silu=True
-        )
+        u = batch.by_request(self._convolve, inputs)
         yield u
         inner = self._group.all_reduce(self._inner(u))
         both = self._group.all_reduce(self._keys(u))
@@ -187,11 +183,24 @@ class Mamba1:
             queries = self._norms[2](queries.contiguous())
         yield inner
         dt = self._steps(inner)
-        mixed = self._kernels.selective_scan(
-            u, keys, queries, dt, self._space, states, slots, attention, gate=z
-        )
+        mixed = batch.by_request(self._scan, u, keys, queries, dt, z)
         yield mixed
         return self._out(mixed)
+
+    def _convolve(self, batch: ForwardBatch, x: Tensor) -> Tensor:
+        states, _ = batch.kv_caches[self._layer]
+        slots, attention = batch.slots_of(self._layer), batch.inputs_of(self._layer).attention
+        weight, bias = self._conv_weight, self._conv_bias
+        return self._kernels.causal_conv(x, weight, bias, states, slots, attention, silu=True)
+
+    def _scan(
+        self, batch: ForwardBatch, u: Tensor, keys: Tensor, queries: Tensor, dt: Tensor, z: Tensor
+    ) -> Tensor:
+        _, states = batch.kv_caches[self._layer]
+        slots, attention = batch.slots_of(self._layer), batch.inputs_of(self._layer).attention
+        return self._kernels.selective_scan(
+            u, keys, queries, dt, self._space, states, slots, attention, gate=z
+        )
 
     def targets(self) -> dict[str, Target]:
         layout = self._layout

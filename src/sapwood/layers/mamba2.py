@@ -227,6 +227,16 @@ class Mamba2:
         z, inputs, dt = projected.split_with_sizes(
             (self._width, self._channels, self._heads), dim=-1
         )
+        if self._norm is None:
+            return batch.by_request(self._advance, inputs, dt, z)
+        out = batch.by_request(self._advance, inputs, dt)
+        if self._norm_over_ranks is not None:
+            return self._norm_over_ranks(out, z, self._norm_weight)
+        return self._kernels.gated_rms_norm(out, z, self._norm_weight, self._norm)
+
+    def _advance(
+        self, batch: ForwardBatch, inputs: Tensor, dt: Tensor, gate: Tensor | None = None
+    ) -> Tensor:
         slots, attention = batch.slots_of(self._layer), batch.inputs_of(self._layer).attention
         conv_states, states = batch.kv_caches[self._layer]
         convolved = self._kernels.causal_conv(
@@ -235,15 +245,9 @@ class Mamba2:
         values, keys, queries = convolved.split_with_sizes(
             (self._width, self._keys, self._keys), dim=-1
         )
-        gate = z if self._norm is None else None
-        out = self._kernels.selective_scan(
+        return self._kernels.selective_scan(
             values, keys, queries, dt, self._space, states, slots, attention, gate=gate
         )
-        if self._norm is None:
-            return out
-        if self._norm_over_ranks is not None:
-            return self._norm_over_ranks(out, z, self._norm_weight)
-        return self._kernels.gated_rms_norm(out, z, self._norm_weight, self._norm)
 
     def targets(self) -> dict[str, Target]:
         layout, space = self._layout, self._space

@@ -72,11 +72,13 @@ class SharedAttention:
         q = rotated(
             heads.view(x.shape[0], self._num_heads, self._head_dim), self._cos_sin, batch.positions
         )
-        keys, values = batch.kv_caches[self._source]
-        attend = batch.attend or self._kernels.paged_attention
-        attention = batch.inputs_of(self._source).attention
-        out = attend(q, keys, values, attention, self._scale, self._traits)
+        out = batch.by_request(self._paged_attention, q)
         return out.view(x.shape[0], self._num_heads * self._head_dim)
+
+    def _paged_attention(self, batch: ForwardBatch, q: Tensor) -> Tensor:
+        keys, values = batch.kv_caches[self._source]
+        attention = batch.inputs_of(self._source).attention
+        return self._kernels.paged_attention(q, keys, values, attention, self._scale, self._traits)
 
     def targets(self) -> dict[str, Target]:
         return self._q.targets() | self._o.targets() | prefixed("q_norm", self._norm.targets())

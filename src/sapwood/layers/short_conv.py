@@ -90,17 +90,12 @@ class ShortConv:
         if self._site is not None:
             self._site.add(x, projected)
         before, after, y = projected.chunk(3, dim=-1)
-        inputs = batch.inputs_of(self._layer)
+        return batch.by_request(self._convolve, before * y).mul_(after)
+
+    def _convolve(self, batch: ForwardBatch, x: Tensor) -> Tensor:
         (states,) = batch.kv_caches[self._layer]
-        convolved = self._kernels.causal_conv(
-            before * y,
-            self._weight,
-            self._bias,
-            states,
-            batch.slots_of(self._layer),
-            inputs.attention,
-        )
-        return convolved.mul_(after)
+        slots, attention = batch.slots_of(self._layer), batch.inputs_of(self._layer).attention
+        return self._kernels.causal_conv(x, self._weight, self._bias, states, slots, attention)
 
     def targets(self) -> dict[str, Target]:
         blocks = self._put_blocks if self._in.takes_blocks else None

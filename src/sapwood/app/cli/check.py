@@ -47,6 +47,7 @@ def check(ctx: click.Context, name: str | None, as_json: bool, asked: Asked) -> 
 def inspect(asked: Asked) -> Report:
     """The report on machine and software, even if the configuration cannot be resolved."""
     from sapwood.app.cli.machine_report import make_report
+    from sapwood.app.gpu import graphs_decisions
     from sapwood.app.resolving import resolve_config
 
     engine = asked.engine()
@@ -56,6 +57,7 @@ def inspect(asked: Asked) -> Report:
         resolved = resolve_config(engine, home=home(environment()), is_verified=True)
         if resolved.pooling is None:
             resolved = _with_answers(resolved)
+            resolved.decisions.extend(graphs_decisions(resolved))
     except StartupError as error:
         problem = error.message
     return make_report(engine, asked.given, resolved, problem)

@@ -60,6 +60,8 @@ class NativeExperts:
     mixture  has the buffers, which all layers of a model share
     """
 
+    can_be_captured = False
+
     def __init__(
         self,
         context: _native.Context,

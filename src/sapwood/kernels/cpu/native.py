@@ -106,6 +106,7 @@ class CpuKernels:
     name = "cpu"
     multiplies_quantized = True
     can_be_captured = False
+    captures_experts = False
 
     def __init__(self, *, num_threads: int | None = None, isa: str | None = None) -> None:
         if _missing is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -71,6 +72,7 @@ def _sparsemixer(row: Tensor, routing: Routing) -> list[tuple[float, int]]:
 class Experts:
     """As PackedExperts."""
 
+    can_be_captured: ClassVar[bool] = False
     gate_up: Sequence[PackedLinear]
     down: Sequence[PackedLinear]
     activate_and_mul: Callable[[Tensor], Tensor]

@@ -76,6 +76,7 @@ class ReferenceKernels:
     name = "reference"
     multiplies_quantized = True
     can_be_captured = False
+    captures_experts = False
     isa = ""
 
     @staticmethod

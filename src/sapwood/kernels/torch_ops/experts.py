@@ -16,6 +16,8 @@ class Experts:
     """As PackedExperts: expert by expert, each with a copy of the tokens that chose it. The numbers
     of these are read on the host, so that no device can capture the op."""
 
+    can_be_captured = False
+
     def __init__(
         self,
         gate_up: Sequence[PackedLinear],

@@ -70,6 +70,7 @@ class TorchKernels:
     name = "torch"
     multiplies_quantized = False
     can_be_captured = False
+    captures_experts = False
     isa = ""
 
     def __init__(self) -> None:

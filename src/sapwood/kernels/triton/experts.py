@@ -268,6 +268,8 @@ class ExpertSide:
 class GroupedExperts:
     """As PackedExperts; nothing of a call waits for the device."""
 
+    can_be_captured = True
+
     def __init__(
         self, gate_up: ExpertSide, down: ExpertSide, activate_and_mul: Callable[[Tensor], Tensor]
     ) -> None:

@@ -63,6 +63,7 @@ class TritonKernels:
     name = "triton"
     multiplies_quantized = True
     can_be_captured = True
+    captures_experts = True
     isa = ""
 
     def embedding(
