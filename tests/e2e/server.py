@@ -91,7 +91,7 @@ def _wait_for_url(process: subprocess.Popen[bytes], log_path: Path, limit_s: flo
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         log = log_path.read_text("utf-8", "replace")
-        found = re.search(r"ready after .* at (https?://\S+)", log)
+        found = re.search(r"ready after .* at ((?:http|grpc)s?://\S+)", log)
         if found:
             return found.group(1)
         assert process.poll() is None, f"the server ended before it was ready:\n{log}"

@@ -43,6 +43,10 @@ class HttpServer(uvicorn.Server):
         self._drain()
         super().handle_exit(sig, frame)
 
+    def stop(self) -> None:
+        """End without waiting for a signal."""
+        self.should_exit = True
+
     @property
     def url(self) -> str:
         scheme = "https" if self.config.is_ssl else "http"

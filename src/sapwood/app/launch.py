@@ -1,4 +1,4 @@
-"""`sapwood serve`: an engine process and, in this one, the HTTP server in front of it."""
+"""`sapwood serve`: an engine process and, in this one, the server in front of it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import uvloop
@@ -21,11 +22,13 @@ from rich.console import Console
 from sapwood.app.engine_process import EngineProcessArgs
 from sapwood.app.engine_start import start_engine_process
 from sapwood.app.http_server import HttpServer, access_of
+from sapwood.app.model_defaults import eos_token_ids
 from sapwood.app.observability import print_stacks_on_signal, run_while_watched
 from sapwood.app.replica_group import ReplicaGroup
 from sapwood.app.services import build_services
 from sapwood.app.stores import batch_runner, open_stores
 from sapwood.app.supervision import EngineSupervisor, RestartPolicy
+from sapwood.base.errors import ConfigError
 from sapwood.base.process import Child, hand_over
 from sapwood.base.stopping import StopSignals
 from sapwood.engine.balance import BALANCERS
@@ -51,6 +54,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Supervisor = EngineSupervisor | ReplicaGroup
+
+
+class ApiServer(Protocol):
+    """What clients of the engine talk to."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def serve(self) -> None:
+        """Until a signal or `stop`, and then until open requests have ended."""
+        ...
+
+    def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
+        """A signal has come; a second one means that somebody is in a hurry."""
+        ...
+
+    def stop(self) -> None: ...
+
 
 FAREWELL_S = 2.0
 """Seconds from the engine's death to the server's end, in which health checks are answered 503."""
@@ -125,6 +146,20 @@ def _placed(
         placement.close()
 
 
+def _grpc_server(
+    services: Services, config: ServerConfig, drain: Callable[[], None], files: ModelFiles
+) -> ApiServer:
+    try:
+        from sapwood.app.grpc_server import GrpcServer
+    except ImportError as error:
+        raise ConfigError(
+            "--grpc-mode needs the packages grpcio and protobuf; install them with `pip install "
+            "'sapwood[grpc]'`"
+        ) from error
+    ends = eos_token_ids(files.path, vocab_size=services.generator.vocab_size)
+    return GrpcServer(services, config, drain, eos_token_ids=tuple(sorted(ends)))
+
+
 def body_limits_of(server: ServerConfig) -> BodyLimits:
     return BodyLimits(
         max_bytes=server.max_request_bytes,
@@ -157,7 +192,7 @@ class _Session:
     observability: ObservabilityConfig
     processes: list[Popen[bytes]]
     placement: RayPlacement | None
-    http: HttpServer = field(init=False)
+    api: ApiServer = field(init=False)
     client: EngineClient = field(init=False)
     services: Services = field(init=False)
     stores: Stores = field(default_factory=Stores)
@@ -173,13 +208,13 @@ class _Session:
         supervise: asyncio.Task[None] | None = None
         watched: asyncio.Task[None] | None = None
         try:
-            self.http = self._http_server(supervisor)
+            self.api = self._api_server(supervisor)
             watched = asyncio.create_task(run_while_watched(self.observability, self.services))
             supervise = asyncio.create_task(self._supervise(supervisor))
             if self.batches is not None:
                 self.run_batches = asyncio.create_task(self.batches.run())
-            self.stop.act_with(self.http.handle_exit)
-            await self.http.serve()
+            self.stop.act_with(self.api.handle_exit)
+            await self.api.serve()
             self.stop.ignore()
             return self._exit_code(await supervisor.end())
         finally:
@@ -249,7 +284,7 @@ class _Session:
         hand_over(process, msgspec.json.encode(args))
         return process
 
-    def _http_server(self, supervisor: Supervisor) -> HttpServer:
+    def _api_server(self, supervisor: Supervisor) -> ApiServer:
         server = self.server_config
         self.client = supervisor.client
         services = self.services = replace(
@@ -263,6 +298,15 @@ class _Session:
             limits=request_limits_of(server),
             on_unsupported="warn" if server.unsupported_fields == "warn" else "error",
         )
+        loop = asyncio.get_running_loop()
+
+        def drain() -> None:
+            # The next server asks a batch's open lines again; a drain would end them with errors.
+            loop.call_soon_threadsafe(self._stop_batches)
+            loop.call_soon_threadsafe(supervisor.drain, server.drain_timeout)
+
+        if server.grpc_mode:
+            return _grpc_server(services, server, drain, self.files)
         self.stores = open_stores(server, self.store, services.model_name)
         app = create_app(
             services,
@@ -271,13 +315,6 @@ class _Session:
             stores=self.stores,
         )
         self.batches = batch_runner(server, self.engine_config.scheduler, services, self.stores)
-        loop = asyncio.get_running_loop()
-
-        def drain() -> None:
-            # The next server asks a batch's open lines again; a drain would end them with errors.
-            loop.call_soon_threadsafe(self._stop_batches)
-            loop.call_soon_threadsafe(supervisor.drain, server.drain_timeout)
-
         return HttpServer(app, server, drain)
 
     def _stop_batches(self) -> None:
@@ -307,14 +344,14 @@ class _Session:
         seconds = time.monotonic() - self.started_s
         dp_size = self.engine_config.parallel.dp_size
         many = f" in {dp_size} replicas" if dp_size > 1 else ""
-        log.info("ready after %.1f s: %s%s at %s", seconds, name, many, self.http.url)
+        log.info("ready after %.1f s: %s%s at %s", seconds, name, many, self.api.url)
 
     async def _supervise(self, supervisor: Supervisor) -> None:
         """End the server if the engine never gets ready, or dies and is not restarted."""
         await supervisor.run()
         if supervisor.has_been_ready:
             await asyncio.sleep(FAREWELL_S)
-        self.http.should_exit = True
+        self.api.stop()
 
     def _on_engine_failed(self, reason: str) -> None:
         self.services.observer.write_crash_dump(reason)

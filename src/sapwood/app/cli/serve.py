@@ -31,6 +31,11 @@ def serve(ctx: click.Context, name: str | None, asked: Asked) -> None:
             "--restart-engine does not go together with --enable-dp-attention: the engines cannot "
             "go on without each other; leave it out, and start the server again"
         )
+    if server.grpc_mode and observability.enable_metrics:
+        raise ConfigError(
+            "--enable-metrics does not go together with --grpc-mode: metrics are shown by HTTP; "
+            "ask GetLoads, or leave one of them out"
+        )
     if engine.parallel.node_rank > 0:
         from sapwood.app.node import serve_node
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,37 +29,46 @@ FORMATS = ("json", "prometheus")
 
 async def loads(request: Request, services: Services, figures: EngineFigures) -> Response:
     query = request.query_params
-    sections = _sections(query.get("include"))
     form = query.get("format", "json")
     if form not in FORMATS:
         raise InvalidRequest(
             f"format is {form!r} but must be one of {', '.join(FORMATS)}", param="format"
         )
-    chosen = _chosen(query.get("dp_rank"), await _read(services, figures))
-    replicas = [_Replica(one) for one in chosen]
-    loads = [replica.load(sections) for replica in replicas]
+    include = query.get("include", "").split(",")
+    told = await all_loads(services, figures, include, query.get("dp_rank"))
     if form == "prometheus":
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_LoadGauges(loads))
+        registry.register(_LoadGauges(told["loads"]))
         return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE})
+    return json_response(told)
+
+
+async def all_loads(
+    services: Services, figures: EngineFigures, include: Sequence[str], rank: str | None
+) -> dict[str, Any]:
+    """The loads of all replicas, or of the one of that rank, and what they come to.
+
+    include  names of SECTIONS; none, or "all": all
+    Raises   InvalidRequest, or EngineUnavailable if no engine tells its figures
+    """
+    sections = _sections(include)
+    replicas = [_Replica(one) for one in _chosen(rank, await _read(services, figures))]
     running = sum(replica.status.num_running for replica in replicas)
     waiting = sum(replica.status.num_waiting for replica in replicas)
-    return json_response(
-        {
-            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "version": services.version,
-            "dp_rank_count": len(figures.replicas),
-            "loads": loads,
-            "aggregate": {
-                "total_running_reqs": running,
-                "total_waiting_reqs": waiting,
-                "total_reqs": running + waiting,
-                "avg_token_usage": _mean(replica.token_usage for replica in replicas),
-                "avg_throughput": _mean(replica.throughput for replica in replicas),
-                "avg_utilization": _mean(replica.utilization for replica in replicas),
-            },
-        }
-    )
+    return {
+        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "version": services.version,
+        "dp_rank_count": len(figures.replicas),
+        "loads": [replica.load(sections) for replica in replicas],
+        "aggregate": {
+            "total_running_reqs": running,
+            "total_waiting_reqs": waiting,
+            "total_reqs": running + waiting,
+            "avg_token_usage": _mean(replica.token_usage for replica in replicas),
+            "avg_throughput": _mean(replica.throughput for replica in replicas),
+            "avg_utilization": _mean(replica.utilization for replica in replicas),
+        },
+    }
 
 
 async def old_loads(services: Services, figures: EngineFigures) -> Response:
@@ -172,15 +181,15 @@ def _mean(values: Iterable[float]) -> float:
     return sum(many) / len(many)
 
 
-def _sections(include: str | None) -> frozenset[str]:
-    names = frozenset((include or "all").split(","))
+def _sections(include: Sequence[str]) -> frozenset[str]:
+    names = frozenset(filter(None, include)) or {"all"}
     unknown = sorted(names - {*SECTIONS, "all"})
     if unknown:
         raise InvalidRequest(
             f"include names {unknown[0]!r}; known are {', '.join(SECTIONS)} and all",
             param="include",
         )
-    return frozenset(SECTIONS) if "all" in names else names
+    return frozenset(SECTIONS) if "all" in names else frozenset(names)
 
 
 class _LoadGauges(Collector):

@@ -20,6 +20,19 @@ _AT_LEAST_1 = (
     "max_logprobs_per_call",
     "max_engine_restarts",
 )
+_HTTP_ONLY = (
+    "cors_allow_origins",
+    "allowed_hosts",
+    "request_header_timeout",
+    "request_body_timeout",
+    "max_json_depth",
+    "unsupported_fields",
+    "responses_store",
+    "responses_retention",
+    "batch_concurrency",
+    "batch_priority_gap",
+)
+"""Options that would do nothing where gRPC is served."""
 MAX_LOGPROBS = 2**22
 """As JSON 100 to 400 MB."""
 MAX_PARSER_DEPTH = 1024
@@ -28,6 +41,11 @@ MAX_PARSER_DEPTH = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig(ListeningConfig):
+    grpc_mode: bool = option(
+        False,
+        "Serve SGLang's gRPC service on --port instead of HTTP: token ids in, token ids out, for "
+        "routers that have the tokenizer. Needs the package grpcio.",
+    )
     start_timeout: float = option(
         600.0, "Give up if the engine is not ready after this long.", unit="seconds"
     )
@@ -99,6 +117,8 @@ class ServerConfig(ListeningConfig):
     def __post_init__(self) -> None:
         super(ServerConfig, self).__post_init__()
         check_seconds(self, ("start_timeout", "engine_restart_window"))
+        if self.grpc_mode:
+            self._check_grpc()
         for name in _AT_LEAST_1:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be >= 1")
@@ -121,4 +141,17 @@ class ServerConfig(ListeningConfig):
             raise ConfigError(
                 f"--responses-retention is {self.responses_retention} but must be a finite number "
                 "of days > 0"
+            )
+
+    def _check_grpc(self) -> None:
+        for name in _HTTP_ONLY:
+            if getattr(self, name) != ServerConfig.__dataclass_fields__[name].default:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} concerns HTTP, which is not served with "
+                    "--grpc-mode; leave one of them out"
+                )
+        if self.ssl_keyfile_password is not None:
+            raise ConfigError(
+                "--ssl-keyfile-password does not go together with --grpc-mode: gRPC reads no keys "
+                "with a password; take one without"
             )
