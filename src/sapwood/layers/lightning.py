@@ -6,16 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.recording import Activate, Buffer, GatedNorm, Program, SelectiveScan
+from sapwood.kernels.recording import Activate, Buffer, Program
+from sapwood.kernels.recording_states import GatedNorm, SelectiveScan
 from sapwood.kernels.state_forms import GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.layers.build import Build
+from sapwood.layers.delta import Columns
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.heads import HeadLayout
 from sapwood.layers.linear import Arrangement, ColumnParallelLinear, Part, RowParallelLinear
@@ -38,6 +41,96 @@ def slopes(num_heads: int, layer: int, num_layers: int) -> Tensor:
     depth = 1 - layer / (num_layers - 1 + 1e-5) + 1e-5
     head = torch.arange(1, num_heads + 1, dtype=torch.float32)
     return torch.pow(2.0 ** (-8.0 / num_heads), head) * depth
+
+
+class ValuesKeysQueries(NamedTuple):
+    """The inputs of linear attention; in a recorded step, where they are."""
+
+    values: Columns
+    keys: Columns
+    queries: Columns
+
+
+class LightningCore:
+    """Linear attention and a gated norm: what lies between a mixer's projections."""
+
+    def __init__(
+        self,
+        build: Build,
+        layer: int,
+        heads: HeadLayout,
+        slopes: Tensor,
+        *,
+        norm: GatedNormForm,
+    ) -> None:
+        """What this rank computes.
+
+        layer   index of the layer, which picks its states
+        heads   of all ranks together
+        slopes  [heads of all ranks]
+        """
+        group = build.groups.attention
+        number = heads.num_heads_of(group)
+        own = slice(group.rank * number, (group.rank + 1) * number)
+        self._layer = layer
+        self._kernels = build.kernels
+        self._form = norm
+        self.width = number * heads.head_dim
+        self._whole = heads.num_heads * heads.head_dim
+        self._own = slice(group.rank * self.width, (group.rank + 1) * self.width)
+        self._weight = build.empty(self.width)
+        self._space = StateSpace(
+            num_heads=number,
+            head_dim=heads.head_dim,
+            num_groups=number,
+            state_size=heads.head_dim,
+            rates=-slopes[own].to(build.device, torch.float32).contiguous(),
+        )
+
+    def __call__(
+        self, values: Tensor, keys: Tensor, queries: Tensor, gate: Tensor, batch: ForwardBatch
+    ) -> Tensor:
+        """Each [T, this rank's width] -> [T, width]; advances the requests' states"""
+        (states,) = batch.kv_caches[self._layer]
+        attended = self._kernels.selective_scan(
+            values,
+            keys,
+            queries,
+            None,
+            self._space,
+            states,
+            batch.slots_of(self._layer),
+            batch.inputs_of(self._layer).attention,
+        )
+        return self._kernels.gated_rms_norm(attended, gate, self._weight, self._form)
+
+    def record(self, program: Program, inputs: ValuesKeysQueries, gate: Buffer) -> Buffer:
+        """Add the same to a recorded step."""
+        attended, normed = program.buffer(self.width), program.buffer(self.width)
+        program.add(
+            SelectiveScan(
+                x=inputs.values.buffer,
+                b=inputs.keys.buffer,
+                c=inputs.queries.buffer,
+                dt=None,
+                gate=None,
+                firsts=(inputs.values.first, inputs.keys.first, inputs.queries.first, 0, 0),
+                layer=self._layer,
+                tensor=0,
+                space=self._space,
+                out=attended,
+            )
+        )
+        program.add(
+            GatedNorm(
+                x=attended, gate=gate, first=0, weight=self._weight, form=self._form, out=normed
+            )
+        )
+        return normed
+
+    def norm_target(self) -> Target:
+        """Of the norm's weight."""
+        return Target((self._whole,), partial(_copy_part, self._weight, self._own))
 
 
 class LightningAttention:
@@ -65,11 +158,10 @@ class LightningAttention:
             raise ConfigError(
                 "the norms of lightning attention cannot be split over ranks; leave --tp-size at 1"
             )
-        self._layer = layer
         self._kernels = build.kernels
         self._activation = activation
         number, size = heads.num_heads, heads.head_dim
-        width = self._width = number * size
+        width = number * size
         # The checkpoint has each head's query, key and value together.
         places = (torch.arange(number) * 3 * size).unsqueeze(1) + torch.arange(size)
         self._qkv = ColumnParallelLinear(
@@ -84,14 +176,12 @@ class LightningAttention:
         self._gate = ColumnParallelLinear(
             build, hidden_size, (Part("output_gate", width, 0, width),), bias=False
         )
-        self._norm = GatedNormForm(group=width, eps=1e-6, logistic=True)
-        self._norm_weight = build.empty(width)
-        self._space = StateSpace(
-            num_heads=number,
-            head_dim=size,
-            num_groups=number,
-            state_size=size,
-            rates=-slopes(number, layer, num_layers).to(build.device),
+        self._core = LightningCore(
+            build,
+            layer,
+            heads,
+            slopes(number, layer, num_layers),
+            norm=GatedNormForm(group=width, eps=1e-6, logistic=True),
         )
         self._out = RowParallelLinear(
             build, "out_proj", width, hidden_size, bias=False, group=group
@@ -113,23 +203,11 @@ class LightningAttention:
         values, keys, queries = self._kernels.activate(self._qkv(x), self._activation).chunk(
             3, dim=-1
         )
-        (states,) = batch.kv_caches[self._layer]
-        attended = self._kernels.selective_scan(
-            values,
-            keys,
-            queries,
-            None,
-            self._space,
-            states,
-            batch.slots_of(self._layer),
-            batch.inputs_of(self._layer).attention,
-        )
-        return self._kernels.gated_rms_norm(attended, self._gate(x), self._norm_weight, self._norm)
+        return self._core(values, keys, queries, self._gate(x), batch)
 
     def targets(self) -> dict[str, Target]:
-        weight = Target((self._width,), partial(_copy, self._norm_weight))
         found = self._qkv.targets() | self._gate.targets() | self._out.targets()
-        return found | {"norm.weight": weight}
+        return found | {"norm.weight": self._core.norm_target()}
 
     def pack(self) -> None:
         for layer in (self._qkv, self._gate, self._out):
@@ -137,36 +215,13 @@ class LightningAttention:
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As Mixer.record."""
-        width = self._width
         projected, gate = self._qkv.record(program, x), self._gate.record(program, x)
-        qkv, attended, normed = (program.buffer(size) for size in (3 * width, width, width))
+        qkv = program.buffer(projected.width)
         program.add(Activate(x=projected, activation=self._activation, gated=False, out=qkv))
-        program.add(
-            SelectiveScan(
-                x=qkv,
-                b=qkv,
-                c=qkv,
-                dt=None,
-                gate=None,
-                firsts=(0, width, 2 * width, 0, 0),
-                layer=self._layer,
-                tensor=0,
-                space=self._space,
-                out=attended,
-            )
-        )
-        program.add(
-            GatedNorm(
-                x=attended,
-                gate=gate,
-                first=0,
-                weight=self._norm_weight,
-                form=self._norm,
-                out=normed,
-            )
-        )
-        return self._out.record(program, normed)
+        width = self._core.width
+        inputs = ValuesKeysQueries(*(Columns(qkv, at * width) for at in range(3)))
+        return self._out.record(program, self._core.record(program, inputs, gate))
 
 
-def _copy(parameter: Tensor, tensor: Tensor) -> None:
-    parameter.copy_(tensor)
+def _copy_part(parameter: Tensor, own: slice, tensor: Tensor) -> None:
+    parameter.copy_(tensor[own])
