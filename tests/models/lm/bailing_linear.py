@@ -241,9 +241,9 @@ def shapes(hf: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 @cache
-def peer(name: str) -> Formulas:
+def peer(name: str, **other_fields: Any) -> Formulas:
     """name: ling or ring"""
-    hf = {"ling": LING, "ring": RING}[name]
+    hf = {"ling": LING, "ring": RING}[name] | other_fields
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for tensor, shape in shapes(hf).items():
