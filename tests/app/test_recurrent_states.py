@@ -89,8 +89,11 @@ def test_slots_of_retracted_and_finished_requests(
     assert stats.num_retractions > 0
 
 
-def test_samples_of_one_prompt(make_llm: Callable[..., LLM], reference: Reference) -> None:
-    llm, prompt = make_llm(), text(66, seed=8)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_samples_of_one_prompt(
+    make_llm: Callable[..., LLM], reference: Reference, depth: int
+) -> None:
+    llm, prompt = make_llm(overlap_depth=depth), text(66, seed=8)
     for result in ask(llm, [prompt], None, max_new_tokens=NUM_OUTPUTS, n=3):
         check(result, prompt, reference)
 

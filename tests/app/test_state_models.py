@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sapwood import LLM
 from tests.app.test_logprobs import ask
 from tests.app.test_schedule_independence import kernels_here
-from tests.app.test_windows import NUM_OUTPUTS, check, text
+from tests.app.test_windows import NUM_OUTPUTS, Reference, check, text
+from tests.models.lm.bailing_linear import peer
 from tests.tiny import CONTEXT, VOCAB, write_tokenizer
 
 COMMON = {
@@ -75,6 +78,26 @@ def test_beside_others_and_from_kept_states(tmp_path: Path, model_type: str) -> 
         logits = model(torch.tensor([token_ids]), use_cache=False).logits
         return logits[0].double().log_softmax(-1)
 
+    check_an_engine(path, reference)
+
+
+def test_lightning_and_latent_attention(tmp_path: Path) -> None:
+    """Ling 2.5, which transformers does not have: rows of latent attention and states."""
+    own = {"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, "eos_token_id": 257}
+    formulas = peer("ling", **own)
+    save_file(formulas.weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(formulas.hf_config))
+    write_tokenizer(tmp_path)
+
+    @torch.inference_mode()
+    def reference(token_ids: list[int]) -> torch.Tensor:
+        return formulas.logits(token_ids).double().log_softmax(-1)
+
+    check_an_engine(tmp_path, reference)
+
+
+def check_an_engine(path: Path, reference: Reference) -> None:
+    """Twice several prompts at once, some of which have a long beginning in common."""
     stem = text(61, seed=1)
     prompts = [text(70, seed=2), stem + text(9, seed=3), text(3, seed=4), stem + text(30, seed=5)]
     with LLM(

@@ -107,6 +107,31 @@ def test_chunks_and_decodes(
             torch.testing.assert_close(found.float(), want, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [2, 3, 4, 7])
+def test_each_token_may_have_its_own_weights(
+    any_kernels: Kernels, dtype: torch.dtype, length: int
+) -> None:
+    """A request with a past, and two without; beside one weight for all, which changes the rest."""
+    torch.manual_seed(9)
+    lens, contexts = [3, 1, 9], [5, 1, 9]
+    x = torch.randn(sum(lens), CHANNELS).to(dtype)
+    weights = torch.randn(sum(lens), CHANNELS, length).to(dtype)
+    slots, batch = torch.tensor([2, 0, 3]), batch_of(lens, contexts)
+    pool = torch.randn(NUM_SLOTS, CHANNELS, length - 1).to(dtype)
+    expected, states = pool.clone(), pool.clone()
+    got = any_kernels.causal_conv(x, weights, None, states, slots, batch, silu=True)
+    for token in range(sum(lens)):
+        states_of_all = pool.clone()
+        alike = ReferenceKernels().causal_conv(
+            x, weights[token], None, states_of_all, slots, batch, silu=True
+        )
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(got[token], alike[token], rtol=tolerance, atol=tolerance)
+        expected = states_of_all
+    assert torch.equal(states, expected)
+
+
 @given(data=st.data(), length=st.integers(2, 5))
 @settings(max_examples=examples(300))
 def test_any_cut_equals_the_whole(data: st.DataObject, length: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
@@ -15,14 +17,18 @@ from sapwood.kernels.interface import PLAIN, AttentionBatch, Kernels, kv_cache_s
 from sapwood.kernels.kv_cache import LARGEST_NUMBER
 from sapwood.kernels.recording import (
     Activate,
+    Add,
     Attend,
     Buffer,
     CannotRecord,
     Embed,
+    Join,
     Logits,
     Multiply,
     Norm,
+    Op,
     Program,
+    ResizeHeads,
     RotateAndWrite,
 )
 from sapwood.kernels.reference import ReferenceKernels
@@ -265,6 +271,52 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     weights.linears[1][1] = (torch.randn(HIDDEN + 1, NUM_HEADS * HEAD_DIM), None)
     with pytest.raises(ValueError, match=r"norm's weight \[96\] float32 must be \[97\]"):
         make_step(kernels, weights, make_caches(torch.float32))
+
+
+def program_of(op: Op, out: Buffer, program: Program, x: Buffer, weight: Tensor) -> Program:
+    """The embedding x, one op, and logits of what it gives."""
+    layer = CpuKernels().pack_linear(weight, None)
+    program.add(Embed(weight=torch.arange(8.0 * VOCAB).view(VOCAB, 8), scale=1.0, out=x))
+    program.add(op)
+    program.keep_states(x, None)
+    program.add(Logits(x=out, layer=layer, vocab_size=VOCAB, scale=1.0, soft_cap=None))
+    return program
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        (lambda x, y, _: Add(x=x, residual=y, first=1), "8 columns from 1 on"),
+        (lambda x, y, _: Join(x=x, y=x, out=y), "8 and 8 columns do not fit"),
+        (lambda x, y, _: ResizeHeads(x=x, first=2, count=2, size=4, out=y), "8 columns from 2 on"),
+        (
+            lambda x, y, _: ResizeHeads(x=x, first=0, count=3, size=2, out=y),
+            "3 heads do not fill 8",
+        ),
+    ],
+)
+def test_columns_that_are_not_there_are_refused(
+    op: Callable[[Buffer, Buffer, Buffer], Op], message: str
+) -> None:
+    program = Program(torch.float32)
+    x, y, z = program.buffer(8), program.buffer(8), program.buffer(8)
+    with pytest.raises(ValueError, match=message):
+        NativeStep(CpuKernels(), program_of(op(x, y, z), y, program, x, torch.ones(VOCAB, 8)), [])
+
+
+@pytest.mark.parametrize("new_size", [2, 3, 5])
+def test_heads_are_filled_up_or_cut(new_size: int) -> None:
+    program = Program(torch.float32)
+    x, out = program.buffer(8), program.buffer(2 + 2 * new_size)
+    op = ResizeHeads(x=x, first=2, count=2, size=3, out=out)
+    weight = torch.eye(VOCAB, out.width)
+    step = NativeStep(CpuKernels(), program_of(op, out, program, x, weight), [])
+    token_ids = torch.tensor([3, 1, 7])
+    batch = make_inputs([3], [3])[3]
+    got = step(token_ids, torch.arange(3), [], [batch], torch.arange(3))[:, : out.width]
+    rows = token_ids[:, None] * 8.0 + torch.arange(8)
+    heads = F.pad(rows[:, 2:].view(3, 2, 3), (0, 4))[..., :new_size]
+    assert torch.equal(got, torch.cat((rows[:, :2], heads.flatten(1)), dim=1))
 
 
 def test_attention_to_chosen_keys_needs_a_choice() -> None:

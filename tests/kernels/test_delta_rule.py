@@ -36,6 +36,7 @@ def make_form(
     *,
     per_channel: bool = False,
     write_scale: float = 1.0,
+    lowest: float | None = None,
 ) -> DeltaForm:
     num_key_heads, num_heads = heads
     return DeltaForm(
@@ -43,6 +44,7 @@ def make_form(
         rate=torch.rand(num_heads) * 3,
         shift=torch.randn(num_heads * (dims[0] if per_channel else 1)),
         write_scale=write_scale,
+        lowest=lowest,
     )  # fmt: skip
 
 
@@ -94,6 +96,8 @@ FORMS = {
     "channels": {"per_channel": True, "heads": (3, 3), "dims": (12, 12)},
     "wide": {"heads": (1, 2), "dims": (16, 144), "write_scale": 2.0},
     "whole vectors": {"heads": (1, 1), "dims": (8, 64), "per_channel": True},
+    "bounded heads": {"lowest": -2.0},
+    "bounded channels": {"per_channel": True, "heads": (2, 2), "dims": (12, 20), "lowest": -5.0},
 }
 
 
@@ -133,6 +137,27 @@ def test_chunks_equal_steps(any_kernels: Kernels, size: int, *, per_channel: boo
     (got,), states = run(any_kernels, form, [text], steps)
     torch.testing.assert_close(got, want, atol=5e-5, rtol=1e-3)
     torch.testing.assert_close(states, expected, atol=5e-5, rtol=1e-3)
+
+
+def test_bounded_decays_stay_within_their_bound(any_kernels: Kernels) -> None:
+    """Of a state and a token that writes next to nothing, what is left lies between the two."""
+    form = make_form((1, 1), (4, 4), per_channel=True, lowest=-1.5)
+    states = torch.ones(1, 1, 4, 4)
+    decay = torch.tensor([[-1e4, 1e4, 0.0, 50.0]])
+    any_kernels.gated_delta_rule(
+        torch.ones(1, 12), decay, torch.full((1, 1), -90.0), form, states, torch.tensor([0]),
+        batch_of([1], [2]),
+    )  # fmt: skip
+    kept = states[0, 0, :, 0].log()
+    wanted = -1.5 * torch.sigmoid(form.rate * (decay[0] + form.shift))
+    torch.testing.assert_close(kept, wanted, atol=1e-4, rtol=1e-4)
+    assert kept[0] == pytest.approx(0, abs=1e-5)
+    assert kept[1] == pytest.approx(-1.5, abs=1e-4)
+
+
+def test_a_bound_above_1_is_no_bound() -> None:
+    with pytest.raises(ValueError, match=r"below 0, got 0\.5"):
+        make_form(lowest=0.5)
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])

@@ -13,12 +13,12 @@ from sapwood.kernels.recording import (
     Attend,
     Buffer,
     CannotRecord,
-    Convolve,
     Program,
     SelectRows,
     read_by,
     written_by,
 )
+from sapwood.kernels.recording_states import Convolve
 
 
 def attend(x: Buffer, out: Buffer, layer: int) -> Attend:

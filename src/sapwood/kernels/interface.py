@@ -200,7 +200,8 @@ class Kernels(Protocol):
     ) -> Tensor:
         """Optional RMSNorm of each q and k head, rotary embedding, and the KV write, in one pass.
 
-        qkv          [T, (Hq + 2 Hk) * D]: q heads, then k heads, then v heads; may be overwritten
+        qkv          [T, (Hq + 2 Hk) * D]: q heads, then k heads, then v heads; may be overwritten.
+                     Hk may be 0, with caches that have no heads: nothing is written then
         q_norm       [D] or None (Qwen3's norm over each head); k_norm likewise
         cos_sin      [max_positions, rotary_dim] fp32: cos in the first half, sin in the second;
                      rotates the first rotary_dim entries of a head, halves paired (NeoX style)
@@ -339,7 +340,8 @@ class Kernels(Protocol):
         plus the sum over i of weight[:, i] * input[t - L + 1 + i]; with `silu`, SiLU of that.
 
         x        [T, C]: the inputs of the new tokens
-        weight   [C, L], the newest input's factor last; bias [C] or None
+        weight   [C, L], the newest input's factor last, or [T, C, L], those of each token's output;
+                 bias [C] or None
         states   [num_slots, C, L - 1] of x's dtype: a request's newest inputs before this step, the
                  newest last; overwritten with the newest ones after it
         slots    [R] int64: which state is whose; different ones
@@ -399,7 +401,8 @@ class Kernels(Protocol):
     ) -> Tensor:
         """Linear attention whose state S [key_dim, value_dim] per head forgets, and then corrects
         what it would have answered to the newest key. For each token, with queries and keys of
-        length 1, g = e^(-rate * softplus(decay + shift)) and b = write_scale * logistic(write):
+        length 1, g = e^(-rate * softplus(decay + shift)), or as form.lowest says, and
+        b = write_scale * logistic(write):
 
             S = g * S                              (g per head, or per row of S)
             S = S + k (b * (v - k^T S))^T

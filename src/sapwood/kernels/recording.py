@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from sapwood.kernels.recording_states import Convolve, DeltaRule, GatedNorm, SelectiveScan
+
 if TYPE_CHECKING:
     from sapwood.kernels.activations import Activation
     from sapwood.kernels.interface import AttentionBatch, AttentionTraits, Kernels
     from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
     from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
     from sapwood.kernels.routing import Routing
-    from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
-    from sapwood.kernels.state_space import StateSpace
 
 
 class CannotRecord(Exception):
@@ -97,7 +97,7 @@ class RotateAndWrite:
     """out [rows, Hq * D] = the rotated queries in x; keys and values go to the layer's KV cache.
 
     x         [rows, (Hq + 2 Hk) * D], as in Kernels.qk_norm_rope_write_kv; so are the others
-    layer     index of the layer, which has its own KV cache
+    layer     index of the layer, which has its own KV cache; unused if there are no key heads
     """
 
     x: Buffer
@@ -194,74 +194,23 @@ class TakeColumns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Convolve:
-    """out [rows, C] = the convolution of the columns of x from `first` on.
-
-    layer   index of the layer, the first of whose tensors of states the convolution has
-    weight  [C, L]; bias [C] or None, both as in Kernels.causal_conv, and silu
-    gated   whether these columns are [b, c, y], C each: then out = c * the convolution of b * y
-    """
+class Join:
+    """out = the columns of x, and then those of y."""
 
     x: Buffer
-    layer: int
-    weight: Tensor
-    bias: Tensor | None
+    y: Buffer
     out: Buffer
-    first: int = 0
-    gated: bool = False
-    silu: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class GatedNorm:
-    """out [rows, W] = the gated norm of x [rows, W], whose gate is W columns from `first` on.
-
-    weight, form  as in Kernels.gated_rms_norm
-    """
+class ResizeHeads:
+    """out = the columns of x before `first`, and then `count` heads of `size` columns, each filled
+    up with zeros or cut to as many as out has room for."""
 
     x: Buffer
-    gate: Buffer
     first: int
-    weight: Tensor
-    form: GatedNormForm
-    out: Buffer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class DeltaRule:
-    """out = the gated delta rule of qkv, as Kernels.gated_delta_rule has it.
-
-    decay  has its inputs from column `decay_first` on; write likewise
-    layer  index of the layer, the second of whose tensors of states the rule has
-    """
-
-    qkv: Buffer
-    decay: Buffer
-    decay_first: int
-    write: Buffer
-    write_first: int
-    layer: int
-    form: DeltaForm
-    out: Buffer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SelectiveScan:
-    """out [rows, H * P] = the scan of x, b, c, dt and gate, as Kernels.selective_scan has it.
-
-    firsts  of each of these five: the first of its columns
-    layer   index of the layer; `tensor` says which of its tensors of states the scan has
-    """
-
-    x: Buffer
-    b: Buffer
-    c: Buffer
-    dt: Buffer | None
-    gate: Buffer | None
-    firsts: tuple[int, int, int, int, int]
-    layer: int
-    tensor: int
-    space: StateSpace
+    count: int
+    size: int
     out: Buffer
 
 
@@ -277,10 +226,11 @@ class Activate:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Add:
-    """residual += x"""
+    """residual += x, or of its columns those from `first` on, if x has fewer."""
 
     x: Buffer
     residual: Buffer
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -315,6 +265,7 @@ class Mix:
 
     router   the linear layer whose fp32 result `Kernels.route` takes
     bias     the correction bias, or None
+    num_identity  experts, the last that the router knows, which give what they take
     additions  of the rows' adapters to each expert's first and last layer; None: no adapter can add
     """
 
@@ -327,6 +278,7 @@ class Mix:
     experts: PackedExperts
     out: Buffer
     additions: tuple[Sequence[LowRankLayer], Sequence[LowRankLayer]] | None = None
+    num_identity: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -459,6 +411,8 @@ Op = (
     | RotateAndWriteLatent
     | MultiplyHeads
     | TakeColumns
+    | Join
+    | ResizeHeads
     | Convolve
     | GatedNorm
     | DeltaRule

@@ -41,6 +41,8 @@ class DeltaForm:
     write_scale    factor of the logistic function that says how much of a value is written: 1, or
                    2 for states that may change their sign (Grazzi et al. 2024, arXiv:2411.12537)
     eps            added to the sum of squares of a query, or of a key, before the root is taken
+    lowest         logarithm of the lowest decay, below 0: decays are e^(lowest * logistic(rate *
+                   (input + shift))) instead; None: they have no such bound
     Raises         ValueError if heads or tensors do not fit each other
     """
 
@@ -52,8 +54,11 @@ class DeltaForm:
     shift: Tensor
     write_scale: float = 1.0
     eps: float = 1e-6
+    lowest: float | None = None
 
     def __post_init__(self) -> None:
+        if self.lowest is not None and not self.lowest < 0:
+            raise ValueError(f"the logarithm of a decay must be below 0, got {self.lowest}")
         if min(self.num_key_heads, self.num_heads, self.key_dim, self.value_dim) < 1:
             raise ValueError(f"impossible heads: {self}")
         if self.num_heads % self.num_key_heads:

@@ -17,7 +17,7 @@ from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import FeedForward, Layer, Mixer, Sublayer, summed
 from sapwood.layers.norm import RMSNorm
 from sapwood.layers.per_layer import PerLayerBlock, PerLayerInputs
-from sapwood.layers.streams import WholeLinear
+from sapwood.layers.streams import Streams, WholeLinear
 from sapwood.layers.targets import Target, prefixed, whole
 
 
@@ -46,7 +46,7 @@ class AltUpForm:
         return self.number * self.hidden_size
 
 
-class AltUpStreams:
+class AltUpStreams(Streams):
     """All streams, then the inputs of all layers: [T, width + layers * input_size]. The first
     stream is the embedding, the others are projections of it that are as long."""
 

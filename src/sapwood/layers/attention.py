@@ -19,7 +19,9 @@ from sapwood.kernels.recording import (
     Clip,
     GateColumns,
     Program,
+    ResizeHeads,
     RotateAndWrite,
+    Scale,
     ScaleByPosition,
     ScaleColumns,
 )
@@ -321,17 +323,16 @@ class Attention:
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As Mixer.record."""
         unknown = {
-            "additions of one use of shared weights": self._addition is not None,
             "norms of values": self._value_norm is not None,
             "values that are keys": self._values_are_keys,
             "attention in chunks": self._chunk is not None,
-            "values shorter than keys": self._value_dim < self._head_dim,
-            "scaled values": self._value_scale is not None,
         }
         for name, is_there in unknown.items():
             if is_there:
                 raise CannotRecord(f"a recorded step has no {name}")
         qkv = self._qkv.record(program, x)
+        if self._addition is not None:
+            self._addition.record(program, x, qkv)
         width = self._num_heads * self._head_dim
         if self._clip is not None:
             program.add(Clip(residual=qkv, limit=self._clip))
@@ -339,6 +340,7 @@ class Attention:
             program.refuse_sum_over(self._num_ranks)
         for norm, first in zip(self._head_norms, (0, width), strict=False):
             norm.record_columns(program, qkv, first)
+        qkv = self._recorded_heads(program, qkv, self._value_dim, self._head_dim)
         q, attended = program.buffer(width), program.buffer(width)
         program.add(
             RotateAndWrite(
@@ -371,7 +373,23 @@ class Attention:
                 out=attended,
             )
         )
+        attended = self._recorded_heads(program, attended, self._head_dim, self._value_dim)
+        if self._value_scale is not None:
+            program.add(Scale(residual=attended, factor=self._value_scale))
         if self._gate is not None:
             gate = self._gate.record(program, x)
             program.add(GateColumns(gate=gate, first=0, residual=attended))
         return self._o.record(program, attended)
+
+    def _recorded_heads(self, program: Program, x: Buffer, size: int, new_size: int) -> Buffer:
+        """x with heads of another size: the value heads after queries and keys, which are made as
+        long as these, or the heads that attention gives, which become value heads again."""
+        if size == new_size:
+            return x
+        first, count = 0, self._num_heads
+        if new_size == self._head_dim:
+            first = (self._num_heads + self._num_kv_heads) * self._head_dim
+            count = self._num_kv_heads
+        out = program.buffer(first + count * new_size)
+        program.add(ResizeHeads(x=x, first=first, count=count, size=size, out=out))
+        return out

@@ -7,11 +7,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from itertools import accumulate
 
-import torch
 from torch import Tensor
 
-from sapwood.kernels.recording import Buffer, CannotRecord, Program
-from sapwood.kernels.state_forms import DeltaForm
+from sapwood.kernels.recording import Buffer, Program
 from sapwood.layers.build import Build
 from sapwood.layers.delta import Columns, DeltaCore, DeltaLayout, DeltaNames
 from sapwood.layers.forward_batch import ForwardBatch
@@ -20,8 +18,8 @@ from sapwood.layers.targets import Target
 
 
 class BoundedDeltaAttention:
-    """o(norm(delta_rule(silu(conv(q, k, v)))) * logistic(gate)), of projections of x; a channel's
-    decay is e^(lowest * logistic(rate * (f(x) + shift)))."""
+    """o(norm(delta_rule(silu(conv(q, k, v)))) * logistic(gate)), of projections of x; the decays
+    of channels are made of f(x)."""
 
     def __init__(
         self,
@@ -31,19 +29,16 @@ class BoundedDeltaAttention:
         layout: DeltaLayout,
         *,
         eps: float,
-        lowest: float | None,
     ) -> None:
         """A layer without weights.
 
         layer   index of the layer, which picks its states
-        layout  of the heads, with a decay per channel
+        layout  of the heads, with a decay per channel, and the lowest of them if there is one
         eps     of the norm over each head
-        lowest  logarithm of the lowest decay, below 0; None: decays are those of DeltaForm
         """
         group = build.groups.attention
         names = DeltaNames(conv=("q_conv1d", "k_conv1d", "v_conv1d"), norm="o_norm")
         self._core = DeltaCore(build, layer, layout, names=names, eps=eps, logistic=True)
-        self._lowest = lowest
         keys, _, values = layout.sizes
         sizes = {
             **dict(zip(("q_proj", "k_proj", "v_proj"), layout.sizes, strict=True)),
@@ -71,8 +66,6 @@ class BoundedDeltaAttention:
     def _mix(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [T, hidden] -> the inputs of the output projection"""
         qkv, decay, gate, write = self._in(x).split_with_sizes(self._sizes, dim=1)
-        if self._lowest is not None:
-            decay = input_of_bounded(decay, self._core.form, self._lowest)
         return self._core(qkv, decay, write, gate, batch)
 
     def targets(self) -> dict[str, Target]:
@@ -84,20 +77,7 @@ class BoundedDeltaAttention:
 
     def record(self, program: Program, x: Buffer) -> Buffer:
         """As Mixer.record."""
-        if self._lowest is not None:
-            raise CannotRecord("a recorded step has no bounded decays")
         made = self._in.record(program, x)
         firsts = list(accumulate(self._sizes, initial=0))
         qkv, decay, gate, write = (Columns(made, first) for first in firsts[:4])
         return self._out.record(program, self._core.record(program, qkv, decay, write, gate))
-
-
-def input_of_bounded(x: Tensor, form: DeltaForm, lowest: float) -> Tensor:
-    """x [T, heads * key_dim] -> the same shape: what the delta rule, whose decays are
-    e^(-rate * softplus(input + shift)), has to take so that they are
-    e^(lowest * logistic(rate * (x + shift)))."""
-    rate = form.rate.repeat_interleave(form.key_dim)
-    wanted = -lowest * torch.sigmoid(rate * (x.float() + form.shift)) / rate
-    # The inverse of softplus; its argument stays above 0, where its logarithm is finite.
-    wanted = wanted.clamp(min=1e-30)
-    return (wanted + torch.log(-torch.expm1(-wanted)) - form.shift).to(x.dtype)

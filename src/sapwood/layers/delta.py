@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sapwood.kernels.recording import Buffer, Convolve, DeltaRule, GatedNorm, Program
+from sapwood.kernels.recording import Buffer, Program
+from sapwood.kernels.recording_states import Convolve, DeltaRule, GatedNorm
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
@@ -35,6 +36,7 @@ class DeltaLayout:
 
     length       inputs that an output of the convolutions depends on, the token's own included
     per_channel  whether each channel of the keys has its own decay
+    lowest       as in DeltaForm
     convolves_keys  whether queries and keys are convolved as values are
     """
 
@@ -46,6 +48,7 @@ class DeltaLayout:
     per_channel: bool = False
     write_scale: float = 1.0
     convolves_keys: bool = True
+    lowest: float | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -92,7 +95,7 @@ class Columns(NamedTuple):
 class DeltaCore:
     """Convolution, gated delta rule and gated norm: what lies between a mixer's projections.
 
-    A mixer that convolves by itself gives names without a convolution, and cannot `record` this."""
+    A mixer that convolves by itself gives names without a convolution."""
 
     def __init__(
         self,
@@ -117,6 +120,7 @@ class DeltaCore:
             rate=torch.empty(num_heads, dtype=torch.float32, device=device),
             shift=torch.empty(num_shifts, dtype=torch.float32, device=device),
             write_scale=layout.write_scale,
+            lowest=layout.lowest,
         )
         self._rank, self._num_ranks = group.rank, group.size
         self._layer = layer
@@ -152,22 +156,22 @@ class DeltaCore:
     def record(
         self, program: Program, qkv: Columns, decay: Columns, write: Columns, gate: Columns
     ) -> Buffer:
-        """Add the same to a recorded step."""
-        form = self.form
-        assert self._conv is not None
-        convolved = program.buffer(form.num_channels)
-        mixed, out = program.buffer(form.out_size), program.buffer(form.out_size)
-        program.add(
-            Convolve(
-                x=qkv.buffer,
-                first=qkv.first,
-                layer=self._layer,
-                weight=self._conv,
-                bias=None,
-                silu=True,
-                out=convolved,
+        """Add the same to a recorded step; qkv that is convolved already is a whole buffer."""
+        form, convolved = self.form, qkv.buffer
+        if self._conv is not None:
+            convolved = program.buffer(form.num_channels)
+            program.add(
+                Convolve(
+                    x=qkv.buffer,
+                    first=qkv.first,
+                    layer=self._layer,
+                    weight=self._conv,
+                    bias=None,
+                    silu=True,
+                    out=convolved,
+                )
             )
-        )
+        mixed, out = program.buffer(form.out_size), program.buffer(form.out_size)
         program.add(
             DeltaRule(
                 qkv=convolved,

@@ -239,7 +239,8 @@ class Experts:
         if not self._num_identity:
             return weights, chosen, None
         is_identity = chosen >= self._num_experts
-        share = (weights * is_identity).sum(dim=1, keepdim=True)
+        # In fp64, so that the order in which they are added up does not matter.
+        share = (weights * is_identity).sum(dim=1, keepdim=True, dtype=torch.float64).float()
         weights = weights.masked_fill(is_identity, 0.0)
         return weights, chosen.masked_fill(is_identity, 0), (x.float() * share).to(x.dtype)
 
@@ -395,11 +396,11 @@ class Experts:
         program.refuse_sum_over(self._over.size)
         if self._weighs_inputs:
             raise CannotRecord("a recorded step has no weights of experts' inputs")
-        if self._num_identity:
-            raise CannotRecord("a recorded step has no experts that give what they take")
         taken = None if self._inward is None else self._inward.record(program, x)
         additions = None if self._adapted is None else self._adapted.additions
-        out = self._router.record(program, x, self._experts, taken, additions)
+        out = self._router.record(
+            program, x, self._experts, taken, additions, num_identity=self._num_identity
+        )
         if self._outward is not None:
             out = self._outward.record(program, out)
         if self._shared is None:

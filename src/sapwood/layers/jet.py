@@ -5,15 +5,16 @@ Source: Gu et al. 2025, arXiv:2508.15884 (JetBlock)."""
 from __future__ import annotations
 
 from collections.abc import Generator
+from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.kernels.recording import Buffer, CannotRecord, Program
-from sapwood.kernels.torch_ops.convolution import causal_conv
+from sapwood.kernels.activations import Activation
+from sapwood.kernels.recording import Activate, Buffer, Join, Program, TakeColumns
+from sapwood.kernels.recording_states import Convolve
 from sapwood.layers.build import Build
-from sapwood.layers.delta import DeltaCore, DeltaLayout, DeltaNames
+from sapwood.layers.delta import Columns, DeltaCore, DeltaLayout, DeltaNames
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import ColumnParallelLinear, Part, RowParallelLinear, even_part
 from sapwood.layers.targets import Target
@@ -47,6 +48,7 @@ class JetBlock:
         names = DeltaNames(conv=(), norm="o_norm")
         self._core = DeltaCore(build, layer, layout, names=names, eps=eps)
         self._layer = layer
+        self._kernels = build.kernels
         self._length = layout.length
         keys, _, values = layout.sizes
         sizes = {
@@ -84,20 +86,26 @@ class JetBlock:
 
     def _generator_states(self, projected: Tensor) -> Tensor:
         """The inputs [T, generator_size] of w2."""
-        return F.silu(projected[:, -self._sizes[-1] :])
+        return self._silu(projected[:, -self._sizes[-1] :])
+
+    def _silu(self, x: Tensor) -> Tensor:
+        return self._kernels.activate(x.contiguous(), Activation.SILU)
 
     def _mix(self, projected: Tensor, weights: Tensor, batch: ForwardBatch) -> Tensor:
         """projected [T, all parts] and the convolution's weights [T, values * length] -> the inputs
         of the output projection"""
         q, k, v, gate, decay, write, _ = projected.split_with_sizes(self._sizes, dim=1)
         values = batch.by_request(self._convolve, v, weights.view(*v.shape, self._length))
-        qkv = torch.cat((F.silu(q), F.silu(k), values), dim=1)
+        queries_and_keys = self._silu(projected[:, : q.shape[1] + k.shape[1]])
+        qkv = torch.cat((queries_and_keys, values), dim=1)
         return self._core(qkv, decay, write, gate, batch)
 
     def _convolve(self, batch: ForwardBatch, values: Tensor, weights: Tensor) -> Tensor:
         windows, _ = batch.kv_caches[self._layer]
         slots, attention = batch.slots_of(self._layer), batch.inputs_of(self._layer).attention
-        return causal_conv(values, weights, None, windows, slots, attention, silu=True)
+        return self._kernels.causal_conv(
+            values, weights, None, windows, slots, attention, silu=True
+        )
 
     def targets(self) -> dict[str, Target]:
         linears = self._in.targets() | self._weights.targets() | self._out.targets()
@@ -108,5 +116,37 @@ class JetBlock:
             layer.linear.pack()
 
     def record(self, program: Program, x: Buffer) -> Buffer:
-        """As Mixer.record: a recorded step cannot have this layer."""
-        raise CannotRecord("a recorded step has no convolution with weights of each token")
+        """As Mixer.record."""
+        projected = self._in.record(program, x)
+        firsts = list(accumulate(self._sizes, initial=0))
+        values, gate, decay, write, states = firsts[2:7]
+
+        def silu(first: int, width: int) -> Buffer:
+            taken, out = program.buffer(width), program.buffer(width)
+            program.add(TakeColumns(x=projected, first=first, out=taken))
+            program.add(Activate(x=taken, activation=Activation.SILU, gated=False, out=out))
+            return out
+
+        convolved = program.buffer(self._sizes[2])
+        program.add(
+            Convolve(
+                x=projected,
+                first=values,
+                layer=self._layer,
+                weight=self._weights.record(program, silu(states, self._sizes[-1])),
+                bias=None,
+                silu=True,
+                out=convolved,
+            )
+        )
+        queries_and_keys = silu(0, values)
+        qkv = program.buffer(values + convolved.width)
+        program.add(Join(x=queries_and_keys, y=convolved, out=qkv))
+        mixed = self._core.record(
+            program,
+            Columns(qkv),
+            Columns(projected, decay),
+            Columns(projected, write),
+            Columns(projected, gate),
+        )
+        return self._out.record(program, mixed)

@@ -125,7 +125,12 @@ class Sublayer(Generic[B]):
         return found
 
     def record(self, program: Program, stream: Stream) -> Stream:
-        """As a call of the three methods above."""
+        """As `normed`, the body and `finished`."""
+        normed, residual = self.record_normed(program, stream)
+        return self.record_finished(program, self.body.record(program, normed), residual)
+
+    def record_normed(self, program: Program, stream: Stream) -> tuple[Buffer, Buffer]:
+        """Add `normed` to a recorded step."""
         x, residual = stream
         if self.before is not None:
             normed = self.before.norm.record(program, x, residual)
@@ -134,8 +139,10 @@ class Sublayer(Generic[B]):
             normed = residual
         else:
             normed = x
-        residual = residual or x
-        out = self.body.record(program, normed)
+        return normed, residual or x
+
+    def record_finished(self, program: Program, out: Buffer, residual: Buffer) -> Stream:
+        """Add `finished` to a recorded step."""
         if self.after is not None:
             out = self.after.norm.record(program, out)
         if self.scale != 1.0:
@@ -321,7 +328,18 @@ class ShortcutLayer(Layer):
         self._shortcut.pack()
 
     def record(self, program: Program, stream: Stream) -> Stream:
-        raise CannotRecord("a recorded step has no feed-forwards beside two layers")
+        feed_forward = self._feed_forward
+        stream = self._mixer.record(program, stream)
+        normed, residual = feed_forward.record_normed(program, stream)
+        beside = self._shortcut.record(program, normed)
+        out = feed_forward.body.record(program, normed)
+        x, total = self._second.record(
+            program, feed_forward.record_finished(program, out, residual)
+        )
+        if total is None:
+            return Stream(beside, x)
+        program.add(Add(x=x, residual=total))
+        return Stream(beside, total)
 
 
 class NormedResiduals(Layer):

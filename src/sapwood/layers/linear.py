@@ -7,10 +7,11 @@ keep the parts of several checkpoint tensors in one weight: one matrix product i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,9 +26,17 @@ from sapwood.layers.build import Build
 from sapwood.layers.quantization.interface import LinearStorage
 from sapwood.layers.targets import Slice, Target, unused, whole
 
-Addition = Callable[[Tensor, Tensor], None]
-"""Adds to a linear layer's outputs [T, out] in place, of inputs [T, in]; called with (inputs,
-outputs)."""
+
+class Addition(Protocol):
+    """Adds to a linear layer's outputs."""
+
+    def __call__(self, x: Tensor, outputs: Tensor) -> None:
+        """x [T, in]; outputs [T, out], changed in place"""
+        ...
+
+    def record(self, program: Program, x: Buffer, outputs: Buffer) -> None:
+        """Add the same to a recorded step; RuntimeError before `pack`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.recording import (
-    Buffer,
-    Convolve,
-    GatedNorm,
-    Program,
-    ScaleColumns,
-    SelectiveScan,
-)
+from sapwood.kernels.recording import Buffer, Program, ScaleColumns
+from sapwood.kernels.recording_states import Convolve, GatedNorm, SelectiveScan
 from sapwood.kernels.state_forms import GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.layers.build import Build

@@ -117,9 +117,10 @@ class _MLP:
         return up
 
     def _recorded_product(self, program: Program, x: Buffer) -> Buffer:
+        up = self._up.record(program, x)
         if self._addition is not None:
-            raise CannotRecord("a recorded step has no additions of one use of shared weights")
-        return self._up.record(program, x)
+            self._addition.record(program, x, up)
+        return up
 
     def targets(self) -> dict[str, Target]:
         return self._up.targets() | self._down.targets()

@@ -84,14 +84,14 @@ class RMSNorm:
     def record(self, program: Program, x: Buffer, residual: Buffer | None = None) -> Buffer:
         return _recorded(program, x, residual, self.weight, None, self.eps, centered=False)
 
-    def record_columns(self, program: Program, x: Buffer, first: int) -> None:
-        """Add the norm of x's columns from `first` on to a recorded step, in place."""
+    def record_columns(self, program: Program, x: Buffer, first: int, count: int = 1) -> None:
+        """Add `count` norms of x's columns from `first` on to a recorded step, in place."""
         program.add(
             NormColumns(
                 residual=x,
                 first=first,
                 size=self.weight.shape[0],
-                count=1,
+                count=count,
                 weight=self.weight,
                 bias=None,
                 centered=False,

@@ -97,9 +97,11 @@ class Router:
         experts: PackedExperts,
         taken: Buffer | None = None,
         additions: tuple[Sequence[LowRankLayer], Sequence[LowRankLayer]] | None = None,
+        *,
+        num_identity: int = 0,
     ) -> Buffer:
         """Add the router of x and its experts, which take x or `taken`, to a recorded step;
-        `additions` as in Mix."""
+        `additions` and `num_identity` as in Mix."""
         taken = taken or x
         out = program.buffer(taken.width)
         program.add(
@@ -113,6 +115,7 @@ class Router:
                 experts=experts,
                 out=out,
                 additions=additions,
+                num_identity=num_identity,
             )
         )
         return out

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.recording import CannotRecord, Program
+from sapwood.kernels.recording import Add, Buffer, Join, Program, TakeColumns
 from sapwood.layers.attention import Attention
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import FeedForward, Layer, Mixer, NamedNorm, Stream, Sublayer
 from sapwood.layers.linear import Arrangement, ColumnParallelLinear, Part
 from sapwood.layers.mlp import GatedMLP
-from sapwood.layers.streams import WholeLinear
+from sapwood.layers.streams import Streams, WholeLinear
 from sapwood.layers.targets import Target, prefixed
 
 
-class EmbeddingBeside:
+class EmbeddingBeside(Streams):
     """Hidden states and then the embedding, which stays: [T, 2 * hidden]."""
 
     def __init__(self, norm: NamedNorm, hidden_size: int) -> None:
@@ -35,6 +35,16 @@ class EmbeddingBeside:
 
     def closed(self, x: Tensor) -> Tensor:
         return self._norm.norm(x[:, : self._hidden_size].contiguous())
+
+    def record_opened(self, program: Program, x: Buffer) -> Buffer:
+        both = program.buffer(2 * self._hidden_size)
+        program.add(Join(x=x, y=x, out=both))
+        return both
+
+    def record_closed(self, program: Program, x: Buffer) -> Buffer:
+        hidden = program.buffer(self._hidden_size)
+        program.add(TakeColumns(x=x, first=0, out=hidden))
+        return self._norm.norm.record(program, hidden)
 
     def targets(self) -> dict[str, Target]:
         return prefixed(self._norm.name, self._norm.norm.targets())
@@ -76,6 +86,17 @@ class LowRankAddition:
             added = up(low.contiguous())
             outputs[:, start : start + added.shape[1]] += added
             start += added.shape[1]
+
+    def record(self, program: Program, x: Buffer, outputs: Buffer) -> None:
+        """Add the same to a recorded step; RuntimeError before `pack`."""
+        lows = self._down.record(program, x)
+        rank, start = lows.width // len(self._ups), 0
+        for index, up in enumerate(self._ups):
+            low = program.buffer(rank)
+            program.add(TakeColumns(x=lows, first=index * rank, out=low))
+            added = up.record(program, low)
+            program.add(Add(x=added, residual=outputs, first=start))
+            start += added.width
 
     def targets(self) -> dict[str, Target]:
         found = self._down.targets()
@@ -123,6 +144,13 @@ class SharedBlock:
         attention, mlp = self._uses[layer]
         attended = attention(self._before_attention.norm(x), batch)
         return mlp(self._before_mlp.norm(attended))
+
+    def record(self, program: Program, x: Buffer, layer: int) -> Buffer:
+        """Add a call to a recorded step; RuntimeError before `pack`."""
+        attention, mlp = self._uses[layer]
+        normed = self._before_attention.norm.record(program, x)
+        attended = attention.record(program, normed)
+        return mlp.record(program, self._before_mlp.norm.record(program, attended))
 
     def targets(self) -> dict[str, Target]:
         attention, mlp = self._attention.targets(), self._mlp.targets()
@@ -178,7 +206,17 @@ class BesideEmbedding(Layer):
         self._only_mixer.body.pack()
 
     def record(self, program: Program, stream: Stream) -> Stream:
-        raise CannotRecord("a recorded step has no streams beside the hidden states")
+        normed, _ = self._only_mixer.record_normed(
+            program, Stream(self.record_inputs(program, stream.x), None)
+        )
+        program.add(Add(x=self._only_mixer.body.record(program, normed), residual=stream.x))
+        return stream
+
+    def record_inputs(self, program: Program, x: Buffer) -> Buffer:
+        """Add `inputs` to a recorded step."""
+        hidden = program.buffer(self._hidden_size)
+        program.add(TakeColumns(x=x, first=0, out=hidden))
+        return hidden
 
 
 class SharedBlockLayer(BesideEmbedding):
@@ -210,6 +248,12 @@ class SharedBlockLayer(BesideEmbedding):
 
     def inputs(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         return super().inputs(x, batch) + self._linear(self._block(x, self._layer, batch))
+
+    def record_inputs(self, program: Program, x: Buffer) -> Buffer:
+        total = super().record_inputs(program, x)
+        made = self._linear.record(program, self._block.record(program, x, self._layer))
+        program.add(Add(x=made, residual=total))
+        return total
 
     def targets(self) -> dict[str, Target]:
         found = prefixed(self._mixer_prefix, super().targets())

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sapwood.kernels.recording import Buffer, Multiply, Program
+from sapwood.kernels.recording import Buffer, CannotRecord, Multiply, Program
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import Linear
@@ -26,6 +26,15 @@ class Streams(Protocol):
         """What the last layer gives [T, width] -> the normed inputs [T, size] of the output
         layer"""
         ...
+
+    def record_opened(self, program: Program, x: Buffer) -> Buffer:
+        """Add `opened` to a recorded step. Raises CannotRecord if programs have no ops for it, and
+        RuntimeError before `pack`."""
+        raise CannotRecord("a recorded step has no such streams beside the hidden states")
+
+    def record_closed(self, program: Program, x: Buffer) -> Buffer:
+        """Add `closed` to a recorded step that begins with `record_opened`."""
+        raise CannotRecord("a recorded step has no such streams beside the hidden states")
 
     def targets(self) -> dict[str, Target]:
         """By whole names."""

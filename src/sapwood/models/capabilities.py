@@ -47,6 +47,7 @@ _EXPERTS = {
     "shared_expert_intermediate_size": 32,
 }
 _OWN: dict[str, dict[str, Any]] = {
+    "BailingMoeV2_5ForCausalLM": {"n_group": 1, "topk_group": 1},
     "JetNemotronForCausalLM": {
         "layer_types": ["jet", "attn"],
         "efficient_attention_config": {"jet": {"num_heads": 4, "head_dim": 32}},

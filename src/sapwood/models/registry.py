@@ -27,6 +27,10 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "BaichuanForCausalLM": "sapwood.models.lm.baichuan:BaichuanForCausalLM",
         "BailingHybridForCausalLM": ("sapwood.models.lm.bailing_hybrid:BailingHybridForCausalLM"),
         "BailingMoeForCausalLM": "sapwood.models.lm.bailing_moe:BailingMoeForCausalLM",
+        "BailingMoeLinearV2ForCausalLM": (
+            "sapwood.models.lm.bailing_linear:BailingMoeLinearV2ForCausalLM"
+        ),
+        "BailingMoeV2_5ForCausalLM": "sapwood.models.lm.bailing_linear:BailingMoeV2_5ForCausalLM",
         "BailingMoeV2ForCausalLM": "sapwood.models.lm.bailing_moe:BailingMoeV2ForCausalLM",
         "BailingMoeV3ForCausalLM": "sapwood.models.lm.bailing_hybrid:BailingHybridForCausalLM",
         "BaiChuanForCausalLM": "sapwood.models.lm.baichuan:BaichuanForCausalLM",

@@ -119,7 +119,7 @@ void test_sums(Context& context) {
   check("narrow", narrow.numbers(), expected, tolerance_of(DType::bf16));
 }
 
-// Two requests, of which the first has a past; alone and between gates.
+// Two requests, of which the first has a past; alone and between gates, with one weight and with one per token.
 void test_causal_conv(Context& context, DType dtype) {
   Random random(21);
   const std::size_t lens[] = {3, 6}, slots = 3;
@@ -127,9 +127,9 @@ void test_causal_conv(Context& context, DType dtype) {
   const std::int32_t query_start[] = {0, 3, 9}, context_len[] = {10, 6};
   for (const std::size_t channels : {5u, 64u, 101u}) {
     for (const std::size_t length : {2u, 3u, 5u}) {
-      for (const bool gated : {false, true}) {
+      for (const auto& [gated, each] : {std::pair{false, false}, {true, false}, {false, true}}) {
         const std::size_t past = length - 1, stride = gated ? 3 * channels : channels;
-        Array x(dtype, 9 * stride, random), out(dtype, 9 * channels), weight(dtype, channels * length, random);
+        Array x(dtype, 9 * stride, random), out(dtype, 9 * channels), weight(dtype, (each ? 9 : 1) * channels * length, random);
         Array bias(dtype, channels, random), states(dtype, slots * channels * past, random);
         std::vector<double> expected(9 * channels), kept = states.numbers();
         for (std::size_t request = 0, begin = 0; request < 2; begin += lens[request++]) {
@@ -144,7 +144,7 @@ void test_causal_conv(Context& context, DType dtype) {
               inputs.push_back(gated ? x[at] * x[at + 2 * channels] : x[at]);
               double total = bias[channel];
               for (std::size_t i = 0; i < length; i++) {
-                total += weight[channel * length + i] * inputs[inputs.size() - length + i];
+                total += weight[((each ? token * channels : 0) + channel) * length + i] * inputs[inputs.size() - length + i];
               }
               expected[token * channels + channel] = gated ? total * x[at + channels] : total;
             }
@@ -158,6 +158,7 @@ void test_causal_conv(Context& context, DType dtype) {
         args.x_stride = static_cast<std::int64_t>(stride);
         args.gated = gated;
         args.weight = weight.data();
+        args.weight_stride = each ? static_cast<std::int64_t>(channels * length) : 0;
         args.bias = bias.data();
         args.states = states.data();
         args.state_stride = static_cast<std::int64_t>(channels * past);

@@ -9,7 +9,6 @@ import torch
 
 from sapwood.base.errors import ConfigError
 from sapwood.convert.walk import Walk
-from sapwood.executor.recorded import record_steps
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
@@ -18,7 +17,7 @@ from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.build import Build
 from sapwood.models.registry import decoder_class, read_decoder
 from tests.models.lm.checks import CHECKS
-from tests.models.lm.harness import CPU, Session, make_decoder, make_kv_caches
+from tests.models.lm.harness import CPU, Session, make_decoder
 from tests.models.lm.jet_nemotron import HEAD_DIM, HF, JET, WINDOW, peer, shapes
 from tests.models.lm.peer import random_text
 from tests.tiers import sweep
@@ -66,22 +65,31 @@ def kernels_called(name: str) -> Kernels:
     return CpuKernels()
 
 
-@sweep(kernels=["reference", "torch", "native"], check=[*CHECKS])
+@sweep(kernels=["reference", "torch", "native", "recorded"], check=[*CHECKS])
 def test_logits_equal_the_formulas(kernels: str, check: str) -> None:
-    model = make_decoder(HF, peer().weights, kernels_called(kernels))
-    CHECKS[check](Session(model), peer())
+    own = kernels_called("native" if kernels == "recorded" else kernels)
+    model = make_decoder(HF, peer().weights, own)
+    CHECKS[check](Session(model, recorded_by=own if kernels == "recorded" else None), peer())
+
+
+def test_a_recorded_step_equals_its_ops_bit_by_bit() -> None:
+    kernels, dtype = kernels_called("native"), torch.bfloat16
+    weights = {name: weight.to(dtype) for name, weight in peer().weights.items()}
+    model = make_decoder(HF, weights, kernels, dtype=dtype)
+    eager = Session(model, dtype=dtype, state_dtype=dtype)
+    recorded = Session(model, dtype=dtype, state_dtype=dtype, recorded_by=kernels)
+    for step in (
+        {"a": random_text(40)},
+        {"a": [5], "b": random_text(19, seed=1), "c": random_text(3, seed=2)},
+        {"a": [6], "b": [7], "c": [8]},
+    ):
+        expected, got = eager.step(step), recorded.step(step)
+        assert all(torch.equal(expected[name], got[name]) for name in step)
 
 
 def test_a_checkpoint_has_these_tensors_and_no_others() -> None:
     model = make_decoder(HF, peer().weights, TorchKernels())
     assert {name: target.shape for name, target in model.targets().items()} == shapes()
-
-
-def test_steps_are_computed_op_by_op() -> None:
-    model = make_decoder(HF, peer().weights, kernels_called("native"))
-    caches = make_kv_caches(model.config, num_pages=4, page_size=8)
-    choice = record_steps(model, kernels_called("native"), caches, enabled=True)
-    assert "convolution with weights of each token" in choice.why
 
 
 def test_layers_in_pauses_are_the_layers() -> None:

@@ -75,7 +75,7 @@ _Adapters = tuple[list[int], list[int], int]
 _Cache = tuple[int, int, int, int, int, int, int]
 _GatedNorm = tuple[int, int, float, bool, bool]
 _Columns = tuple[int, int, int]
-_Delta = tuple[int, int, int, int, bool, int, int, float, float]
+_Delta = tuple[int, int, int, int, bool, int, int, float, float, float]
 _States = tuple[int, int, int, int]
 _Latent = tuple[int, int, int, int, int, float, int, int, int]
 _LatentRows = tuple[int, int, int, int, int]
@@ -168,6 +168,7 @@ class RecordedStep:
         channels: int,
         length: int,
         weight: int,
+        weights: int,
         bias: int,
         states: int,
         state_stride: int,
@@ -177,7 +178,13 @@ class RecordedStep:
         /,
     ) -> None: ...
     def activate(self, x: int, activation: int, gated: bool, width: int, out: int, /) -> None: ...
-    def add(self, x: int, residual: int, width: int, /) -> None: ...
+    def add(
+        self, x: int, width: int, residual: int, first: int, residual_width: int, /
+    ) -> None: ...
+    def join(self, x: int, x_width: int, y: int, y_width: int, out: int, /) -> None: ...
+    def resize_heads(
+        self, x: int, x_width: int, first: int, count: int, size: int, new_size: int, out: int, /
+    ) -> None: ...
     def scale(self, residual: int, width: int, factor: float, /) -> None: ...
     def gate_columns(
         self, gate: int, first: int, gate_width: int, residual: int, width: int, /
@@ -239,6 +246,7 @@ class RecordedStep:
         router: LinearWeight,
         bias: int,
         routing: _Routing,
+        num_identity: int,
         layers: ExpertLayers,
         gate_up_additions: list[LowRankLayer],
         down_additions: list[LowRankLayer],
@@ -351,6 +359,7 @@ def causal_conv(
     dtype: int,
     x: int,
     weight: int,
+    weight_stride: int,
     bias: int,
     states: int,
     state_stride: int,

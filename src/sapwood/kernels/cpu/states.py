@@ -23,7 +23,7 @@ from sapwood.kernels.torch_ops import convolution as torch_ops
 from sapwood.kernels.torch_ops import state_space
 
 GatedNormTuple = tuple[int, int, float, bool, bool]
-DeltaTuple = tuple[int, int, int, int, bool, int, int, float, float]
+DeltaTuple = tuple[int, int, int, int, bool, int, int, float, float, float]
 StatesTuple = tuple[int, int, int, int]
 ScanTuple = tuple[int, int, int, int, bool, int, int, int, float, float]
 
@@ -40,9 +40,13 @@ def causal_conv(
     silu: bool,
 ) -> Tensor:
     """As Kernels.causal_conv; rows of x may lie apart."""
-    if not 2 <= weight.shape[1] <= _native.MAX_CONV_LENGTH:
+    if not 2 <= weight.shape[-1] <= _native.MAX_CONV_LENGTH:
         return torch_ops.causal_conv(x, weight, bias, states, slots, batch, silu=silu)
-    layout, dtype = state_layout(states, weight, bias, x), dtype_of(x)
+    each = weight.dim() == 3
+    if each and (weight.shape[0] != x.shape[0] or not weight.is_contiguous()):
+        raise ValueError(f"weights {describe(weight)} of each token do not fit x {describe(x)}")
+    shared = weight.new_empty(weight.shape[1:]) if each else weight
+    layout, dtype = state_layout(states, shared, bias, x), dtype_of(x)
     query_start, context_len, num_requests = lengths_of(batch)
     check_indices(slots, "slots", num_requests)
     num_tokens, width = x.shape
@@ -51,7 +55,8 @@ def causal_conv(
     x = _with_whole_rows(x)
     out = x.new_empty(num_tokens, width)
     _native.causal_conv(
-        context, dtype, x.data_ptr(), weight.data_ptr(), address_of(bias, x, width, "bias"),
+        context, dtype, x.data_ptr(), weight.data_ptr(), weight.stride(0) if each else 0,
+        address_of(bias, x, width, "bias"),
         states.data_ptr(), layout.state_stride, layout.num_slots, slots.data_ptr(), query_start,
         context_len, num_requests, num_tokens, width, layout.length, x.stride(0), silu,
         out.data_ptr(),
@@ -130,6 +135,7 @@ def delta_tuple(form: DeltaForm) -> DeltaTuple:
     return (
         form.num_key_heads, form.num_heads, form.key_dim, form.value_dim, form.is_per_channel,
         form.rate.data_ptr(), form.shift.data_ptr(), form.write_scale, form.eps,
+        form.lowest or 0.0,
     )  # fmt: skip
 
 

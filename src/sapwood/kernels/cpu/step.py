@@ -46,12 +46,10 @@ from sapwood.kernels.recording import (
     CannotRecord,
     ChooseKeys,
     Clip,
-    Convolve,
-    DeltaRule,
     Embed,
     GateColumns,
-    GatedNorm,
     GateRows,
+    Join,
     KeepStates,
     Logits,
     Mix,
@@ -61,17 +59,18 @@ from sapwood.kernels.recording import (
     NormColumns,
     Op,
     Program,
+    ResizeHeads,
     RotateAndWrite,
     RotateAndWriteLatent,
     Scale,
     ScaleByPosition,
     ScaleColumns,
-    SelectiveScan,
     SelectRows,
     TakeColumns,
     Xielu,
     finish_logits,
 )
+from sapwood.kernels.recording_states import Convolve, DeltaRule, GatedNorm, SelectiveScan
 from sapwood.kernels.step_memory import plan_memory
 
 NOWHERE = -1
@@ -244,9 +243,14 @@ class _Builder:
             case MultiplyHeads():
                 self._add_heads(op)
             case TakeColumns():
-                if op.first + op.out.width > op.x.width:
-                    raise ValueError(f"{op.out.width} columns from {op.first} on are not there")
+                _check_columns(op.x, op.first, op.out.width)
                 self.step.take_columns(at[op.x], op.x.width, op.first, op.out.width, at[op.out])
+            case Join():
+                if op.out.width != op.x.width + op.y.width:
+                    raise ValueError(f"{op.x.width} and {op.y.width} columns do not fit their sum")
+                self.step.join(at[op.x], op.x.width, at[op.y], op.y.width, at[op.out])
+            case ResizeHeads():
+                self._add_resized_heads(op)
             case Convolve():
                 self._add_convolution(op)
             case GatedNorm():
@@ -259,7 +263,10 @@ class _Builder:
                 activation = ACTIVATIONS[op.activation]
                 self.step.activate(at[op.x], activation, op.gated, op.out.width, at[op.out])
             case Add():
-                self.step.add(at[op.x], at[op.residual], op.residual.width)
+                _check_columns(op.residual, op.first, op.x.width)
+                self.step.add(
+                    at[op.x], op.x.width, at[op.residual], op.first, op.residual.width
+                )  # fmt: skip
             case Scale():
                 self.step.scale(at[op.residual], op.residual.width, op.factor)
             case GateRows():
@@ -360,6 +367,8 @@ class _Builder:
             raise CannotRecord("some of its experts have no native form")
         router = self._weight(op.router, op.num_experts, op.x.width)
         op.routing.check(op.num_experts)
+        if op.num_identity and op.taken is not op.x:
+            raise CannotRecord("what experts that give what they take would take is no router's")
         if op.taken.width != op.experts.hidden_size:
             raise ValueError(f"experts of {op.experts.hidden_size} inputs get {op.taken.width}")
         first, last = (
@@ -369,19 +378,21 @@ class _Builder:
         self.step.mix(
             self._places[op.x], self._places[op.taken], router,
             bias_address(op.bias, op.num_experts),
-            routing_tuple(op.routing), op.experts.native, first, last, self._places[op.out],
+            routing_tuple(op.routing), op.num_identity, op.experts.native, first, last,
+            self._places[op.out],
         )  # fmt: skip
 
     def _add_rotation(self, op: RotateAndWrite) -> None:
         if op.cos_sin.dtype != torch.float32 or not op.cos_sin.is_contiguous():
             raise ValueError("cos_sin must be float32 and contiguous")
         max_positions, rotary_dim = op.cos_sin.shape
+        cache = self._cache(op) if op.num_kv_heads else (0, 0, 0, 0, 0, 0, 1)
         self.step.rotate_and_write(
             self._places[op.x], (op.num_heads, op.num_kv_heads, op.head_dim),
             address_of(op.q_norm, self._like, op.head_dim, "q_norm"),
             address_of(op.k_norm, self._like, op.head_dim, "k_norm"),
-            op.eps, op.cos_sin.data_ptr(), max_positions, rotary_dim, self._cache(op),
-            self._group(op), self._places[op.out],
+            op.eps, op.cos_sin.data_ptr(), max_positions, rotary_dim, cache, self._group(op),
+            self._places[op.out],
         )  # fmt: skip
 
     def _add_attention(self, op: Attend) -> None:
@@ -439,9 +450,23 @@ class _Builder:
             raise ValueError(f"products of {heads} heads do not fit their buffers")
         self.step.multiply_heads(self._places[op.x], op.layer.native, op.kept, self._places[op.out])
 
+    def _add_resized_heads(self, op: ResizeHeads) -> None:
+        _check_columns(op.x, op.first, op.count * op.size)
+        new_size, rest = divmod(op.out.width - op.first, op.count)
+        if rest:
+            raise ValueError(f"{op.count} heads do not fill {op.out.width - op.first} columns")
+        self.step.resize_heads(
+            self._places[op.x], op.x.width, op.first, op.count, op.size, new_size,
+            self._places[op.out],
+        )  # fmt: skip
+
     def _add_convolution(self, op: Convolve) -> None:
-        states = self._cache_of(op.layer)[0]
-        layout = state_layout(states, op.weight, op.bias, self._like)
+        states, each = self._cache_of(op.layer)[0], isinstance(op.weight, Buffer)
+        weight, weights = op.weight, NOWHERE
+        if isinstance(weight, Buffer):
+            weights = self._places[weight]
+            weight = self._like.new_empty(op.out.width, weight.width // op.out.width)
+        layout = state_layout(states, weight, op.bias, self._like)
         if not 2 <= layout.length <= _native.MAX_CONV_LENGTH:
             raise CannotRecord(f"a convolution has {layout.length} factors per channel")
         num_columns = (3 if op.gated else 1) * layout.channels
@@ -449,7 +474,7 @@ class _Builder:
             raise ValueError(f"a convolution of {num_columns} columns does not fit its buffers")
         self.step.convolve(
             self._places[op.x], op.x.width, op.first, op.gated, op.silu, layout.channels,
-            layout.length, op.weight.data_ptr(),
+            layout.length, 0 if each else weight.data_ptr(), weights,
             address_of(op.bias, self._like, layout.channels, "bias"), states.data_ptr(),
             layout.state_stride, layout.num_slots, self._group(op), self._places[op.out],
         )  # fmt: skip
@@ -553,6 +578,11 @@ class _Builder:
                 f"a linear layer has {num_in} inputs; a bf16 step needs an even number"
             )
         return weight
+
+
+def _check_columns(buffer: Buffer, first: int, number: int) -> None:
+    if first + number > buffer.width:
+        raise ValueError(f"{number} columns from {first} on are not there")
 
 
 def _additions(layer: LowRankLayer, num_in: int, num_out: int) -> _native.LowRankLayer:

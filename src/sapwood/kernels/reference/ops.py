@@ -292,7 +292,8 @@ class ReferenceKernels:
         silu: bool = False,
     ) -> Tensor:
         out = torch.empty_like(x)
-        num_past = weight.shape[1] - 1
+        num_past = weight.shape[-1] - 1
+        weights = weight.expand(x.shape[0], -1, -1).float()
         start = 0
         for request, (num_new, length) in enumerate(
             zip(batch.query_lens, batch.context_lens, strict=True)
@@ -302,7 +303,7 @@ class ReferenceKernels:
             inputs = torch.cat((past, x[start : start + num_new].T), dim=1)  # [C, past and new]
             for token in range(num_new):
                 window = inputs[:, token : token + num_past + 1]
-                total = (window.float() * weight.float()).sum(dim=1)
+                total = (window.float() * weights[start + token]).sum(dim=1)
                 total = total if bias is None else total + bias.float()
                 total = total * torch.sigmoid(total) if silu else total
                 out[start + token] = total.to(x.dtype)

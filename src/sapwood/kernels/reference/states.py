@@ -54,8 +54,12 @@ def gated_delta_rule(
                 key = _of_length_1(k.view(-1, form.key_dim)[key_head], form.eps)
                 channels = slice(head * form.key_dim, (head + 1) * form.key_dim)
                 own = channels if form.is_per_channel else slice(head, head + 1)
-                softplus = torch.log1p(torch.exp(decay[token, own].float() + form.shift[own]))
-                kept = torch.exp(-form.rate[head] * softplus)[:, None] * state[head]
+                moved, rate = decay[token, own].float() + form.shift[own], form.rate[head]
+                if form.lowest is None:
+                    log = -rate * torch.log1p(torch.exp(moved))
+                else:
+                    log = form.lowest / (1 + torch.exp(-rate * moved))
+                kept = torch.exp(log)[:, None] * state[head]
                 share = form.write_scale * torch.sigmoid(write[token, head].float())
                 wrong = v.view(-1, form.value_dim)[head] - key @ kept
                 state[head] = kept + torch.outer(key, share * wrong)

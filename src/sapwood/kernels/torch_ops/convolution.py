@@ -19,9 +19,8 @@ def causal_conv(
     *,
     silu: bool = False,
 ) -> Tensor:
-    """As Kernels.causal_conv; `weight` may also be [T, C, L], the factors of each token's output.
-    Reads no tensor on the host, so that a device need not be waited for. Products and sums are
-    fp32."""
+    """As Kernels.causal_conv. Reads no tensor on the host, so that a device need not be waited for.
+    Products and sums are fp32."""
     num_new = batch.query_start[1:] - batch.query_start[:-1]
     begins = (batch.context_len == num_new).view(-1, 1, 1)
     past = states.index_select(0, slots).masked_fill(begins, 0.0)

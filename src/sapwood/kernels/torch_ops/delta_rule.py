@@ -26,8 +26,12 @@ def gated_delta_rule(
 ) -> Tensor:
     """As Kernels.gated_delta_rule. Reads no tensor on the host."""
     q, k, v = _heads(qkv, form)
-    logs = -F.softplus(decay.float() + form.shift)
-    logs = logs.view(len(qkv), form.num_heads, -1) * form.rate[:, None]  # [T, H, 1 or key_dim]
+    moved = (decay.float() + form.shift).view(len(qkv), form.num_heads, -1)
+    rate = form.rate[:, None]  # moved and logs are [T, H, 1 or key_dim]
+    if form.lowest is None:
+        logs = -rate * F.softplus(moved)
+    else:
+        logs = form.lowest * torch.sigmoid(rate * moved)
     writes = form.write_scale * torch.sigmoid(write.float())
     num_new = batch.query_start[1:] - batch.query_start[:-1]
     begins = (batch.context_len == num_new).view(-1, 1, 1, 1)

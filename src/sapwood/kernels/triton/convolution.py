@@ -118,7 +118,7 @@ def causal_conv(
     silu: bool = False,
 ) -> Tensor:
     """As Kernels.causal_conv; slots may lie apart. Reads no tensor on the host."""
-    if weight.shape[1] > _LONGEST:
+    if weight.dim() == 3 or weight.shape[1] > _LONGEST:
         return torch_ops.causal_conv(x, weight, bias, states, slots, batch, silu=silu)
     x = x if x.stride(1) == 1 else x.contiguous()
     (num_tokens, num_channels), length = x.shape, weight.shape[1]

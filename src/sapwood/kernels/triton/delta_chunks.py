@@ -45,12 +45,14 @@ def _delta_chunks(
     write_scale,
     root,
     eps,
+    lowest,
     KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     KEYS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SIZE: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
+    IS_BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """KEYS is KEY_DIM rounded up to a power of 2, COLUMNS a part of VALUE_DIM, SIZE tokens make a
@@ -100,9 +102,12 @@ def _delta_chunks(
             x = tl.load(of_decay, mask=is_token, other=0.0).to(tl.float32)[:, None]
             x += tl.zeros((SIZE, KEYS), dtype=tl.float32)
         x += shift[None, :]
-        # log(1 + e^x) without an overflow. After the last token nothing decays.
-        softplus = tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
-        logs = tl.where(is_token[:, None], -rate * softplus, 0.0)
+        if IS_BOUNDED:
+            logs = lowest * tl.sigmoid(rate * x)
+        else:  # log(1 + e^x) without an overflow
+            logs = -rate * (tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x))))
+        # After the last token nothing decays.
+        logs = tl.where(is_token[:, None], logs, 0.0)
         total = tl.cumsum(logs, axis=0)
         last = tl.sum(logs, axis=0)
         # Products of tokens i and j, decayed from j to i.
@@ -165,7 +170,8 @@ def scan_in_chunks(
         qkv, decay, write, form.rate, form.shift, states, slots, batch.query_start,
         batch.context_len, out, qkv.stride(0), decay.stride(0), write.stride(0), states.stride(0),
         first_request, form.num_heads, form.num_heads // form.num_key_heads, form.write_scale,
-        form.key_dim**-0.5, form.eps, KEY_DIM=form.key_dim, VALUE_DIM=form.value_dim, KEYS=keys,
-        COLUMNS=columns, SIZE=CHUNK, PER_CHANNEL=form.is_per_channel,
+        form.key_dim**-0.5, form.eps, form.lowest or 0.0, KEY_DIM=form.key_dim,
+        VALUE_DIM=form.value_dim, KEYS=keys, COLUMNS=columns, SIZE=CHUNK,
+        PER_CHANNEL=form.is_per_channel, IS_BOUNDED=form.lowest is not None,
         PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32", num_warps=8,
     )  # fmt: skip

@@ -42,11 +42,13 @@ def _scan(
     write_scale,
     root,
     eps,
+    lowest,
     KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     KEYS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
+    IS_BOUNDED: tl.constexpr,
 ):
     """KEYS is KEY_DIM rounded up to a power of 2, COLUMNS a part of VALUE_DIM."""
     request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -84,11 +86,13 @@ def _scan(
         else:
             x = tl.load(decay_ptr + row * decay_stride + head + key * 0).to(tl.float32)
         x += shift
-        # log(1 + e^x) without an overflow.
-        softplus = tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+        if IS_BOUNDED:
+            logs = lowest * tl.sigmoid(rate * x)
+        else:  # log(1 + e^x) without an overflow
+            logs = -rate * (tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x))))
         write = tl.load(write_ptr + row * write_stride + head).to(tl.float32)
         share = write_scale * tl.sigmoid(write)
-        state = state * tl.exp(-rate * softplus)[:, None]
+        state = state * tl.exp(logs)[:, None]
         wrong = v - tl.sum(k[:, None] * state, axis=0)
         state += k[:, None] * (share * wrong)[None, :]
         out = tl.sum(q[:, None] * state, axis=0).to(out_ptr.dtype.element_ty)
@@ -123,7 +127,8 @@ def gated_delta_rule(
         qkv, decay, write, form.rate, form.shift, states, slots, batch.query_start,
         batch.context_len, out, qkv.stride(0), decay.stride(0), write.stride(0), states.stride(0),
         form.num_heads, form.num_heads // form.num_key_heads, form.write_scale,
-        form.key_dim**-0.5, form.eps, KEY_DIM=form.key_dim, VALUE_DIM=form.value_dim, KEYS=keys,
-        COLUMNS=columns, PER_CHANNEL=form.is_per_channel,
+        form.key_dim**-0.5, form.eps, form.lowest or 0.0, KEY_DIM=form.key_dim,
+        VALUE_DIM=form.value_dim, KEYS=keys, COLUMNS=columns, PER_CHANNEL=form.is_per_channel,
+        IS_BOUNDED=form.lowest is not None,
     )  # fmt: skip
     return out

@@ -68,7 +68,6 @@ class BailingHybridForCausalLM(InterleavedByField, GroupedMixture):
                 f"config.json asks for gates of attention that are {said!r}; only 'head_wise' is "
                 "implemented"
             )
-        _lowest_decay(config.hf)
         config = with_states(config, _layout(config.hf))
         hidden, heads = config.hidden_size, config.num_heads
         decays = hidden * heads * (integer(config.hf, "linear_head_dim") - 1)
@@ -95,7 +94,6 @@ class BailingHybridForCausalLM(InterleavedByField, GroupedMixture):
             config.hidden_size,
             _layout(config.hf),
             eps=config.norm_eps,
-            lowest=_lowest_decay(config.hf),
         )
 
 
@@ -109,6 +107,7 @@ def _layout(hf: Mapping[str, Any]) -> DeltaLayout:
             value_dim=size,
             length=integer(hf, "short_conv_kernel_size", default=4),
             per_channel=True,
+            lowest=_lowest_decay(hf),
         )
     )
 

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from sapwood.distributed.pipe import Pipe
-from sapwood.kernels.recording import CannotRecord, Program
+from sapwood.kernels.recording import Add, CannotRecord, Program
 from sapwood.layers.build import Build
 from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.forward_batch import ForwardBatch
@@ -188,11 +188,11 @@ class Decoder:
         program = Program(self._architecture.build.dtype)
         if self._stage.count > 1:
             raise CannotRecord(f"{self._stage.count} stages compute it one after the other")
-        if self._norm is None:
-            raise CannotRecord("a recorded step has no streams beside the hidden states")
         if states and self.config.num_layers in states:
             raise CannotRecord("it hands out no states before the last norm")
         x = self.embedding.record(program)
+        if self._streams is not None:
+            x = self._streams.record_opened(program, x)
         if self._positions is not None:
             self._positions.record(program, x)
         if self._embedding_norm is not None:
@@ -202,7 +202,15 @@ class Decoder:
             if states and index in states:
                 program.keep_states(*stream)
             stream = layer.record(program, stream)
-        normed = self._norm.record(program, stream.x, stream.residual)
+        if self._streams is None:
+            assert self._norm is not None, "a model of one stage has its last layer"
+            normed = self._norm.record(program, stream.x, stream.residual)
+        else:
+            total = stream.x
+            if stream.residual is not None:
+                program.add(Add(x=stream.x, residual=stream.residual))
+                total = stream.residual
+            normed = self._streams.record_closed(program, total)
         if states is not None and not states:
             program.keep_states(normed, None)
         self.lm_head.record(program, normed)

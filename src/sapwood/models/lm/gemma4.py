@@ -120,7 +120,7 @@ class Gemma4ForCausalLM(Gemma3ForCausalLM):
         )
 
 
-class _WithInputs:
+class _WithInputs(Streams):
     """The hidden states, then the inputs of all layers: [T, hidden + layers * size]."""
 
     def __init__(self, inputs: PerLayerInputs, norm: RMSNorm, hidden_size: int) -> None:

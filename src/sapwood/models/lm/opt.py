@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sapwood.kernels.recording import Buffer, Program
 from sapwood.layers.embedding import LearnedPositions, LMHead, VocabEmbedding
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import FeedForward, Layer, Mixer
@@ -97,7 +98,7 @@ class OPTForCausalLM(Architecture):
         return self.plain_mlp("fc1", "fc2", bias=switch(self.config.hf, "enable_bias"))
 
 
-class _Ends:
+class _Ends(Streams):
     """Projections between embeddings of `size` and the hidden states, and the last norm if there is
     one. `size` None: there are no projections."""
 
@@ -115,6 +116,14 @@ class _Ends:
         if self._norm is not None:
             x = self._norm(x)
         return x if self._out is None else self._out(x)
+
+    def record_opened(self, program: Program, x: Buffer) -> Buffer:
+        return x if self._in is None else self._in.record(program, x)
+
+    def record_closed(self, program: Program, x: Buffer) -> Buffer:
+        if self._norm is not None:
+            x = self._norm.record(program, x)
+        return x if self._out is None else self._out.record(program, x)
 
     def targets(self) -> dict[str, Target]:
         found: dict[str, Target] = {}

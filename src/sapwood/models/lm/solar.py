@@ -49,7 +49,7 @@ class SolarForCausalLM(LlamaForCausalLM):
         )
 
 
-class _KeptStates:
+class _KeptStates(Streams):
     """The hidden states, and two places for kept ones, side by side: [T, 3 * hidden]."""
 
     def __init__(self, name: str, norm: Norm, hidden_size: int) -> None:

@@ -41,13 +41,19 @@ SAPWOOD_INLINE VF column_of(const T* rows, std::int64_t length, std::int64_t col
   return load(lane);
 }
 
+// All columns of n rows.
+template <class T>
+SAPWOOD_INLINE void read_columns(const T* rows, std::int64_t length, std::int64_t n, VF* to) {
+  for (std::int64_t i = 0; i < length; i++) to[i] = column_of(rows, length, i, n);
+}
+
 // Channels [first, first + n) of all tokens, n <= W. kLength: the length, if it is known here, or 0.
 template <class T, int kLength>
 void convolve(const ConvArgs& a, std::int64_t first, std::int64_t n) {
   const std::int64_t length = kLength == 0 ? a.length : kLength, num_past = length - 1;
   VF weight[kLength == 0 ? kMaxConvLength : kLength], inputs[kLength == 0 ? kMaxConvLength : kLength];
   const T* weights = static_cast<const T*>(a.weight) + first * length;
-  for (std::int64_t i = 0; i < length; i++) weight[i] = column_of(weights, length, i, n);
+  read_columns(weights, length, n, weight);
   const VF bias = a.bias == nullptr ? VF{} : load_some(static_cast<const T*>(a.bias) + first, n);
   const T* x = static_cast<const T*>(a.x) + first;
   T* out = static_cast<T*>(a.out) + first;
@@ -57,6 +63,7 @@ void convolve(const ConvArgs& a, std::int64_t first, std::int64_t n) {
     const bool has_past = a.context_len[request] > end - begin;
     for (std::int64_t i = 0; i < num_past; i++) inputs[i] = has_past ? column_of(state, num_past, i, n) : VF{};
     for (std::int64_t token = begin; token < end; token++) {
+      if (a.weight_stride != 0) read_columns(weights + token * a.weight_stride, length, n, weight);
       const T* row = x + token * a.x_stride;
       VF newest = load_some(row, n);
       // Each step is rounded, as the single ops do.

@@ -34,6 +34,11 @@ SAPWOOD_INLINE VF decay_of(VF x, VF rate) {
   return vexp(-rate * ((x < VF{} ? VF{} : x) + log1p_of(vexp(away))));
 }
 
+// e^(lowest / (1 + e^(-rate * x)))
+SAPWOOD_INLINE VF bounded_decay_of(VF x, VF rate, VF lowest) {
+  return vexp(lowest / (splat(1.0f) + vexp(-rate * x)));
+}
+
 // What the state is read with, and what is written to it, for up to kDeltaTokens tokens of one head; each
 // array is [tokens, key_dim].
 struct Tokens {
@@ -67,7 +72,8 @@ void prepare(const DeltaArgs& a, std::int64_t head, std::int64_t first, std::int
   const std::int64_t dim = a.key_dim, num_keys = a.num_key_heads * dim;
   const std::int64_t key_head = head / (a.num_heads / a.num_key_heads);
   const float root = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  const VF rate = splat(a.rate[head]);
+  const VF rate = splat(a.rate[head]), lowest = splat(a.lowest);
+  const auto kept_of = [&](VF x) { return a.lowest == 0.0f ? decay_of(x, rate) : bounded_decay_of(x, rate, lowest); };
   for (std::int64_t i = 0; i < n; i++) {
     const std::int64_t token = first + i;
     const T* query = static_cast<const T*>(a.qkv) + token * a.qkv_stride + key_head * dim;
@@ -86,12 +92,12 @@ void prepare(const DeltaArgs& a, std::int64_t head, std::int64_t first, std::int
     to.share[i] = a.write_scale / (1.0f + exp1(-to_float(write)));
     const T* decay = static_cast<const T*>(a.decay) + token * a.decay_stride + (a.per_channel ? head * dim : head);
     const float* shift = a.shift + (a.per_channel ? head * dim : head);
-    const VF of_head = a.per_channel ? VF{} : decay_of(splat(to_float(*decay) + *shift), rate);
+    const VF of_head = a.per_channel ? VF{} : kept_of(splat(to_float(*decay) + *shift));
     const std::int64_t at = i * dim;
     for (std::int64_t d = 0; d < dim; d += W) {
       const std::int64_t left = dim - d;
       const VF k = load_some(key + d, left) * splat(of_key), q = load_some(query + d, left) * splat(of_query);
-      const VF kept = a.per_channel ? decay_of(load_some(decay + d, left) + load_some(shift + d, left), rate) : of_head;
+      const VF kept = a.per_channel ? kept_of(load_some(decay + d, left) + load_some(shift + d, left)) : of_head;
       store_some(to.key + at + d, k, left);
       store_some(to.kept + at + d, kept, left);
       store_some(to.read_key + at + d, k * kept, left);

@@ -389,7 +389,18 @@ void bind_step(nb::module_& m) {
            [](RecordedStep& step, Place x, int activation, bool gated, I64 width, Place out) {
              step.add(ActivateOp{x, static_cast<Activation>(activation), gated, width, out});
            })
-      .def("add", [](RecordedStep& step, Place x, Place residual, I64 width) { step.add(AddOp{x, residual, width}); })
+      .def("add",
+           [](RecordedStep& step, Place x, I64 width, Place residual, I64 first, I64 residual_width) {
+             step.add(AddOp{x, residual, width, first, residual_width});
+           })
+      .def("join",
+           [](RecordedStep& step, Place x, I64 x_width, Place y, I64 y_width, Place out) {
+             step.add(JoinOp{x, y, x_width, y_width, out});
+           })
+      .def("resize_heads",
+           [](RecordedStep& step, Place x, I64 x_width, I64 first, I64 count, I64 size, I64 new_size, Place out) {
+             step.add(ResizeHeadsOp{x, x_width, first, count, size, new_size, out});
+           })
       .def("scale",
            [](RecordedStep& step, Place residual, I64 width, float factor) {
              step.add(ScaleOp{residual, width, factor});
@@ -400,11 +411,11 @@ void bind_step(nb::module_& m) {
            })
       .def("mix",
            [](RecordedStep& step, Place x, Place taken, const LinearWeight& router, Address bias,
-              const RoutingTuple& routing, const ExpertLayers& layers,
+              const RoutingTuple& routing, I64 num_identity, const ExpertLayers& layers,
               const std::vector<const LowRankLayer*>& gate_up, const std::vector<const LowRankLayer*>& down,
               Place out) {
-             step.add(MixOp{x, taken, router, static_cast<const float*>(in(bias)), routing_of(routing), &layers,
-                            {gate_up, down}, out});
+             step.add(MixOp{x, taken, router, static_cast<const float*>(in(bias)), routing_of(routing), num_identity,
+                            &layers, {gate_up, down}, out});
            })
       .def("add_positions",
            [](RecordedStep& step, Place residual, Address table, I64 first, I64 num_positions, I64 width) {

@@ -271,7 +271,8 @@ struct ConvArgs {
   const void* x;  // [tokens, channels, or three times as many], rows x_stride elements apart
   std::int64_t x_stride;
   bool gated, silu;
-  const void* weight;  // [channels, length]
+  const void* weight;          // [channels, length], of each token or of all
+  std::int64_t weight_stride;  // elements between tokens' weights; 0: all have the same
   const void* bias;    // [channels] or null
   void* states;        // slots state_stride elements apart, each [channels, length - 1]: the newest inputs
   std::int64_t state_stride;
@@ -340,6 +341,7 @@ struct DeltaArgs {
   bool per_channel;
   std::int64_t num_key_heads, num_heads, key_dim, value_dim;
   float write_scale, eps;
+  float lowest;  // logarithm of the lowest decay, or 0: decays have no bound
   void* states;  // slots state_stride elements apart, each [num_heads, key_dim, value_dim]
   DType state_dtype;
   std::int64_t state_stride;

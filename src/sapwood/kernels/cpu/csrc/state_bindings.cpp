@@ -17,9 +17,9 @@ namespace nb = nanobind;
 namespace sapwood {
 namespace {
 
-// bias may be 0; the states of slot s begin at states + s * state_stride
-void causal_conv(const Context& c, int dtype, Address x, Address weight, Address bias, Address states,
-                 I64 state_stride, I64 num_slots, Address slots, Address query_start, Address context_len,
+// bias may be 0; weight_stride as in ConvArgs; the states of slot s begin at states + s * state_stride
+void causal_conv(const Context& c, int dtype, Address x, Address weight, I64 weight_stride, Address bias,
+                 Address states, I64 state_stride, I64 num_slots, Address slots, Address query_start, Address context_len,
                  I64 num_requests, I64 num_tokens, I64 channels, I64 length, I64 x_stride, bool silu, Address out) {
   ConvArgs a{};
   a.slots = static_cast<const I64*>(in(slots));
@@ -30,6 +30,7 @@ void causal_conv(const Context& c, int dtype, Address x, Address weight, Address
   a.x_stride = x_stride;
   a.silu = silu;
   a.weight = in(weight);
+  a.weight_stride = weight_stride;
   a.bias = in(bias);
   a.states = to(states);
   a.state_stride = state_stride;
@@ -64,8 +65,8 @@ void gated_rms_norm(const Context& c, int dtype, Address x, Address gate, I64 ga
   c.ops().gated_rms_norm(static_cast<DType>(dtype), a);
 }
 
-// (key heads, heads, key_dim, value_dim, per channel, rate, shift, write_scale, eps)
-using DeltaTuple = std::tuple<I64, I64, I64, I64, bool, Address, Address, float, float>;
+// (key heads, heads, key_dim, value_dim, per channel, rate, shift, write_scale, eps, lowest or 0)
+using DeltaTuple = std::tuple<I64, I64, I64, I64, bool, Address, Address, float, float, float>;
 using StatesTuple = std::tuple<Address, int, I64, I64>;  // address, dtype, elements between slots, slots
 using ColumnsTuple = std::tuple<Address, I64, I64>;      // address or place, first column, columns of a row
 
@@ -74,8 +75,8 @@ DeltaArgs delta_of(const DeltaTuple& form, const StatesTuple& states) {
   Address rate, shift, at;
   int state_dtype;
   I64 num_slots;
-  std::tie(a.num_key_heads, a.num_heads, a.key_dim, a.value_dim, a.per_channel, rate, shift, a.write_scale, a.eps) =
-      form;
+  std::tie(a.num_key_heads, a.num_heads, a.key_dim, a.value_dim, a.per_channel, rate, shift, a.write_scale, a.eps,
+           a.lowest) = form;
   std::tie(at, state_dtype, a.state_stride, num_slots) = states;
   a.rate = static_cast<const float*>(in(rate));
   a.shift = static_cast<const float*>(in(shift));
@@ -161,10 +162,10 @@ void bind_state_ops(nb::module_& m) {
 void bind_state_steps(nb::class_<RecordedStep>& step) {
   step.def("convolve",
            [](RecordedStep& step, Place x, I64 x_width, I64 first, bool gated, bool silu, I64 channels, I64 length,
-              Address weight, Address bias, Address states, I64 state_stride, I64 num_slots, std::size_t group,
-              Place out) {
-             step.add(ConvolveOp{x, x_width, first, gated, silu, channels, length, in(weight), in(bias), to(states),
-                                 state_stride, num_slots, group, out});
+              Address weight, Place weights, Address bias, Address states, I64 state_stride, I64 num_slots,
+              std::size_t group, Place out) {
+             step.add(ConvolveOp{x, x_width, first, gated, silu, channels, length, in(weight), weights, in(bias),
+                                 to(states), state_stride, num_slots, group, out});
            })
       .def("gate_columns",
            [](RecordedStep& step, Place gate, I64 first, I64 gate_width, Place residual, I64 width) {

@@ -29,6 +29,19 @@ void change(DType dtype, void* to, const void* from, std::int64_t n, const F& f)
   }
 }
 
+// The sum of a token's weights of experts from `first` on, which give what they take. Their pairs become pairs of
+// weight 0 of the first expert.
+float take_shares(std::int64_t* ids, float* weights, std::int64_t k, std::int64_t first) {
+  double sum = 0;
+  for (std::int64_t i = 0; i < k; i++) {
+    if (ids[i] < first) continue;
+    sum += static_cast<double>(weights[i]);
+    ids[i] = 0;
+    weights[i] = 0.0f;
+  }
+  return static_cast<float>(sum);
+}
+
 const LinearWeight* weight_of(const StepOp& op) {
   if (const MultiplyOp* multiply = std::get_if<MultiplyOp>(&op)) return &multiply->weight;
   if (const LogitsOp* logits = std::get_if<LogitsOp>(&op)) return &logits->weight;
@@ -42,7 +55,9 @@ void RecordedStep::add(const StepOp& op) {
   if (const EmbedOp* embed = std::get_if<EmbedOp>(&op)) vocab_ = std::min(vocab_, embed->vocab);
   if (const RotateAndWriteOp* rotate = std::get_if<RotateAndWriteOp>(&op)) {
     max_positions_ = std::min(max_positions_, rotate->max_positions);
-    count_places(rotate->group, rotate->cache.num_pages * rotate->cache.page_size);
+    if (rotate->heads.num_kv_heads > 0) {
+      count_places(rotate->group, rotate->cache.num_pages * rotate->cache.page_size);
+    }
   }
   if (const RotateLatentOp* rotate = std::get_if<RotateLatentOp>(&op)) {
     max_positions_ = std::min(max_positions_, rotate->max_positions);
@@ -275,7 +290,8 @@ class RecordedStep::Runner {
     conv.x_stride = op.x_width;
     conv.gated = op.gated;
     conv.silu = op.silu;
-    conv.weight = op.weight;
+    conv.weight = op.weight != nullptr ? op.weight : at(op.weights);
+    conv.weight_stride = op.weight != nullptr ? 0 : op.channels * op.length;
     conv.bias = op.bias;
     conv.states = op.states;
     conv.state_stride = op.state_stride;
@@ -338,7 +354,38 @@ class RecordedStep::Runner {
   }
 
   void operator()(const AddOp& op) const {
-    add(at(op.residual), at(op.x), op.width);
+    if (op.width == op.residual_width) return add(at(op.residual), at(op.x), op.width);
+    const std::byte* from = at(op.x);
+    each_row(op.residual, op.residual_width, [&](std::int64_t row, std::byte* to) {
+      change(dtype_, to + op.first * element_, from + row * op.width * element_, op.width,
+             [](float total, float more) { return total + more; });
+    });
+  }
+
+  void operator()(const JoinOp& op) const {
+    const std::size_t x_bytes = bytes(op.x_width), y_bytes = bytes(op.y_width);
+    const std::byte* x = at(op.x);
+    const std::byte* y = at(op.y);
+    each_row(op.out, op.x_width + op.y_width, [&](std::int64_t row, std::byte* to) {
+      std::memcpy(to, x + static_cast<std::size_t>(row) * x_bytes, x_bytes);
+      std::memcpy(to + x_bytes, y + static_cast<std::size_t>(row) * y_bytes, y_bytes);
+    });
+  }
+
+  void operator()(const ResizeHeadsOp& op) const {
+    const std::size_t before = bytes(op.first), old_bytes = bytes(op.size), new_bytes = bytes(op.new_size);
+    const std::size_t kept = std::min(old_bytes, new_bytes);
+    const std::byte* x = at(op.x);
+    each_row(op.out, op.first + op.count * op.new_size, [&](std::int64_t row, std::byte* to) {
+      const std::byte* from = x + static_cast<std::size_t>(row) * bytes(op.x_width);
+      std::memcpy(to, from, before);
+      from += before;
+      to += before;
+      for (std::int64_t head = 0; head < op.count; head++, from += old_bytes, to += new_bytes) {
+        std::memcpy(to, from, kept);
+        std::memset(to + kept, 0, new_bytes - kept);
+      }
+    });
   }
 
   void operator()(const ScaleOp& op) const { scale(op.residual, op.width, op.factor); }
@@ -354,15 +401,26 @@ class RecordedStep::Runner {
 
   void operator()(const MixOp& op) const {
     const std::int64_t experts = op.router.n, k = op.routing.chosen;
-    float* logits = reinterpret_cast<float*>(routes_.at_least(static_cast<std::size_t>(rows * (experts + 3 * k)) * 4));
+    const std::int64_t width = op.layers->hidden(), numbers = rows * (experts + 3 * k);
+    const std::int64_t kept_rows = op.num_identity > 0 ? rows : 0;
+    std::byte* memory = routes_.at_least(static_cast<std::size_t>(numbers * 4 + kept_rows * width * element_));
     // What is 8 bytes wide comes first.
-    std::int64_t* ids = reinterpret_cast<std::int64_t*>(logits);
+    std::int64_t* ids = reinterpret_cast<std::int64_t*>(memory);
+    float* logits = reinterpret_cast<float*>(memory);
     float* weights = logits + 2 * rows * k;
     logits = weights + rows * k;
     context_.linear_fp32(op.router, dtype_, at(op.x), op.router.k, rows, logits);
     route(op.routing, logits, op.bias, rows, experts, weights, ids, context_.team());
+    std::byte* kept = memory + numbers * 4;
+    for (std::int64_t row = 0; row < kept_rows; row++) {
+      const float share = take_shares(ids + row * k, weights + row * k, k, experts - op.num_identity);
+      const std::int64_t at_row = row * width * element_;
+      change(dtype_, kept + at_row, at(op.taken) + at_row, width, [=](float, float x) { return x * share; });
+    }
     mixture_.run(context_, dtype_, *op.layers, {at(op.taken), rows, k, ids, weights}, at(op.out),
                  &op.additions, adapters);
+    // Apart from the product, so that no compiler makes one rounding of two.
+    if (kept_rows > 0) add(at(op.out), kept, width);
     if (rows <= kRowsToFetchAhead && next != nullptr) context_.fetch(*next);
   }
 
@@ -439,6 +497,8 @@ class RecordedStep::Runner {
   }
 
  private:
+  std::size_t bytes(std::int64_t columns) const { return static_cast<std::size_t>(columns * element_); }
+
   std::byte* at(Place place) const { return places_.at(static_cast<std::size_t>(place)); }
 
   void add(std::byte* sum, const std::byte* x, std::int64_t width) const {

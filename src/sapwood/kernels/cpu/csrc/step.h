@@ -138,7 +138,8 @@ struct ConvolveOp {
   std::int64_t x_width, first;
   bool gated, silu;
   std::int64_t channels, length;
-  const void* weight;
+  const void* weight;  // of all tokens; null: each token has its own, in `weights`
+  Place weights;
   const void* bias;  // or null
   void* states;
   std::int64_t state_stride, num_slots;
@@ -171,9 +172,25 @@ struct ScanOp {
   Place out;
 };
 
+// Columns of rows of residual_width, from `first` on, += x.
 struct AddOp {
   Place x, residual;
-  std::int64_t width;
+  std::int64_t width, first, residual_width;
+};
+
+// out [rows, x_width + y_width] = x, then y
+struct JoinOp {
+  Place x, y;
+  std::int64_t x_width, y_width;
+  Place out;
+};
+
+// out [rows, first + count * new_size] = the columns of x [rows, x_width] before `first`, then `count` heads of `size`
+// columns, filled up with zeros or cut.
+struct ResizeHeadsOp {
+  Place x;
+  std::int64_t x_width, first, count, size, new_size;
+  Place out;
 };
 
 struct ScaleOp {
@@ -198,6 +215,7 @@ struct MixOp {
   LinearWeight router;
   const float* bias;  // [experts], or null
   Routing routing;
+  std::int64_t num_identity;  // experts, the last that the router knows, which give what they take
   const ExpertLayers* layers;
   ExpertAdditions additions;
   Place out;
@@ -271,7 +289,7 @@ using StepOp = std::variant<EmbedOp, NormOp, MultiplyOp, RotateAndWriteOp, Atten
                             ScaleOp, GateRowsOp, MixOp, AddPositionsOp, NormColumnsOp, ScaleColumnsOp,
                             ScaleByPositionOp, ClipOp, XieluOp, SelectRowsOp, LogitsOp, LowRankOp, GateColumnsOp,
                             GatedNormOp, DeltaOp, ScanOp, KeepStatesOp, RotateLatentOp, MultiplyHeadsOp,
-                            TakeColumnsOp, ChooseKeysOp>;
+                            TakeColumnsOp, ChooseKeysOp, JoinOp, ResizeHeadsOp>;
 
 struct PageTable {
   const std::int32_t* pages;  // [num_requests, max_pages], rows `stride` entries apart
