@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from sapwood.bench.ranks.options import RanksOptions
@@ -24,8 +26,8 @@ def measure_sums(options: RanksOptions, memory: Group, gloo: Group) -> list[Pair
         found.append(
             time_in_turn(
                 num_rows,
-                lambda buffer=buffer: memory.all_reduce(buffer),
-                lambda buffer=buffer: gloo.all_reduce(buffer),
+                partial(memory.all_reduce, buffer),
+                partial(gloo.all_reduce, buffer),
                 meet=lambda: gloo.all_reduce(torch.zeros(1)),
                 turns=options.turns,
                 calls=options.calls,
