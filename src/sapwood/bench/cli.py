@@ -18,6 +18,7 @@ from sapwood.bench.offline import OfflineOptions
 from sapwood.bench.ops.options import OpsOptions
 from sapwood.bench.peers.compare import PeersOptions
 from sapwood.bench.random_model.options import RandomModelOptions
+from sapwood.bench.ranks.options import RanksOptions
 from sapwood.bench.report import OutputOptions
 from sapwood.bench.scheduler import SchedulerOptions, cost_table, measure_growth
 from sapwood.bench.serving import ServingOptions
@@ -97,6 +98,15 @@ def ops(asked: Asked) -> None:
     from sapwood.bench.ops.measure import bench_ops
 
     bench_ops(asked.build(OpsOptions), asked.build(OutputOptions), Console())
+
+
+@bench.command(cls=ConfigCommand)
+@config_options(RanksOptions, OutputOptions)
+def ranks(asked: Asked) -> None:
+    """Measure what ranks of this machine send each other: sums, and rows for experts."""
+    from sapwood.bench.ranks.command import bench_ranks
+
+    bench_ranks(asked.build(RanksOptions), asked.build(OutputOptions), Console())
 
 
 @bench.command(cls=ConfigCommand)
