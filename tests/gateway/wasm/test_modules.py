@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from tests.gateway.stubs import Bench, Stub, bench
 
 wasmtime = pytest.importorskip("wasmtime", reason="the package wasmtime is not installed")
 
-LABEL = (Path(__file__).parents[3] / "docs" / "wasm" / "label.wat").read_text("utf-8")
+DOCS = Path(__file__).parents[3] / "docs" / "wasm"
+LABEL = (DOCS / "label.wat").read_text("utf-8")
 
 # Other tests run on the same cores.
 PATIENT: dict[str, Any] = {"enable_wasm": True, "wasm_timeout_secs": 30.0}
@@ -68,10 +72,25 @@ async def add(made: Bench, path: str, *hooks: str, name: str = "a") -> httpx.Res
     return await made.client.post("/wasm", json={"modules": [spec]})
 
 
-def test_the_docs_example(files: Any) -> None:
+def of_wat(target: str) -> None:
+    Path(target).write_bytes(wasmtime.wat2wasm(LABEL))
+
+
+def of_c(target: str) -> None:
+    for tool in ("clang", "wasm-ld"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    build = [sys.executable, str(DOCS / "build.py"), str(DOCS / "label.c"), target]
+    subprocess.run(build, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("build", [of_wat, of_c])
+def test_the_docs_examples(tmp_path: Path, build: Callable[[str], None]) -> None:
+    path = str(tmp_path / "label.wasm")
+    build(path)
+
     async def run() -> None:
         async with bench(stub := Stub("a"), **PATIENT) as made:
-            path = files("label", bytes(wasmtime.wat2wasm(LABEL)))
             told = await add(made, path)
             assert told.status_code == 200
             id_ = told.json()["modules"][0]["add_result"]["Success"]
@@ -80,14 +99,17 @@ def test_the_docs_example(files: Any) -> None:
             assert answer.json()["worker"] == "a"
             assert stub.posts[0].headers["x-label"] == "seen"
             assert stub.posts[0].headers["content-length"] == str(len(stub.posts[0].body))
+            # More than the memory with which the module begins.
+            await made.post(prompt="x" * 99_000)
+            assert len(stub.posts) == 2
             refused = await made.post(prompt="x" * 100_000)
             assert refused.status_code == 413
-            assert len(stub.posts) == 1
+            assert len(stub.posts) == 2
             listed = (await made.client.get("/wasm")).json()
             assert listed["modules"][0]["module_uuid"] == id_
-            assert listed["modules"][0]["module_meta"]["access_count"] == 3
+            assert listed["modules"][0]["module_meta"]["access_count"] == 5
             assert len(listed["modules"][0]["module_meta"]["sha256_hash"]) == 64
-            assert listed["metrics"]["successful_executions"] == 3
+            assert listed["metrics"]["successful_executions"] == 5
             assert (await made.client.delete(f"/wasm/{id_}")).status_code == 200
             assert (await made.client.delete(f"/wasm/{id_}")).status_code == 404
             assert "x-label" not in (await made.post()).headers
