@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,10 @@ from sapwood.app.gateway_parsing import parsing_dialect
 from sapwood.app.model_defaults import sampling_defaults
 from sapwood.base.errors import ConfigError, NotFound, SapwoodError, UnsupportedFeature
 from sapwood.frontends.anthropic.messages import count_tokens, create_message
+from sapwood.frontends.native.generate import generate_text
 from sapwood.frontends.openai.chat import chat_completions
+from sapwood.frontends.openai.completions import completions
+from sapwood.frontends.openai.embeddings import embeddings
 from sapwood.frontends.responses.service import Responses
 from sapwood.frontends.serving.services import Services
 from sapwood.gateway.exchange import Proxy
@@ -38,6 +41,7 @@ from sapwood.http.body import body_limits, parse_object, read_bytes
 from sapwood.http.endpoints import Handler
 from sapwood.http.errors import error_response, openai_body
 from sapwood.schema.config.gateway import GatewayConfig
+from sapwood.schema.pooling import Pooling
 from sapwood.text.formats import AUTO, AnswerFormats
 from sapwood.text.generation import TextGenerator
 
@@ -70,7 +74,7 @@ class GatewayChats:
                 )
             formats = self._services_of(default).formats
         self.dialect = parsing_dialect(formats)
-        self.handlers: Mapping[str, Handler] = {
+        self.handlers: dict[str, Handler] = {
             path: functools.partial(self._answer, make)
             for path, make in (
                 ("/v1/chat/completions", chat_completions),
@@ -78,21 +82,61 @@ class GatewayChats:
                 ("/v1/messages/count_tokens", count_tokens),
             )
         }
+        self.handlers |= {
+            path: functools.partial(self._of_tokens, make)
+            for path, make in (
+                ("/v1/completions", completions),
+                ("/generate", generate_text),
+                ("/v1/embeddings", _embeddings),
+            )
+        }
 
     def respond(self, request: Request, body: bytes) -> Response:
-        if not self._config.makes_chats:
+        model = routing_fields(body).model or ""
+        if not self._config.makes_chats and not self._proxy.fleet.makes_tokens(model):
             return Forwarded(self._proxy, request, body=body)
         return _Made(body, request, functools.partial(self._answer, _response))
 
     async def _answer(self, make: Make, request: Request) -> Response:
-        if not self._config.makes_chats:
+        """Of an endpoint of chats."""
+        if not self._config.makes_chats and not self._proxy.fleet.has_links:
             return Forwarded(self._proxy, request)
         raw = await read_bytes(request)
         model = routing_fields(raw).model or ""
-        base_models = self._proxy.fleet.base_models
-        loaded = self._tokenizers.of_model(model, is_only=base_models <= {model})
-        if loaded is None or loaded.template is None:
+        if not self._config.makes_chats and not self._proxy.fleet.makes_tokens(model):
             return Forwarded(self._proxy, request, body=raw)
+        loaded = self._loaded(model)
+        if loaded is not None and loaded.template is not None:
+            return await self._made_of(loaded, make, model, request, raw)
+        if self._proxy.fleet.makes_tokens(model):
+            raise _lacks("chat template", model)
+        return Forwarded(self._proxy, request, body=raw)
+
+    async def _of_tokens(self, make: Make, request: Request) -> Response:
+        """Of an endpoint that is made here only for workers that know nothing but tokens."""
+        if not self._proxy.fleet.has_links:
+            return Forwarded(self._proxy, request)
+        raw = await read_bytes(request)
+        model = routing_fields(raw).model or ""
+        if not self._proxy.fleet.makes_tokens(model):
+            return Forwarded(self._proxy, request, body=raw)
+        loaded = self._loaded(model)
+        if loaded is None:
+            raise _lacks("tokenizer", model)
+        return await self._made_of(loaded, make, model, request, raw)
+
+    def _loaded(self, model: str) -> Loaded | None:
+        fleet, known = self._proxy.fleet, self._proxy.fleet.base_models
+        names = [model]
+        if fleet.makes_tokens(model):  # such workers name no adapters
+            names += [name for name in known if model.startswith(f"{name}:")]
+        found = (self._tokenizers.of_model(name, is_only=known <= {name}) for name in names)
+        return next((one for one in found if one is not None), None)
+
+    async def _made_of(
+        self, loaded: Loaded, make: Make, model: str, request: Request, raw: bytes
+    ) -> Response:
+        base_models = self._proxy.fleet.base_models
         model = "" if model in UNNAMED else model
         # Of this request alone: its engine sends the request's headers to the workers.
         id_ = request_id(
@@ -144,6 +188,15 @@ class GatewayChats:
         return made
 
 
+def _lacks(what: str, model: str) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"the workers of the model {model[:200]!r} are reached by gRPC, which knows only token "
+        f"ids, and the gateway has no {what} for it; start the gateway with --tokenizer-path or "
+        "--model-path (and --chat-template), or add a tokenizer by POST /v1/tokenizers",
+        param="model",
+    )
+
+
 class _Named(Response):
     """An answer with its request's name in a header, as forwarded ones have it."""
 
@@ -186,6 +239,21 @@ def _with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
         return messages.pop() if messages else await receive()
 
     return Request(scope, replayed)
+
+
+async def _embeddings(request: Request, services: Services) -> Response:
+    """The workers do not say how their model pools; only that it does, by answering."""
+    raw = await read_bytes(request)
+    asked = parse_object(raw, max_depth=body_limits(request).max_depth)
+    if asked.get("dimensions") is not None:
+        raise UnsupportedFeature(
+            "dimensions is not possible where the workers are reached by gRPC, which does not tell "
+            "whether a model's vectors may be cut; leave it out",
+            param="dimensions",
+        )
+    pooling = Pooling(task="embed", method="last", why="the workers make embeddings", size=0)
+    made = replace(services, pooling=pooling)
+    return await embeddings(_with_body(request.scope, raw, request.receive), made)
 
 
 async def _response(request: Request, services: Services) -> Response:
