@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,10 @@ from sapwood.base.errors import (
     UnsupportedFeature,
 )
 from sapwood.frontends.anthropic.messages import count_tokens, create_message
+from sapwood.frontends.native.generate import generate_text
 from sapwood.frontends.openai.chat import chat_completions
+from sapwood.frontends.openai.completions import completions
+from sapwood.frontends.openai.embeddings import embeddings
 from sapwood.frontends.responses.service import Responses
 from sapwood.frontends.serving.services import Services
 from sapwood.gateway.exchange import Proxy
@@ -45,6 +48,7 @@ from sapwood.http.body import body_limits, parse_object, read_bytes
 from sapwood.http.endpoints import Handler
 from sapwood.http.errors import error_response, openai_body
 from sapwood.schema.config.gateway import GatewayConfig
+from sapwood.schema.pooling import Pooling
 from sapwood.text.formats import AUTO, AnswerFormats
 from sapwood.text.generation import TextGenerator
 
@@ -87,7 +91,7 @@ class GatewayChats:
                 )
             formats = self._services_of(_Model(default, *self._parsers)).formats
         self.dialect = parsing_dialect(formats)
-        self.handlers: Mapping[str, Handler] = {
+        self.handlers: dict[str, Handler] = {
             path: functools.partial(self._answer, make)
             for path, make in (
                 ("/v1/chat/completions", chat_completions),
@@ -95,20 +99,51 @@ class GatewayChats:
                 ("/v1/messages/count_tokens", count_tokens),
             )
         }
+        self.handlers |= {
+            path: functools.partial(self._of_tokens, make)
+            for path, make in (
+                ("/v1/completions", completions),
+                ("/generate", generate_text),
+                ("/v1/embeddings", _embeddings),
+            )
+        }
 
     def respond(self, request: Request, body: bytes) -> Response:
         if not self._makes_chats:
-            return Forwarded(self._proxy, request, body=body)
+            name = routing_fields(body).model or ""
+            if not self._proxy.fleet.makes_tokens(name):
+                return Forwarded(self._proxy, request, body=body)
         return _Made(body, request, functools.partial(self._answer, _response))
 
     async def _answer(self, make: Make, request: Request) -> Response:
-        if not self._makes_chats:
+        """Of an endpoint of chats."""
+        if not self._makes_chats and not self._proxy.fleet.has_links:
             return Forwarded(self._proxy, request)
         raw = await read_bytes(request)
         name = self._named(routing_fields(raw).model or "")
         model = self._model(name)
-        if model is None:
+        if model is not None and model.loaded.template is not None:
+            return await self._made_of(model, make, name, request, raw)
+        if self._proxy.fleet.makes_tokens(name):
+            raise _lacks("chat template", name)
+        return Forwarded(self._proxy, request, body=raw)
+
+    async def _of_tokens(self, make: Make, request: Request) -> Response:
+        """Of an endpoint that is made here only for workers that know nothing but tokens."""
+        if not self._proxy.fleet.has_links:
+            return Forwarded(self._proxy, request)
+        raw = await read_bytes(request)
+        name = self._named(routing_fields(raw).model or "")
+        if not self._proxy.fleet.makes_tokens(name):
             return Forwarded(self._proxy, request, body=raw)
+        model = self._model(name)
+        if model is None:
+            raise _lacks("tokenizer", name)
+        return await self._made_of(model, make, name, request, raw)
+
+    async def _made_of(
+        self, model: _Model, make: Make, name: str, request: Request, raw: bytes
+    ) -> Response:
         base_models = self._proxy.fleet.base_models
         # Of this request alone: its engine sends the request's headers to the workers.
         id_ = request_id(
@@ -154,18 +189,21 @@ class GatewayChats:
         return next(iter(models), "")
 
     def _model(self, name: str) -> _Model | None:
-        """The model of that name; None: the workers make its chats themselves."""
-        base_models = self._proxy.fleet.base_models
-        brought = self._brought.chats_of(name or next(iter(base_models), ""))
+        """The model of that name; None: its workers answer by themselves, or nobody can."""
+        fleet, known = self._proxy.fleet, self._proxy.fleet.base_models
+        name = name or next(iter(known), "")
+        brought = self._brought.chats_of(name)
         if brought is not None:
             loaded, parts = brought
             return _Model(loaded, parts.tool_parser or AUTO, parts.reasoning_parser or AUTO)
-        if not self._config.makes_chats:
+        names = [name]
+        if fleet.makes_tokens(name):  # such workers name no adapters
+            names += [base for base in known if name.startswith(f"{base}:")]
+        elif not self._config.makes_chats:
             return None
-        found = self._tokenizers.of_model(name, is_only=base_models <= {name})
-        if found is None or found.template is None:
-            return None
-        return _Model(found, *self._parsers)
+        tokenizers = (self._tokenizers.of_model(one, is_only=known <= {one}) for one in names)
+        found = next((one for one in tokenizers if one is not None), None)
+        return None if found is None else _Model(found, *self._parsers)
 
     def _generator(self, engine: PlainEngine, loaded: Loaded) -> TextGenerator:
         async def encode(text: str, add_special_tokens: bool) -> list[int]:
@@ -202,6 +240,15 @@ class GatewayChats:
             default_sampling=sampling_defaults(directory),
         )
         return made
+
+
+def _lacks(what: str, model: str) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"the workers of the model {model[:200]!r} are reached by gRPC, which knows only token "
+        f"ids, and the gateway has no {what} for it; start the gateway with --tokenizer-path or "
+        "--model-path (and --chat-template), or add a tokenizer by POST /v1/tokenizers",
+        param="model",
+    )
 
 
 class _Named(Response):
@@ -246,6 +293,21 @@ def _with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
         return messages.pop() if messages else await receive()
 
     return Request(scope, replayed)
+
+
+async def _embeddings(request: Request, services: Services) -> Response:
+    """The workers do not say how their model pools; only that it does, by answering."""
+    raw = await read_bytes(request)
+    asked = parse_object(raw, max_depth=body_limits(request).max_depth)
+    if asked.get("dimensions") is not None:
+        raise UnsupportedFeature(
+            "dimensions is not possible where the workers are reached by gRPC, which does not tell "
+            "whether a model's vectors may be cut; leave it out",
+            param="dimensions",
+        )
+    pooling = Pooling(task="embed", method="last", why="the workers make embeddings", size=0)
+    made = replace(services, pooling=pooling)
+    return await embeddings(_with_body(request.scope, raw, request.receive), made)
 
 
 async def _response(request: Request, services: Services) -> Response:

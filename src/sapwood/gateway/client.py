@@ -71,17 +71,25 @@ def tls_context(ca_certs: str | None, certfile: str | None, keyfile: str | None)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a worker listens. base_path has no slash at its end."""
+    """Where a worker listens. base_path has no slash at its end.
+
+    is_rpc  whether it speaks gRPC
+    """
 
     host: str
     port: int
     tls: bool
     base_path: bytes
+    is_rpc: bool = False
 
     @classmethod
     def parse(cls, url: str) -> Origin:
-        """From "http://host:port/base"; InvalidRequest if it is not such a URL."""
-        wrong = f"the worker's url is {url[:200]!r} but must be like http://10.0.0.7:30000"
+        """From "http://host:port/base" or "grpc://host:port"; InvalidRequest if it is not such a
+        URL."""
+        wrong = (
+            f"the worker's url is {url[:200]!r} but must be like http://10.0.0.7:30000, or "
+            "grpc://10.0.0.7:30000"
+        )
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -89,12 +97,19 @@ class Origin:
             parts.netloc.encode("ascii")
         except ValueError:  # bad ports, and names that are not ASCII
             raise InvalidRequest(wrong, param="url") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        if (
+            parts.scheme not in ("http", "https", "grpc", "grpcs")
+            or not parts.hostname
+            or parts.username
+        ):
             raise InvalidRequest(wrong, param="url")
         if parts.query or parts.fragment or not url.isprintable() or " " in url:
             raise InvalidRequest(wrong, param="url")
-        tls = parts.scheme == "https"
-        return cls(parts.hostname, port or (443 if tls else 80), tls, path)
+        tls = parts.scheme in ("https", "grpcs")
+        is_rpc = parts.scheme.startswith("grpc")
+        if is_rpc and (path or not port):
+            raise InvalidRequest(wrong, param="url")
+        return cls(parts.hostname, port or (443 if tls else 80), tls, path, is_rpc)
 
     @property
     def host_header(self) -> bytes:

@@ -6,18 +6,19 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.types import Scope
 
 from sapwood.base.errors import EngineUnavailable, SapwoodError
 from sapwood.gateway import headers
 from sapwood.gateway.client import Answer, WorkerFailure
-from sapwood.gateway.fleet import Fleet
+from sapwood.gateway.fleet import Fleet, Reached
 from sapwood.gateway.gate import Gate
 from sapwood.gateway.later import Later
+from sapwood.gateway.link import Metadata, TokenAnswer
 from sapwood.gateway.metrics import GatewayMetrics
 from sapwood.gateway.policies.interface import Call
 from sapwood.gateway.retries import RETRYABLE, WORKER_AT_FAULT, RetryBudget, RetryLimits
@@ -116,15 +117,27 @@ class Peer(Protocol):
         ...
 
 
+class Headed(Protocol):
+    """An answer whose beginning has come."""
+
+    @property
+    def status(self) -> int: ...
+    def close(self) -> None: ...
+
+
+A = TypeVar("A", bound=Headed)
+H = TypeVar("H", bound=Headed)
+
+
 @dataclass(slots=True, kw_only=True)
-class Taken:
+class Taken(Generic[A]):
     """An answer that is passed on, of which only the head has come for certain.
 
     `close` must follow, and before it one of the three methods of the worker's breaker.
     """
 
     worker: Worker
-    answer: Answer
+    answer: A
     peer: Peer | None = None
     merge: Merge | None = None
 
@@ -143,7 +156,7 @@ class Failed(Exception):
         self.worker = worker
 
 
-class Way(Protocol):
+class Way(Protocol[A]):
     """How one request is answered: by one worker, or by several.
 
     body  of the request, for the policies
@@ -152,7 +165,7 @@ class Way(Protocol):
     @property
     def body(self) -> bytes: ...
 
-    async def attempt(self, exchange: Exchange, tried: set[str]) -> Taken:
+    async def attempt(self, exchange: Exchange[Any], tried: set[str]) -> Taken[A]:
         """Ask workers once. Raises Failed, or EngineUnavailable if there is nobody to ask."""
         ...
 
@@ -169,12 +182,12 @@ class OneWorker:
     only: Worker | None = None
     kind: WorkerType = "regular"
 
-    async def attempt(self, exchange: Exchange, tried: set[str]) -> Taken:
+    async def attempt(self, exchange: Exchange[Any], tried: set[str]) -> Taken[Answer]:
         worker = self.only or await exchange.choose(self.kind, tried)
         return Taken(worker=worker, answer=await exchange.ask(worker, self.body))
 
 
-class Exchange:
+class Exchange(Generic[A]):
     """One request, until there is an answer.
 
     fields  what policies see of the request; None: what its body shows
@@ -182,7 +195,7 @@ class Exchange:
     """
 
     def __init__(
-        self, proxy: Proxy, scope: Scope, way: Way, fields: RoutingFields | None = None
+        self, proxy: Proxy, scope: Scope, way: Way[A], fields: RoutingFields | None = None
     ) -> None:
         self.proxy = proxy
         self._way = way
@@ -202,7 +215,7 @@ class Exchange:
         self._call, self._model = self._call_and_model(fields)
         self.span: RequestSpan | None = None
 
-    async def first_answer(self) -> Taken:
+    async def first_answer(self) -> Taken[A]:
         """The answer that is passed on.
 
         Raises BadGateway if all attempts failed, EngineUnavailable if no worker can be asked.
@@ -231,10 +244,12 @@ class Exchange:
             num_retries += 1
             await asyncio.sleep(proxy.retries.backoff_s(num_retries - 1, proxy.rng))
 
-    async def choose(self, kind: WorkerType, tried: set[str]) -> Worker:
+    async def choose(self, kind: WorkerType, tried: set[str], *, by: Reached = "http") -> Worker:
         """A worker of that type, by its policy. Raises EngineUnavailable, NotFound."""
         fleet, key = self.proxy.fleet, self._call.key
-        candidates = fleet.candidates(model=self._model, path=self._path, tried=tried, kind=kind)
+        candidates = fleet.candidates(
+            model=self._model, path=self._path, tried=tried, kind=kind, by=by
+        )
         chosen = fleet.policies[kind].choose(candidates, self._call)
         sticky = self.proxy.sticky.get(kind)
         if sticky is None or not key:
@@ -253,36 +268,56 @@ class Exchange:
         without  names of the client's headers that this request shall not have
         Raises Failed.
         """
+
+        async def send(traced: RawHeaders) -> Answer:
+            dropped = without | TRACE_HEADERS if traced else without
+            sent = self._headers
+            if dropped:
+                sent = [pair for pair in sent if pair[0] not in dropped]
+            head = headers.request_head(
+                self._method,
+                worker.origin.base_path + self._target,
+                host=worker.host,
+                headers=sent,
+                extra=[*self._extra, *traced],
+                num_body_bytes=len(body),
+                own_key=worker.spec.api_key,
+                pass_key=self.proxy.limits.pass_key,
+            )
+            return await worker.ask(head, body)
+
+        return await self._traced(worker, send)
+
+    async def ask_by_link(
+        self, worker: Worker, send: Callable[[Metadata], Awaitable[TokenAnswer]]
+    ) -> TokenAnswer:
+        """The same by the worker's link; `send` gets what goes with the request."""
+
+        async def sending(traced: RawHeaders) -> TokenAnswer:
+            given = headers.metadata(
+                self._headers,
+                extra=[*self._extra, *traced],
+                own_key=worker.spec.api_key,
+                pass_key=self.proxy.limits.pass_key,
+            )
+            return await send(given)
+
+        return await self._traced(worker, sending)
+
+    async def _traced(self, worker: Worker, send: Callable[[RawHeaders], Awaitable[H]]) -> H:
         if self.span is None:
-            return await self._ask(worker, body, (), without)
+            return await self._counted(worker, send(()))
         with self.span.attempt(worker) as attempt:
-            if attempt.headers:
-                without = without | TRACE_HEADERS
-            answer = await self._ask(worker, body, attempt.headers, without)
-            attempt.answered(answer)
+            answer = await self._counted(worker, send(attempt.headers))
+            attempt.answered(answer.status)
             return answer
 
-    async def _ask(
-        self, worker: Worker, body: bytes, extra: RawHeaders, without: frozenset[bytes]
-    ) -> Answer:
-        proxy = self.proxy
-        sent = self._headers
-        if without:
-            sent = [pair for pair in sent if pair[0] not in without]
-        head = headers.request_head(
-            self._method,
-            worker.origin.base_path + self._target,
-            host=worker.host,
-            headers=sent,
-            extra=[*self._extra, *extra],
-            num_body_bytes=len(body),
-            own_key=worker.spec.api_key,
-            pass_key=proxy.limits.pass_key,
-        )
-        proxy.metrics.chosen(worker)
+    async def _counted(self, worker: Worker, sent: Awaitable[H]) -> H:
+        """The answer, with the worker's part in it counted. Raises Failed."""
+        self.proxy.metrics.chosen(worker)
         worker.begin()
         try:
-            return await worker.ask(head, body)
+            return await sent
         except WorkerFailure as error:
             self.no_answer(worker, error)
             worker.end()
@@ -309,7 +344,7 @@ class Exchange:
             text=fields.text, ids=fields.ids, key=key[:MAX_KEY_BYTES].decode("latin-1")
         ), fields.model
 
-    def _give_back(self, taken: Taken) -> None:
+    def _give_back(self, taken: Taken[A]) -> None:
         """This answer is not passed on; the request is sent again."""
         worker, status = taken.worker, taken.answer.status
         if status in WORKER_AT_FAULT:

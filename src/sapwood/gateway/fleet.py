@@ -6,14 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from sapwood.base.errors import EngineUnavailable, InvalidRequest, NotFound
+from sapwood.base.errors import EngineUnavailable, InvalidRequest, NotFound, UnsupportedFeature
 from sapwood.gateway.breaker import BreakerLimits
-from sapwood.gateway.client import tls_context
+from sapwood.gateway.client import Origin, tls_context
 from sapwood.gateway.health import HealthWatch
+from sapwood.gateway.link import Link
 from sapwood.gateway.model_parts import NoParts, PartsKeeper
 from sapwood.gateway.policies.interface import Policy, PrefixCounts
 from sapwood.gateway.worker import Worker, WorkerSpec, WorkerState, WorkerType, worker_id
@@ -30,6 +31,9 @@ FIXED = (
 """Fields of a worker that cannot be changed while it is there."""
 
 Clock = Callable[[], float]
+Reached = Literal["http", "tokens", "link"]
+"""Which workers can be asked: those that take the request as it is, by HTTP; all, since it consists
+of token ids; or only those that have a link."""
 
 
 class Fleet:
@@ -66,6 +70,7 @@ class Fleet:
         self._models: frozenset[str] = frozenset()
         self._base_models: frozenset[str] = frozenset()
         self._contexts: dict[str, int] = {}
+        self._has_links = False
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
@@ -116,6 +121,11 @@ class Fleet:
         return "prefill" in self.policies
 
     @property
+    def has_links(self) -> bool:
+        """Whether there are workers that are not reached by HTTP."""
+        return self._has_links
+
+    @property
     def needs_text(self) -> bool:
         return any(policy.needs_text for policy in self.policies.values())
 
@@ -154,6 +164,7 @@ class Fleet:
             ),
             connect_timeout_s=config.worker_connect_timeout_secs,
             tls=self._tls,
+            link=self._link(Origin.parse(spec.url)),
         )
         self._parts.add(worker)
         self._workers[worker.id] = worker
@@ -192,10 +203,12 @@ class Fleet:
         path: str,
         tried: Collection[str] = (),
         kind: WorkerType = "regular",
+        by: Reached = "http",
     ) -> list[Worker]:
         """Workers for the request, at least one; those that it was not sent to, if there are any.
 
-        Raises NotFound if no worker serves the model, EngineUnavailable if none can take it now.
+        Raises NotFound if no worker serves the model, UnsupportedFeature if it cannot be reached in
+        that way, EngineUnavailable if none can take it now.
         """
         serving = [
             worker
@@ -204,17 +217,43 @@ class Fleet:
         ]
         # Only where workers serve different models the gateway must look at the name.
         if model is not None and len(self._models) > 1:
-            serving = [worker for worker in serving if not worker.models or model in worker.models]
+            serving = [worker for worker in serving if worker.serves_model(model)]
             if not serving:
                 known = ", ".join(sorted(self._models)[:20])
                 raise NotFound(f"no worker serves the model {model[:200]!r}; they serve: {known}")
+        reached = [worker for worker in serving if _is_reached(worker, by)]
+        if serving and not reached:
+            raise UnsupportedFeature(
+                f"{path} is not possible for this model: its workers are reached by gRPC, which "
+                "knows only token ids; add workers that are reached by HTTP, or for texts and "
+                "chats give the gateway a tokenizer by --tokenizer-path"
+            )
+        serving = reached
         now_s = self.clock()
         open_ = [worker for worker in serving if worker.admits(now_s)]
         candidates = [worker for worker in open_ if worker.id not in tried] or open_
         if not candidates:
             raise self._nobody(serving, kind)
-        best = max(worker.spec.priority for worker in candidates)
-        return [worker for worker in candidates if worker.spec.priority == best]
+        best = max((worker.spec.priority, worker.precedence) for worker in candidates)
+        return [
+            worker for worker in candidates if (worker.spec.priority, worker.precedence) == best
+        ]
+
+    def makes_tokens(self, model: str) -> bool:
+        """Whether requests about a model are to be made of token ids: it has workers with a link,
+        and none of those that come before them."""
+        if not self._has_links:
+            return False
+        serving = [
+            worker
+            for worker in self
+            if not model or len(self._models) < 2 or worker.serves_model(model)
+        ]
+        if not any(worker.link is not None for worker in serving):
+            return False
+        return not any(
+            worker.precedence > 1 and worker.state is WorkerState.READY for worker in serving
+        )
 
     def forget(self, worker: Worker) -> None:
         """The worker holds no prefixes any more."""
@@ -225,8 +264,23 @@ class Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for worker in self:
-            worker.pool.close()
+        await asyncio.gather(*(worker.close() for worker in self))
+
+    def _link(self, origin: Origin) -> Link | None:
+        """InvalidRequest if what it needs is not installed."""
+        if not origin.is_rpc:
+            return None
+        try:
+            from sapwood.gateway.rpc.link import RpcLink
+        except ImportError as error:
+            raise InvalidRequest(
+                "workers that are reached by gRPC need the packages grpcio and protobuf at the "
+                "gateway; install them with `pip install grpcio protobuf`",
+                param="url",
+            ) from error
+        config = self._config
+        files = (config.worker_ca_certs, config.worker_keyfile, config.worker_certfile)
+        return RpcLink(origin, connect_timeout_s=config.worker_connect_timeout_secs, files=files)
 
     def _nobody(self, serving: list[Worker], kind: WorkerType) -> EngineUnavailable:
         if not self._workers:
@@ -256,7 +310,7 @@ class Fleet:
                 worker.num_open,
             )
         worker.move_to(WorkerState.REMOVED)
-        worker.pool.close()
+        await worker.close()
         self.forget(worker)
         self._parts.remove(worker)
         del self._workers[worker.id]
@@ -272,6 +326,7 @@ class Fleet:
 
     def _changed(self, worker: Worker) -> None:
         self._models = frozenset().union(*(worker.models for worker in self))
+        self._has_links = any(worker.link is not None for worker in self)
         self._base_models = frozenset().union(*(worker.base_models for worker in self))
         self._contexts = {}
         for card in (card for worker in self for card in worker.cards):
@@ -282,6 +337,10 @@ class Fleet:
             # Whoever comes back from being down has probably an empty cache.
             self.forget(worker)
         self._on_change(worker)
+
+
+def _is_reached(worker: Worker, by: Reached) -> bool:
+    return by == "tokens" or (worker.link is not None) == (by == "link")
 
 
 def spec_of(told: object) -> WorkerSpec:

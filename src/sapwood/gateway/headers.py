@@ -43,6 +43,7 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"cookie",
 }
 KEYS = frozenset({b"authorization", b"x-api-key"})
+_TRACED = frozenset({b"traceparent", b"tracestate"})
 _NOT_RETURNED = HOP_BY_HOP | {b"date", b"server", REQUEST_ID}
 
 
@@ -80,6 +81,30 @@ def request_head(
         parts.append(b"content-length: %d\r\n" % num_body_bytes)
     parts.append(b"\r\n")
     return b"".join(parts)
+
+
+def metadata(
+    headers: RawHeaders, *, extra: RawHeaders, own_key: str | None, pass_key: bool
+) -> list[tuple[str, str]]:
+    """What goes with a request to a worker that does not speak HTTP: the client's key, or the
+    worker's, and the places in traces.
+
+    extra  further ones, which replace the client's of these names
+    """
+    sent = dict(extra)
+    for name, value in headers:
+        is_key = name in KEYS and pass_key and own_key is None
+        if is_key or name in _TRACED:
+            sent.setdefault(name, value)
+    if own_key is not None:
+        sent[b"authorization"] = b"Bearer " + own_key.encode("latin-1", "replace")
+    # Elsewhere than in HTTP only ASCII is possible, without blanks around it.
+    told = ((name.decode("latin-1"), value.strip()) for name, value in sent.items())
+    return [
+        (name, value.decode("ascii"))
+        for name, value in told
+        if all(32 <= byte < 127 for byte in value)
+    ]
 
 
 def returned(headers: RawHeaders, request_id: bytes) -> list[tuple[bytes, bytes]]:

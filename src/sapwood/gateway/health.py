@@ -19,6 +19,7 @@ from sapwood.schema.config.gateway import GatewayConfig
 log = logging.getLogger(__name__)
 
 MAX_MODELS = 1000
+LINK_HEALTH_PATH = "/health"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +36,14 @@ class HealthLimits:
     is_off: bool
 
     @classmethod
-    def of(cls, config: GatewayConfig, spec: WorkerSpec) -> HealthLimits:
+    def of(cls, config: GatewayConfig, spec: WorkerSpec, *, by_link: bool) -> HealthLimits:
         is_external = spec.runtime == "external"
         is_off = spec.disable_health_check
+        path = EXTERNAL_HEALTH_PATH if is_external else config.health_check_endpoint
+        if by_link:
+            path = LINK_HEALTH_PATH
         return cls(
-            path=EXTERNAL_HEALTH_PATH if is_external else config.health_check_endpoint,
+            path=path,
             interval_s=spec.health_check_interval_secs or config.health_check_interval_secs,
             timeout_s=spec.health_check_timeout_secs or config.health_check_timeout_secs,
             failures=spec.health_failure_threshold or config.health_failure_threshold,
@@ -72,7 +76,9 @@ class HealthWatch:
     @property
     def _limits(self) -> HealthLimits:
         """Read anew each time: the worker's spec may be changed at run time."""
-        return HealthLimits.of(self._config, self._worker.spec)
+        return HealthLimits.of(
+            self._config, self._worker.spec, by_link=self._worker.link is not None
+        )
 
     async def run(self) -> None:
         if self._limits.is_off:

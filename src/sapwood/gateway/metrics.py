@@ -18,7 +18,8 @@ from sapwood.observe.histogram import Histogram
 from sapwood.observe.metrics import E2E_BOUNDS, ITL_BOUNDS, TTFT_BOUNDS, Family
 
 PREFIX = "smg_"
-_EVENT = b"data: "
+EVENT = b"data: "
+"""Begins an event of a stream, by which events are counted."""
 
 
 class StreamTimes:
@@ -32,10 +33,11 @@ class StreamTimes:
         self._last_s = 0.0
         self._num_events = 0
 
-    def add(self, piece: bytes) -> None:
+    def add(self, num_events: int) -> None:
+        """A piece has come that ends so many events."""
         self._last_s = time.perf_counter()
         self._first_s = self._first_s or self._last_s
-        self._num_events += piece.count(_EVENT)
+        self._num_events += num_events
 
     @property
     def first_s(self) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from sapwood.gateway.client import WorkerFailure
-from sapwood.gateway.headers import request_head
+from sapwood.gateway.headers import metadata, request_head
 from sapwood.gateway.worker import Worker
 from sapwood.http.raw_headers import RawHeaders
 
@@ -34,6 +34,14 @@ async def ask(
     headers   of a client on whose behalf the gateway asks
     pass_key  whether the client's key is sent to a worker that has none of its own
     """
+    if worker.link is not None:
+        return await worker.link.ask(
+            method,
+            path,
+            body=body,
+            metadata=metadata(headers, extra=(), own_key=worker.spec.api_key, pass_key=pass_key),
+            timeout_s=timeout_s,
+        )
     head = request_head(
         method,
         worker.origin.base_path + path.encode("ascii"),

@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.types import Scope
@@ -54,7 +54,7 @@ _fields = msgspec.json.Decoder(_Fields).decode
 _BODY_ENCODING = frozenset({b"accept-encoding"})
 
 
-def way_of(fleet: Fleet, scope: Scope, body: bytes, only: Worker | None) -> Way:
+def way_of(fleet: Fleet, scope: Scope, body: bytes, only: Worker | None) -> Way[Answer]:
     """How a request is answered. UnsupportedFeature if a pair of workers cannot."""
     if only is not None or not fleet.has_pairs:
         return OneWorker(body, only)
@@ -90,7 +90,7 @@ class Pair:
                 param="echo",
             )
 
-    async def attempt(self, exchange: Exchange, tried: set[str]) -> Taken:
+    async def attempt(self, exchange: Exchange[Any], tried: set[str]) -> Taken[Answer]:
         prefill = await exchange.choose("prefill", tried)
         decode = await exchange.choose("decode", tried)
         body = with_bootstrap(self._fields, prefill, self._num_rooms, exchange.proxy.rng)
@@ -103,15 +103,15 @@ class HealthOfPair:
 
     body: bytes
 
-    async def attempt(self, exchange: Exchange, tried: set[str]) -> Taken:
+    async def attempt(self, exchange: Exchange[Any], tried: set[str]) -> Taken[Answer]:
         prefill = await exchange.choose("prefill", tried)
         decode = await exchange.choose("decode", tried)
         return await ask_both(exchange, prefill, decode, self.body)
 
 
 async def ask_both(
-    exchange: Exchange, prefill: Worker, decode: Worker, body: bytes, *, merges: bool = False
-) -> Taken:
+    exchange: Exchange[Any], prefill: Worker, decode: Worker, body: bytes, *, merges: bool = False
+) -> Taken[Answer]:
     """The second worker's answer if both have one, else that of the first that refuses.
 
     merges  whether the prompt's log probabilities come from the first worker's answer
@@ -150,7 +150,9 @@ async def ask_both(
 class Reading:
     """The prompt's part of a request, whose answer nobody sees, but which must succeed."""
 
-    def __init__(self, exchange: Exchange, worker: Worker, answer: Answer, waits: Answer) -> None:
+    def __init__(
+        self, exchange: Exchange[Any], worker: Worker, answer: Answer, waits: Answer
+    ) -> None:
         self._exchange = exchange
         self._worker = worker
         self._answer = answer

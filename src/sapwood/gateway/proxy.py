@@ -14,7 +14,7 @@ from sapwood.base.errors import SapwoodError
 from sapwood.gateway import headers
 from sapwood.gateway.client import Answer, PeerFailure, WorkerFailure
 from sapwood.gateway.exchange import BadGateway, Exchange, Proxy, Taken
-from sapwood.gateway.metrics import StreamTimes
+from sapwood.gateway.metrics import EVENT, StreamTimes
 from sapwood.gateway.pairs import way_of
 from sapwood.gateway.retries import RETRYABLE, WORKER_AT_FAULT
 from sapwood.gateway.spans import request_span
@@ -102,7 +102,7 @@ class Forwarded(Response):
         finally:
             proxy.gate.leave()
 
-    async def _pass_on(self, taken: Taken, id_: bytes, send: Send) -> None:
+    async def _pass_on(self, taken: Taken[Answer], id_: bytes, send: Send) -> None:
         worker, answer, merge = taken.worker, taken.answer, taken.merge
         head = headers.returned(answer.headers, id_)
         if merge is not None:
@@ -122,7 +122,7 @@ class Forwarded(Response):
                     piece = merge.passed(piece, is_complete=is_complete)
                 if piece or is_complete:
                     if stream is not None and piece:
-                        stream.add(piece)
+                        stream.add(piece.count(EVENT))
                     await send(
                         {"type": "http.response.body", "body": piece, "more_body": not is_complete}
                     )

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
-from sapwood.gateway.client import Answer
 from sapwood.gateway.worker import Worker
 from sapwood.http.raw_headers import RawHeaders
 from sapwood.observe.tracing import TRACEPARENT, Attributes, Tracing
@@ -54,8 +53,8 @@ class AttemptSpan:
         self.headers: RawHeaders = [(TRACEPARENT.encode(), traceparent)] if traceparent else []
         """By these the worker's spans become children of this one."""
 
-    def answered(self, answer: Answer) -> None:
-        self._span.set_attribute("http.response.status_code", answer.status)
+    def answered(self, status: int) -> None:
+        self._span.set_attribute("http.response.status_code", status)
 
 
 def request_span(

@@ -14,6 +14,7 @@ import msgspec
 from sapwood.base.errors import InvalidRequest
 from sapwood.gateway.breaker import Breaker, BreakerLimits
 from sapwood.gateway.client import Answer, NotConnected, Origin, Pool
+from sapwood.gateway.link import Link
 from sapwood.gateway.model_parts import ModelParts
 from sapwood.schema.config.gateway import GatewayConfig
 
@@ -62,7 +63,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def check(self) -> None:
         """InvalidRequest if a value is out of its range."""
-        Origin.parse(self.url)
+        if Origin.parse(self.url).is_rpc:
+            self._check_rpc()
         for name in ("cost", "health_check_timeout_secs", "health_check_interval_secs"):
             value = getattr(self, name)
             if value is not None and not (0 < value < math.inf):
@@ -121,6 +123,20 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 param="runtime",
             )
 
+    def _check_rpc(self) -> None:
+        if self.worker_type != "regular":
+            raise InvalidRequest(
+                f"a worker of the type {self.worker_type} cannot be reached by gRPC: pairs of "
+                "workers find each other by HTTP; give its address by http://",
+                param="worker_type",
+            )
+        if self.runtime not in ("sapwood", "sglang"):
+            raise InvalidRequest(
+                f"the gRPC service is that of sapwood and sglang, not of {self.runtime}; give "
+                "another runtime, or the worker's address by http://",
+                param="runtime",
+            )
+
 
 def first_workers(config: GatewayConfig) -> tuple[WorkerSpec, ...]:
     """The workers that the options name."""
@@ -161,6 +177,7 @@ _NEXT: dict[WorkerState, set[WorkerState]] = {
 class Worker:
     """One worker's state. Its id follows from its address, so it is the same after a restart.
 
+    link       how it is reached, if that is not HTTP
     cards      what its /v1/models says of the models that it serves
     last_error why it is not ready, or why a request failed last
     """
@@ -172,7 +189,9 @@ class Worker:
         breaker_limits: BreakerLimits,
         connect_timeout_s: float,
         tls: ssl.SSLContext | None = None,
+        link: Link | None = None,
     ) -> None:
+        self.link = link
         self.spec = spec
         self.id = worker_id(spec.url)
         self.url = spec.url.rstrip("/")
@@ -212,6 +231,17 @@ class Worker:
             raise RuntimeError(f"worker {self.url}: {self.state} -> {state}")
         self.state = state
 
+    @property
+    def precedence(self) -> int:
+        """Of workers with the same priority those with the greatest are used, as in SGLang."""
+        return 2 if self.spec.runtime == "external" else int(self.link is not None)
+
+    def serves_model(self, model: str) -> bool:
+        """Whether it may serve the model, or an adapter; one with a link names no adapters."""
+        if not self.models or model in self.models:
+            return True
+        return self.link is not None and any(model.startswith(f"{one}:") for one in self.models)
+
     def serves_path(self, path: str) -> bool:
         if self.spec.runtime == "vllm" and path == "/generate":
             return False
@@ -249,6 +279,13 @@ class Worker:
         """Requests that have no answer yet fail now, so that they can go elsewhere."""
         for answer in list(self._without_head):
             answer.fail(NotConnected(reason))
+        if self.link is not None:
+            self.link.give_up_unanswered(reason)
+
+    async def close(self) -> None:
+        self.pool.close()
+        if self.link is not None:
+            await self.link.close()
 
 
 def worker_id(url: str) -> str:

@@ -11,13 +11,13 @@ from contextlib import aclosing
 import msgspec
 from starlette.types import Scope
 
-from sapwood.base.errors import EngineUnavailable, SapwoodError
+from sapwood.base.errors import EngineUnavailable, SapwoodError, UnsupportedFeature
 from sapwood.gateway.client import PeerFailure, WorkerFailure
 from sapwood.gateway.exchange import BadGateway, Exchange, Proxy, Taken
-from sapwood.gateway.headers import is_event_stream
+from sapwood.gateway.link import TokenAnswer
 from sapwood.gateway.metrics import StreamTimes
-from sapwood.gateway.pairs import way_of
-from sapwood.gateway.plain.generate import GenerateEvents, MalformedAnswer, generate_body
+from sapwood.gateway.plain.generate import MalformedAnswer
+from sapwood.gateway.plain.way import TokenWay
 from sapwood.gateway.proxy import GatewayTimeout
 from sapwood.gateway.retries import RETRYABLE, WORKER_AT_FAULT
 from sapwood.gateway.routing_fields import RoutingFields, packed_ids
@@ -37,9 +37,7 @@ log = logging.getLogger(__name__)
 PATH = "/generate"
 UNKNOWN_CONTEXT = 1 << 20
 """Tokens that a prompt may have where no worker says; the engine refuses what is too long."""
-MAX_ERROR_BYTES = 64 << 10
 _NOT_SENT = frozenset({b"content-type", b"content-encoding", b"accept", b"accept-encoding"})
-_ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError", 429: "RateLimitError"}
 
 
 class PlainEngine:
@@ -81,14 +79,11 @@ class PlainEngine:
 
     async def generate(self, request: Generate) -> AsyncGenerator[RequestOutput, None]:
         """The outputs of one sample. Closing the generator ends the request at its worker."""
-        body = generate_body(
-            request, model=self._model, max_new_tokens=self._max_new_tokens(request)
-        )
         proxy = self._proxy
+        way = TokenWay(self._scope, request, self._model, self._max_new_tokens(request))
         try:
             await proxy.gate.enter()
             try:
-                way = way_of(proxy.fleet, self._scope, body, None)
                 fields = RoutingFields(self._model or None)
                 if proxy.fleet.needs_text:
                     ids = request.prompt_ids
@@ -113,40 +108,35 @@ class PlainEngine:
                 "or start the gateway with a larger --request-timeout-secs"
             )
             yield _ended(request, told)
+        except UnsupportedFeature:
+            raise  # it names the field
         except SapwoodError as error:
             yield _ended(request, error)
 
     async def _outputs(
-        self, request: Generate, taken: Taken, deadline_s: float
+        self, request: Generate, taken: Taken[TokenAnswer], deadline_s: float
     ) -> AsyncGenerator[RequestOutput, None]:
         worker, answer, proxy = taken.worker, taken.answer, self._proxy
         started_s = time.perf_counter()
         is_settled = False
         try:
             async with asyncio.timeout_at(deadline_s):
-                refusal = await _refusal(taken)
+                refusal = await answer.refusal()
             if refusal is not None:
                 is_settled = True
                 self._settle(taken, started_s, None)
                 raise refusal
             answer.watch(proxy.limits.stream_idle_s)
-            times, events = StreamTimes(started_s), GenerateEvents(request)
-            while not events.is_done:
-                is_complete = answer.is_complete
-                piece = answer.take()
-                if piece:
-                    times.add(piece)
-                for output in events.feed(piece):
+            times = StreamTimes(started_s)
+            while not is_settled:
+                async with asyncio.timeout_at(deadline_s):
+                    outputs, num_events = await answer.next()
+                times.add(num_events)
+                for output in outputs:
                     if output.finish is not None:
                         is_settled = True
                         self._settle(taken, started_s, times)
                     yield output
-                if events.is_done:
-                    return
-                if is_complete:
-                    raise MalformedAnswer("the answer has ended without a finish_reason")
-                async with asyncio.timeout_at(deadline_s):
-                    await answer.more()
         except (WorkerFailure, MalformedAnswer) as error:
             is_settled = True
             if isinstance(error, PeerFailure):
@@ -161,7 +151,9 @@ class PlainEngine:
             if not is_settled:
                 worker.breaker.ended()
 
-    def _settle(self, taken: Taken, started_s: float, times: StreamTimes | None) -> None:
+    def _settle(
+        self, taken: Taken[TokenAnswer], started_s: float, times: StreamTimes | None
+    ) -> None:
         """The answer is there in whole: tell the breaker and the metrics."""
         worker, status = taken.worker, taken.answer.status
         if status in WORKER_AT_FAULT:
@@ -210,47 +202,6 @@ class PlainEngine:
 
     async def unload_adapter(self, adapter_id: str) -> CallDone:
         raise _not_here()
-
-
-class _Refused(SapwoodError):
-    """A worker's refusal, in its own words."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.type = _ERROR_TYPES.get(
-            status, "BadRequestError" if status < 500 else "InternalServerError"
-        )
-
-
-class _Problem(msgspec.Struct):
-    message: str = ""
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _Problem | str | None = None
-    message: str = ""
-
-
-async def _refusal(taken: Taken) -> _Refused | None:
-    """What the worker answers instead of a stream; None: it streams."""
-    answer = taken.answer
-    if answer.status == 200 and is_event_stream(answer.headers):
-        return None
-    body = await answer.body(MAX_ERROR_BYTES)
-    if answer.status < 400:
-        return _Refused(502, f"the worker answered /generate with {answer.status}, but no stream")
-    return _Refused(answer.status, _message(body) or f"the worker answered with {answer.status}")
-
-
-def _message(body: bytes) -> str:
-    try:
-        told = msgspec.json.decode(body, type=_ErrorBody)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return body[:500].decode("utf-8", "replace")
-    if isinstance(told.error, _Problem):
-        return told.error.message[:2000]
-    return (told.error or told.message)[:2000]
 
 
 def _ended(request: Generate, error: SapwoodError) -> RequestOutput:

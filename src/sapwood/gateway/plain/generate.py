@@ -51,7 +51,7 @@ def generate_body(request: Generate, *, model: str, max_new_tokens: int | None) 
     Raises          UnsupportedFeature for what such a request cannot ask for
     """
     options = request.options
-    _check(request)
+    check_request(request)
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     defaults = SamplingParams()
     for name, native in _NATIVE.items():
@@ -61,7 +61,7 @@ def generate_body(request: Generate, *, model: str, max_new_tokens: int | None) 
     if options.sampling.logit_bias:
         sampling["logit_bias"] = {str(k): v for k, v in options.sampling.logit_bias.items()}
     if options.sampling.grammar is not None:
-        sampling |= _grammar(options.sampling.grammar)
+        sampling |= grammar_fields(options.sampling.grammar)
     body: dict[str, Any] = {
         "rid": request.request_id,
         "input_ids": request.prompt_ids,
@@ -82,7 +82,8 @@ def generate_body(request: Generate, *, model: str, max_new_tokens: int | None) 
     return msgspec.json.encode(body)
 
 
-def _check(request: Generate) -> None:
+def check_request(request: Generate) -> None:
+    """UnsupportedFeature for what no engine can be asked for where the gateway makes the text."""
     options = request.options
     sampling = options.sampling
     refused = {
@@ -104,7 +105,8 @@ def _check(request: Generate) -> None:
             )
 
 
-def _grammar(grammar: Grammar) -> dict[str, Any]:
+def grammar_fields(grammar: Grammar) -> dict[str, Any]:
+    """{field of SGLang's sampling parameters: its text}"""
     if grammar.thinking is not None:
         raise UnsupportedFeature(
             "a grammar for the answer of a model that thinks is not possible where the gateway "
