@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
@@ -63,6 +64,38 @@ class DeviceStyle(TorchKernels):
         hidden = is_hidden(batch, rows.shape[1])
         rows = rows.masked_fill(hidden[:, :, None], 0.0)
         scores = (q @ rows.transpose(1, 2) * scale).masked_fill(hidden[:, None], -torch.inf)
+        return scores.softmax(-1) @ rows[..., :rank]
+
+    def choose_keys(
+        self, q: Tensor, weights: Tensor, cache: Tensor, batch: AttentionBatch, num_chosen: int
+    ) -> Tensor:
+        if batch.num_decodes != len(batch.query_lens):
+            return super().choose_keys(q, weights, cache, batch, num_chosen)
+        keys = cache[table_of(batch), 0].flatten(1, 2)
+        num_keys = keys.shape[1]
+        hidden = is_hidden(batch, num_keys)
+        scores = (q @ keys.masked_fill(hidden[:, :, None], 0.0).transpose(1, 2)).relu()
+        total = (scores * weights[:, :, None]).sum(1).masked_fill(hidden, -torch.inf)
+        best = total.topk(min(num_chosen, num_keys), dim=1).indices
+        best = best.masked_fill(hidden.gather(1, best), num_keys).sort(dim=1).values
+        best = best.masked_fill(best == num_keys, -1)
+        return F.pad(best, (0, num_chosen - best.shape[1]), value=-1)
+
+    def sparse_latent_attention(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        rank: int,
+        chosen: Tensor,
+    ) -> Tensor:
+        if batch.num_decodes != len(batch.query_lens):
+            return super().sparse_latent_attention(q, cache, batch, scale, rank, chosen)
+        place = chosen.clamp(min=0)
+        pages = table_of(batch).gather(1, place // cache.shape[2])
+        rows = cache[pages, 0, place % cache.shape[2]]
+        scores = (q @ rows.transpose(1, 2) * scale).masked_fill(chosen[:, None] < 0, -torch.inf)
         return scores.softmax(-1) @ rows[..., :rank]
 
     def pack_experts(

@@ -93,6 +93,10 @@ def call_every_op(*, all_sizes: bool) -> None:
         for heads in (16, 128) if all_sizes else head_counts:
             queries = torch.zeros(4, heads, 576, dtype=bf16)
             kernels.latent_attention(queries, rows, batch, 0.1, 512)
+            index = torch.zeros(kv_cache_shape(4, 1, 16, 128, dtype), dtype=dtype)
+            of_index = torch.zeros(4, 64, 128, dtype=bf16)
+            chosen = kernels.choose_keys(of_index, torch.zeros(4, 64), index, batch, 2048)
+            kernels.sparse_latent_attention(queries, rows, batch, 0.1, 512, chosen)
     long = replace(batch, page_table=torch.zeros(2, 512, dtype=torch.int32), cache={})
     kernels.latent_attention(torch.zeros(4, 16, 576), torch.zeros(4, 1, 16, 576), long, 0.1, 512)
     for bias in (None, norm):

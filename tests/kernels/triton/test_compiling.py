@@ -19,7 +19,7 @@ KERNELS = {
     "_penalise", "_measure", "_list_bracket", "_choose", "_round", "_scaled_matmul",
     "_grouped_matmul", "_outputs", "_new_states", "_dense_experts", "_coded_experts",
     "_scan", "_delta_chunks", "_state_chunks", "_gated_rms_norm", "_shrink", "_expand",
-    "_latent_attention", "merge_kernel",
+    "_latent_attention", "_index_scores", "_choose_keys", "merge_kernel",
 }  # fmt: skip
 SHARED_BYTES = 227 * 1024
 """What a block of threads may have on an H200."""

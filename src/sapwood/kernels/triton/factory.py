@@ -13,6 +13,7 @@ import torch
 
 from sapwood.kernels.interface import (
     ALIBI,
+    CHOSEN_KEYS,
     LATENT,
     SINKS,
     SLIDING_WINDOW,
@@ -29,7 +30,7 @@ _LEAST_CAPABILITY = (8, 0)
 """Ampere: the first with bfloat16 matrix products."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT})
+_ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT, CHOSEN_KEYS})
 
 
 class TritonFactory:

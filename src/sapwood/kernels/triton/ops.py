@@ -26,12 +26,7 @@ from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops.activations import xielu
 from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
-from sapwood.kernels.torch_ops.latent import (
-    HeadProducts,
-    choose_keys,
-    norm_rope_write_latent,
-    sparse_latent_attention,
-)
+from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
@@ -39,6 +34,7 @@ from sapwood.kernels.triton import (
     convolution,
     delta_rule,
     elementwise,
+    indexer,
     latent,
     norms,
     rope,
@@ -152,7 +148,7 @@ class TritonKernels:
     def choose_keys(
         self, q: Tensor, weights: Tensor, cache: Tensor, batch: AttentionBatch, num_chosen: int
     ) -> Tensor:
-        return choose_keys(q, weights, cache, batch, num_chosen)
+        return indexer.choose_keys(q, weights, cache, batch, num_chosen)
 
     def sparse_latent_attention(
         self,
@@ -163,7 +159,7 @@ class TritonKernels:
         rank: int,
         chosen: Tensor,
     ) -> Tensor:
-        return sparse_latent_attention(q, cache, batch, scale, rank, chosen)
+        return latent.latent_attention(q, cache, batch, scale, rank, chosen)
 
     def pack_heads(self, weight: Tensor) -> PackedHeads:
         return HeadProducts(weight)
