@@ -21,11 +21,14 @@ WHOLE = 70
 """Tokens of a text: several chunks, of which the last is cut off."""
 
 
+@pytest.mark.parametrize("lowest", [None, -5.0])
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_outputs_and_states(device: torch.device, dtype: torch.dtype, *, per_channel: bool) -> None:
+def test_outputs_and_states(
+    device: torch.device, dtype: torch.dtype, lowest: float | None, *, per_channel: bool
+) -> None:
     torch.manual_seed(0)
-    form = make_form((1, 2), (12, 20), per_channel=per_channel, write_scale=2.0)
+    form = make_form((1, 2), (12, 20), per_channel=per_channel, write_scale=2.0, lowest=lowest)
     text = make_text(form, 12, dtype)
     batch, slots = batch_of((1, 2, 9), (7, 2, 31)), torch.tensor([4, 0, 2])
     # The states of other layers lie between; a request without a past finds another one's.
