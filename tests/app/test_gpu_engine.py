@@ -21,8 +21,10 @@ from sapwood.schema.output import EngineOutput, StepOutputs
 from sapwood.schema.request import EngineInput, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from tests.adapters import write_adapter
+from tests.executor.device_style import DeviceStyle
 from tests.executor.recording_capture import RecordingCapture
 from tests.executor.test_captured_adapters import note_launches
+from tests.tiny import save_lfm2, save_qwen3_5, save_qwen3_moe
 
 MIB = 2**20
 OPTIONS = {
@@ -122,6 +124,41 @@ def test_it_puts_out_what_a_plain_engine_does(
     monkeypatch.undo()
     _, expected = run(tiny_llama, kernels="torch", max_total_tokens=512)
     assert tokens == expected
+
+
+@pytest.mark.parametrize("save", [save_lfm2, save_qwen3_moe, save_qwen3_5])
+def test_states_and_experts_are_captured_too(
+    save: Callable[[Path], Path],
+    tmp_path: Path,
+    as_on_a_gpu: list[RecordingCapture],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = save(tmp_path / "model")
+    engine, tokens = run(model, overlap_depth=2)
+    assert "graphs = on (3 sizes of decode" in "\n".join(engine.ready.notes)
+    assert sum(one.num_replays for one in as_on_a_gpu[0].recordings) > 10
+    monkeypatch.undo()
+    _, expected = run(model, kernels="torch", max_total_tokens=512)
+    assert tokens == expected
+
+
+def test_a_reason_is_told_where_nothing_is_captured(
+    tmp_path: Path, as_on_a_gpu: list[RecordingCapture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_qwen3_moe(tmp_path / "model")
+    monkeypatch.setattr(gpu, "runs_ahead", lambda device: True)
+    monkeypatch.setattr(DeviceStyle, "captures_experts", False)
+    reason = "the torch kernels read on the host which experts were chosen"
+    engine, _ = run(model)
+    assert f"graphs = off ({reason})" in "\n".join(engine.ready.notes)
+    resolved = resolving.resolve_config(
+        EngineConfig.of({**OPTIONS, "model": str(model)}), home=model
+    )
+    (decision,) = gpu.graphs_decisions(resolved)
+    assert (decision.option, decision.reason) == (
+        "disable_graphs",
+        f"steps run op by op: {reason}",
+    )
 
 
 def test_steps_with_adapters_are_captured_too(

@@ -33,5 +33,6 @@ def test_replays_give_what_the_ops_give(case: str, monkeypatch: pytest.MonkeyPat
     recorder = RecordingCapture()
     assert KINDS[case] in note_launches(monkeypatch, recorder)
     walk = Walk(case, TritonKernels(), decode=(2,), prefill=(8,), num_rows=2, recorder=recorder)
-    assert all([walk.step(step) for step in STEPS])
+    replayed = [walk.step(step) for step in STEPS]
+    assert all(replayed)
     walk.check_caches()

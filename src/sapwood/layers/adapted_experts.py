@@ -41,7 +41,7 @@ class AdaptedExperts:
         self._slots: Counter[int] = Counter()
         for site in (*(up.site for up in gate_up), *(out.site for out in down)):
             assert site is not None
-            # A captured step has no mixtures.
+            # A captured step has no adapters of experts.
             is_recorded = not build.kernels.can_be_captured
             site.belongs_to_experts(self._slots, is_recorded=is_recorded)
 
