@@ -34,8 +34,9 @@ _MAX_PICKLE_BYTES = 1 << 28
 """The pickle has only names and shapes; the numbers are in members of their own."""
 
 
-def check_archive(path: Path) -> bool:
-    """Check an archive. Returns False if the file is no zip archive, and never was one.
+def storages_of(path: Path) -> dict[int, int] | None:
+    """Check an archive. Returns the bytes of each storage by where they begin in the file; None if
+    the file is no zip archive, and never was one.
 
     Raises WeightError, with file and member, if the archive is damaged."""
     try:
@@ -45,13 +46,18 @@ def check_archive(path: Path) -> bool:
             if starts_as_one != ends_as_one:
                 _fail(path, f"its {'end' if starts_as_one else 'beginning'} is missing")
             if not ends_as_one:
-                return False
+                return None
             with zipfile.ZipFile(file) as archive:
                 members = sorted(archive.infolist(), key=lambda member: member.header_offset)
                 _check_members(path, file, members, archive.start_dir)
                 for member in members:
                     if not _is_storage(member.filename):
                         archive.read(member)  # compares its checksum
+                return {
+                    _start_of(path, file, member): member.file_size
+                    for member in members
+                    if _is_storage(member.filename)
+                }
     except WeightError:
         raise
     except OSError as error:
@@ -66,7 +72,6 @@ def check_archive(path: Path) -> bool:
         LookupError,
     ) as error:
         _fail(path, f"{type(error).__name__}: {error}")
-    return True
 
 
 def _fail(path: Path, what: str) -> NoReturn:

@@ -38,7 +38,6 @@ OFTEN = {
 REFUSED = {
     "zamba2": "cannot share a block of several layers",
     "zamba2, one block": "cannot share a block of several layers",
-    "gemma3n": "sparse gates cannot be split",
 }
 """Cases that cannot be shared, and the reason that users are told."""
 TEXT = random_text(40)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -95,6 +96,46 @@ def test_a_file_given_alone_is_read_alone_whatever_the_index_says(sharded):
         weight_format=sharded.weight_format,
     )
     assert [name for name, _ in iterate_weights(alone, dtype=torch.float32)] == list(FIRST)
+
+
+def test_a_pt_archive_is_read_where_its_tensors_lie(tmp_path):
+    base = torch.arange(24.0).reshape(4, 6)
+    tensors = {"whole": base, "rows": base[1:3], "turned": base.t(), "empty": torch.empty(0, 4)}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    loaded = dict(iterate_weights(files_of(tmp_path, "pt"), dtype=torch.float32))
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_rank_reads_only_its_part(tmp_path, kind, dim):
+    whole = torch.arange(48.0).reshape(6, 8)
+    SAVE[kind]({"w": whole}, tmp_path / SUFFIX[kind].format(1))
+    part = Slice(dim=dim, first=2, size=2)
+    num_bytes = []
+    loaded = dict(
+        iterate_weights(
+            files_of(tmp_path, kind),
+            dtype=torch.float32,
+            advance=num_bytes.append,
+            targets={"w": Target((6, 8), lambda _: None, part=part)},
+        )
+    )
+    assert torch.equal(loaded["w"], part.of(whole))
+    assert num_bytes == [whole.nbytes // whole.shape[dim] * 2]
+
+
+def test_a_pt_archive_whose_storage_is_too_short_is_refused(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.ones(4)}, path)
+    shorter = tmp_path / "shorter.bin"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(shorter, "w") as new:
+        for member in old.infolist():
+            data = old.read(member)
+            new.writestr(member.filename, data[:8] if "/data/" in member.filename else data)
+    shorter.replace(path)
+    with pytest.raises(WeightError, match="not a whole PyTorch checkpoint"):
+        list(iterate_weights(files_of(tmp_path, "pt"), dtype=torch.float32))
 
 
 class Evil:

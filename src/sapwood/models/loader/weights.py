@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,14 +18,7 @@ from sapwood.store.files import ModelFiles, detect_format
 __all__ = ["detect_format", "iterate_blocks", "iterate_weights"]
 
 _Targets = Mapping[str, Target] | None
-_Reader = Callable[
-    [ModelFiles, torch.dtype, Advance, Wanted, _Targets], Iterator[tuple[str, Tensor]]
-]
-_READERS: Mapping[str, _Reader] = {
-    "safetensors": safetensors.iterate,
-    "gguf": gguf.iterate,
-    "pt": pt.iterate,
-}
+_FORMATS = ("safetensors", "gguf", "pt")
 
 
 def iterate_weights(
@@ -50,15 +43,17 @@ def iterate_weights(
     advance      called with the file bytes of every tensor when it is handed out
     wanted       by the names in the checkpoint: what else there is, is not read
     targets      by the names in the checkpoint: a reader may hand out only the rows or columns that
-                 a rank places. Those of safetensors and GGUF do
-    experts      as in safetensors.iterate; others read tensors of all experts whole
+                 a rank places
+    experts      as in safetensors.iterate; of GGUF files each expert is read alone in any case
     Raises       WeightError, with file and tensor, for a shard that is missing, damaged, or without
                  a tensor that the index promises
     """
     found = _checked_format(files, load_format)
-    if found == "safetensors":
-        return safetensors.iterate(files, dtype, advance, wanted, targets, experts)
-    return _READERS[found](files, dtype, advance, wanted, targets)
+    if found == "gguf":
+        return gguf.iterate(files, dtype, advance, wanted, targets)
+    if found == "pt":
+        return pt.iterate(files, dtype, advance, wanted, targets, experts)
+    return safetensors.iterate(files, dtype, advance, wanted, targets, experts)
 
 
 def iterate_blocks(
@@ -84,7 +79,7 @@ def iterate_blocks(
 
 def _checked_format(files: ModelFiles, load_format: str) -> str:
     wanted = files.weight_format if load_format == "auto" else load_format
-    if wanted != files.weight_format or wanted not in _READERS:
+    if wanted != files.weight_format or wanted not in _FORMATS:
         raise WeightError(
             f"cannot read {wanted} weights of {files.name}: its files have format "
             f"{files.weight_format!r}; use --load-format {files.weight_format} or another model"
