@@ -156,7 +156,7 @@ class _Way:
                 error = internal_error()
             log.warning("a streamed response is not kept: %s", error.message)
             self._pass = self._ignore
-            body = _failure(error)
+            body = failure_event(error, 0)
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
             return
         if ready or not message.get("more_body"):
@@ -209,8 +209,8 @@ def _parsed(text: bytes | bytearray) -> Any:
         raise BadGateway(f"the worker's answer is no JSON: {error}") from error
 
 
-def _failure(error: SapwoodError) -> bytes:
+def failure_event(error: SapwoodError, number: int) -> bytes:
     """The last event of a stream that fails. Source: OpenAI's reference of streaming events."""
     content = {"code": str(error.status), "message": error.message, "param": error.param}
-    told = {"type": "error", "sequence_number": 0, **content}
+    told = {"type": "error", "sequence_number": number, **content}
     return b"event: error\ndata: " + orjson.dumps(told) + b"\n\n"

@@ -17,7 +17,7 @@ import pytest
 
 from sapwood.history.sqlite import SqliteHistory
 from tests.gateway.responders import Responder
-from tests.gateway.stubs import Asked, Bench, Running, bench
+from tests.gateway.stubs import Asked, Bench, Running, Stub, bench
 
 pytest.importorskip("mcp", reason="the package mcp is not installed")
 
@@ -77,7 +77,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    stub: Caller, tmp_path: Path, protocol: str = "streamable", **options: Any
+    stub: Stub, tmp_path: Path, protocol: str = "streamable", **options: Any
 ) -> AsyncIterator[Served]:
     from tests.gateway.mcp.tool_server import Seen, tool_server
 
@@ -270,7 +270,6 @@ def test_a_model_that_never_stops_calling(
 
 
 WRONG = (
-    ({"stream": True}, "stream is not offered"),
     ({"background": True}, "background is not offered"),
     ({"max_tool_calls": 0}, "max_tool_calls must be"),
     ({"tools": [{**TOOLS[0], "server_url": "http://10.0.0.1"}]}, "server_url is not taken"),

@@ -14,12 +14,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from sapwood.base.errors import SapwoodError
 from sapwood.gateway.chats import Respond
 from sapwood.gateway.exchange import BadGateway, Proxy
-from sapwood.gateway.held import Held
-from sapwood.gateway.kept import MAX_BYTES
 from sapwood.gateway.mcp.connection import Outcome
 from sapwood.gateway.mcp.items import called
+from sapwood.gateway.mcp.telling import (
+    Answered,
+    AtItsEnd,
+    EventByEvent,
+    Telling,
+    made_call,
+)
 from sapwood.gateway.mcp.tools import Offered, function_name, later_choice
 from sapwood.gateway.proxy import ClientWatch, GatewayTimeout
 from sapwood.history.interface import Item, new_id, too_long
@@ -44,6 +50,7 @@ class Plan:
     max_turns  requests to workers
     max_calls  calls of tools
     max_bytes  of one request to a worker
+    streams    whether the client wants events
     """
 
     fields: Mapping[str, Any]
@@ -56,6 +63,7 @@ class Plan:
     max_turns: int
     max_calls: int
     max_bytes: int
+    streams: bool
 
 
 class WithTools(Response):
@@ -72,24 +80,42 @@ class WithTools(Response):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        plan = self._plan
+        if not plan.streams:
+            answer = await self._made(receive, AtItsEnd())
+        else:
+            events = EventByEvent(send, plan.tools, plan.lists, plan.shown)
+            try:
+                answer = await self._made(receive, events)
+            except SapwoodError as error:
+                if not events.has_begun:
+                    raise
+                log.warning("a streamed response with tools failed: %s", error.message)
+                await events.fail(error)
+                return
+        if answer is not None:
+            await answer(scope, receive, send)
+
+    async def _made(self, receive: Receive, telling: Telling) -> Response | None:
+        """What is still to be sent; None: nothing."""
         timeout_s = self._proxy.limits.timeout_s
         watch = ClientWatch(receive, self._proxy)
+        turns = _Turns(self._respond, self._request, self._plan, self._on_call, telling)
         try:
-            answer = await _Turns(self._respond, self._request, self._plan, self._on_call).run()
+            return await turns.run()
         except asyncio.CancelledError:
             if not watch.has_cancelled():
                 raise
             if watch.has_left:
                 log.debug("the client left; its response with tools is given up")
                 self._proxy.metrics.num_left += 1
-                return
+                return None
             raise GatewayTimeout(
                 f"the response was not made within {timeout_s:g} s; ask for less, or start the "
                 "gateway with a larger --request-timeout-secs"
             ) from None
         finally:
             watch.close()
-        await answer(scope, receive, send)
 
 
 @dataclass(slots=True)
@@ -109,34 +135,43 @@ class _Turn:
 
 
 class _Turns:
-    def __init__(self, respond: Respond, request: Request, plan: Plan, on_call: OnCall) -> None:
+    def __init__(
+        self,
+        respond: Respond,
+        request: Request,
+        plan: Plan,
+        on_call: OnCall,
+        telling: Telling,
+    ) -> None:
         self._respond = respond
         self._request = request
         self._plan = plan
         self._on_call = on_call
+        self._telling = telling
         self._items = list(plan.items)
         self._output = list(plan.lists)
         self._num_calls_left = plan.max_calls
         self._usage: Any = None
 
-    async def run(self) -> Response:
+    async def run(self) -> Response | None:
+        """What is still to be sent; None: nothing."""
         plan = self._plan
         for item, tool in plan.approved:
             done, output = await self._call(tool, item, approval_id=item["id"])
-            self._output.append(done)
+            await self._put(done)
             self._items += called(done, output)
         choice = plan.choice
         for turn in range(1, plan.max_turns + 1):
             may_call = turn < plan.max_turns and self._num_calls_left > 0
-            status, head, body = await self._ask(choice if may_call else "none")
-            if status != 200:
-                return _answer(status, head, body)
-            told = _response(body)
+            answered = await self._ask(choice if may_call else "none")
+            told = answered.told
+            if told is None:
+                return self._telling.refused(answered)
             self._usage = _sum(self._usage, told.get("usage"))
             may_call = may_call and told["status"] == "completed"
             this = await self._act(told["output"], may_call=may_call)
             if this.waits or not this.results:
-                return _answer(status, head, orjson.dumps(self._shown(told, this)))
+                return await self._telling.finish(answered, self._shown(told, this))
             self._items += [*this.said, *this.results]
             choice = later_choice(plan.choice)
         raise AssertionError("the last turn calls nothing")
@@ -150,28 +185,36 @@ class _Turns:
             is_call = item.get("type") == "function_call"
             tool = self._plan.tools.get(str(item.get("name"))) if is_call else None
             if tool is None:
-                self._output.append(item)
+                await self._put(item)
                 this.said.append(item)
                 this.waits = this.waits or is_call
             elif not may_call or self._num_calls_left < 1:
-                self._output.append(_made(tool, item, status="incomplete"))
+                id_ = self._telling.id_of(len(self._output))
+                await self._put(made_call(tool, item, id_, "incomplete"))
                 this.ignored = True
             elif tool.needs_approval:
-                self._output.append(_to_approve(tool, item))
+                await self._put(_to_approve(tool, item))
                 this.waits = True
             else:
                 done, output = await self._call(tool, item, approval_id=None)
-                self._output.append(done)
+                await self._put(done)
                 call, result = called(done, output)
                 this.said.append(call)
                 this.results.append(result)
         return this
+
+    async def _put(self, item: Item) -> None:
+        self._output.append(item)
+        await self._telling.done(len(self._output) - 1, item)
 
     async def _call(
         self, tool: Offered, item: Mapping[str, Any], *, approval_id: str | None
     ) -> tuple[Item, str]:
         """Call the tool: the item for the output, and what the model is told."""
         self._num_calls_left -= 1
+        position = len(self._output)
+        id_ = self._telling.id_of(position)
+        await self._telling.calls(position, made_call(tool, item, id_))
         try:
             arguments = orjson.loads(item.get("arguments") or "{}")
         except (orjson.JSONDecodeError, TypeError):
@@ -181,7 +224,7 @@ class _Turns:
         else:
             outcome = Outcome(text="the arguments are no JSON object", is_error=True)
         self._on_call(tool.label, not outcome.is_error)
-        made = _made(tool, item, status="failed" if outcome.is_error else "completed")
+        made = made_call(tool, item, id_, "failed" if outcome.is_error else "completed")
         made["approval_request_id"] = approval_id
         if outcome.is_error:
             made["error"] = {"type": "mcp_tool_execution_error", "content": outcome.text}
@@ -189,8 +232,7 @@ class _Turns:
             made["output"] = outcome.text
         return made, outcome.text
 
-    async def _ask(self, choice: object) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """(status, headers, body) of a worker's answer."""
+    async def _ask(self, choice: object) -> Answered:
         plan = self._plan
         asked = {**plan.fields, "input": self._items}
         if choice is not None and plan.fields.get("tools"):
@@ -198,12 +240,11 @@ class _Turns:
         body = orjson.dumps(asked)
         if len(body) > plan.max_bytes:
             raise too_long(plan.max_bytes, "input")
-        held = Held(MAX_BYTES, BadGateway(f"the worker's response has more than {MAX_BYTES} bytes"))
+        self._telling.begin_turn(len(self._output))
+        sink = self._telling.sink()
         forwarded = self._respond(self._request, body)
-        await forwarded(self._request.scope, _stays, held.send)
-        if held.start is None or not held.is_whole:
-            raise BadGateway("the worker's answer broke off; ask again")
-        return held.start["status"], list(held.start["headers"]), bytes(held.body)
+        await forwarded(self._request.scope, _stays, sink.send)
+        return sink.answered()
 
     def _shown(self, told: dict[str, Any], last: _Turn) -> dict[str, Any]:
         shown = {**told, **self._plan.shown, "output": self._output, "usage": self._usage}
@@ -217,39 +258,6 @@ async def _stays() -> Message:
     """The `receive` of a worker's answer: the whole response watches the client."""
     never: NoReturn = await asyncio.get_running_loop().create_future()
     return never
-
-
-def _answer(status: int, head: Sequence[tuple[bytes, bytes]], body: bytes) -> Response:
-    answer = Response(body, status_code=status)
-    answer.raw_headers = [pair for pair in head if pair[0] != b"content-length"]
-    answer.raw_headers.append((b"content-length", b"%d" % len(body)))
-    return answer
-
-
-def _response(body: bytes) -> dict[str, Any]:
-    try:
-        told = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadGateway(f"the worker's answer is no JSON: {error}") from None
-    if not isinstance(told, dict) or not isinstance(told.get("status"), str):
-        raise BadGateway("the worker's answer is no response")
-    if not isinstance(told.get("output"), list):
-        raise BadGateway("the worker's answer is no response: it has no list of items")
-    return told
-
-
-def _made(tool: Offered, item: Mapping[str, Any], *, status: str) -> Item:
-    return {
-        "id": new_id("mcp"),
-        "type": "mcp_call",
-        "server_label": tool.label,
-        "name": tool.tool.name,
-        "arguments": item.get("arguments") or "{}",
-        "status": status,
-        "output": None,
-        "error": None,
-        "approval_request_id": None,
-    }
 
 
 def _to_approve(tool: Offered, item: Mapping[str, Any]) -> Item:

@@ -106,12 +106,11 @@ class McpTools:
             if len(body) > max_bytes:
                 raise too_long(max_bytes, "input")
             return answer(request, body)
-        for name in ("stream", "background"):
-            if asked.get(name):
-                raise UnsupportedFeature(
-                    f"{name} is not offered together with tools of MCP servers; leave it out",
-                    param=name,
-                )
+        if asked.get("background"):
+            raise UnsupportedFeature(
+                "background is not offered together with tools of MCP servers; leave it out",
+                param="background",
+            )
         max_calls = _max_calls(asked.get("max_tool_calls"))
         found = await self._found(servers)
         by_name = offered(found, functions)
@@ -137,6 +136,7 @@ class McpTools:
                 max_turns=self._max_turns,
                 max_calls=max_calls,
                 max_bytes=max_bytes,
+                streams=bool(asked.get("stream")),
             ),
             self._on_call,
         )
