@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from sapwood.base.errors import InvalidRequest
 
@@ -42,13 +42,22 @@ def _vector(numbers: Any, where: str) -> bytes:
             f"{where} must be a list of numbers; send one list of vectors, or a list of such lists",
             param=NAME,
         )
-    with np.errstate(over="ignore"):
-        vector = np.array(numbers, dtype="<f4")
-    finite = np.isfinite(vector)
-    if not finite.all():
-        wrong = int(np.argmin(finite))
+    try:
+        packed = struct.pack(f"<{len(numbers)}f", *numbers)
+    except (struct.error, OverflowError):
+        packed = None
+    if packed is None or not all(map(math.isfinite, numbers)):
+        wrong = next(index for index, number in enumerate(numbers) if not _is_fp32(number))
         raise InvalidRequest(
-            f"{where}[{wrong}] is {numbers[wrong]} but must be a finite number of fp32",
+            f"{where}[{wrong}] is {str(numbers[wrong])[:40]} but must be a finite number of fp32",
             param=NAME,
         )
-    return vector.tobytes()
+    return packed
+
+
+def _is_fp32(number: Any) -> bool:
+    try:
+        struct.pack("<f", number)
+        return math.isfinite(number)
+    except (struct.error, OverflowError):
+        return False
