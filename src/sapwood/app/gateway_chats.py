@@ -33,7 +33,6 @@ from sapwood.frontends.anthropic.messages import count_tokens, create_message
 from sapwood.frontends.native.generate import generate_text
 from sapwood.frontends.openai.chat import chat_completions
 from sapwood.frontends.openai.completions import completions
-from sapwood.frontends.openai.embeddings import embeddings
 from sapwood.frontends.responses.service import Responses
 from sapwood.frontends.serving.services import Services
 from sapwood.gateway.exchange import Proxy
@@ -297,6 +296,9 @@ def _with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
 
 async def _embeddings(request: Request, services: Services) -> Response:
     """The workers do not say how their model pools; only that it does, by answering."""
+    # Needs numpy, which a gateway has only for workers by gRPC.
+    from sapwood.frontends.openai.embeddings import embeddings
+
     raw = await read_bytes(request)
     asked = parse_object(raw, max_depth=body_limits(request).max_depth)
     if asked.get("dimensions") is not None:
