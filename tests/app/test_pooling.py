@@ -150,6 +150,50 @@ def test_a_decoder_makes_the_vectors_of_transformers(
     assert_idle(llm)
 
 
+@pytest.mark.parametrize(
+    ("case", "method", "options"),
+    [
+        ("qwen3", "mean", {"chunked_prefill_size": 7}),
+        pytest.param("qwen3", "last", {"tp_size": 2}, marks=pytest.mark.long),
+        pytest.param("states", "last", {"overlap_depth": 1}, marks=pytest.mark.long),
+        pytest.param(
+            "with an output layer",
+            "mean",
+            {"max_running_requests": 2, "max_total_tokens": 160, "context_length": 96},
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_the_last_stage_pools(
+    open_llm: Callable[..., LLM], tmp_path: Path, case: str, method: str, options: dict[str, Any]
+) -> None:
+    architecture, fields = DECODERS[case]
+    fields = fields | ({"num_key_value_heads": 2} if options.get("tp_size") else {})
+    model = save_pooled(tmp_path, architecture, **fields)
+    how = {"is_embedding": True, "pooling_method": method, "pp_size": 2, "page_size": 4}
+    llm = open_llm(tmp_path, **how, **options)
+    asked = texts(5, 1, 33, 90, 12)
+    for _ in range(2):
+        for token_ids, result in zip(asked, llm.encode(asked), strict=True):
+            np.testing.assert_allclose(result.values, pooled(model, token_ids, method), atol=ATOL)
+    assert_idle(llm)
+
+
+def test_a_classifier_over_stages_and_an_encoder_that_has_none(
+    open_llm: Callable[..., LLM], tmp_path: Path
+) -> None:
+    architecture, fields = HEADS["qwen3"]
+    model = save_pooled(tmp_path / "head", architecture, num_labels=3, **fields)
+    llm = open_llm(tmp_path / "head", pp_size=2)
+    [token_ids] = texts(33)
+    with torch.inference_mode():
+        want = model(torch.tensor([token_ids])).logits[0].numpy()
+    np.testing.assert_allclose(llm.encode(token_ids)[0].values, want, atol=1e-4)
+    save_pooled(tmp_path / "encoder", "BertModel")
+    with pytest.raises(ConfigError, match="is an encoder, and --pp-size is for decoders"):
+        open_llm(tmp_path / "encoder", pp_size=2)
+
+
 def test_the_last_token_is_the_default_of_decoders(
     open_llm: Callable[..., LLM], tmp_path: Path
 ) -> None:

@@ -172,7 +172,6 @@ def test_stages_answer_as_one_rank(
     ("options", "why"),
     [
         ({"pp_size": 3}, "--pp-size is 3, but the model has 2 layers"),
-        ({"pp_size": 2, "is_embedding": True}, "makes embeddings or scores"),
         ({"pp_size": 2, "pp_layer_partition": "1,2"}, "is for 3 layers, but the model has 2"),
     ],
 )

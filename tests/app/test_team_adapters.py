@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sapwood import LLM
 from sapwood.app import team_adapters
 from sapwood.app.team_adapters import TeamAdapters
-from sapwood.base.errors import ConfigError, InvalidRequest
+from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
 from sapwood.engine.adapters import AdapterDesk, AdapterSlots
 from sapwood.schema.rank import Loaded, RankOrder
 from sapwood.schema.request import LoadAdapter, SentAdapter, UnloadAdapter
@@ -64,6 +64,8 @@ class Others:
         ends, self.ends = self.ends, []
         return ends
 
+
+LONG = pytest.mark.long
 
 Told = list[tuple[str, bool, str]]
 
@@ -182,6 +184,84 @@ def test_every_kind_of_adapter_and_the_base_in_one_batch(
         assert told == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("save", "fields", "options", "stages"),
+    [
+        (save_qwen3, {}, {name: VOCABULARY[name] for name in ("both", "saved both")}, {}),
+        pytest.param(save_qwen3, {"tie_word_embeddings": True}, VOCABULARY, {}, marks=LONG),
+        pytest.param(save_qwen3_moe, {}, EXPERTS, {"chunked_prefill_size": 8}, marks=LONG),
+        pytest.param(save_llama, {}, OPTIONS, {"tp_size": 2}, marks=LONG),
+        pytest.param(
+            save_llama,
+            {"num_hidden_layers": 4},
+            OPTIONS,
+            {"pp_size": 3, "pp_layer_partition": "1,2,1", "max_loras_per_batch": 2}
+            | {"max_total_tokens": 64},  # requests are retracted
+            marks=LONG,
+        ),
+    ],
+)
+def test_each_stage_has_the_adapters_of_its_layers(
+    tmp_path: Path,
+    make_llm: Callable[..., LLM],
+    save: Callable[..., Path],
+    fields: dict[str, Any],
+    options: dict[str, dict[str, Any]],
+    stages: dict[str, Any],
+) -> None:
+    """Also while some are loaded and unloaded, and a request is aborted."""
+    model_path = save(tmp_path / "model", **fields)
+    paths, reference = save_adapters(model_path, tmp_path / "adapters", options)
+    first, *others = paths
+    name = first.replace(" ", "-")
+    llm = make_llm(
+        model_path,
+        **{"tp_size": 1, "pp_size": 2, "max_loras_per_batch": 8, **stages},
+        lora_paths=named({name: paths[name] for name in others}),
+        load_format="auto",
+    )
+    with pytest.raises(InvalidRequest, match="nowhere"):
+        llm.load_lora_adapter("other", tmp_path / "nowhere")
+    llm.load_lora_adapter(name, paths[first])
+    asked = [(name, text(9 + i, seed=i)) for i, name in enumerate(["", *paths, ""])]
+    for (adapter, prompt), result in zip(asked, ask(llm, asked, prompt_start=2), strict=True):
+        check(result, adapter, prompt, reference)
+        assert result.prompt is not None
+        assert result.prompt.logprobs is not None
+        told = result.prompt.logprobs.of_tokens()
+        expected = reference(adapter, prompt)[range(2, len(prompt) - 1), prompt[3:]]
+        assert told == pytest.approx(expected.tolist(), abs=1e-4)
+    llm.unload_lora_adapter(name)
+    with pytest.raises(NotFound, match="is unloaded"):
+        ask(llm, [(first, asked[0][1])])
+    stats = llm.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_leased_pages) == (0, 0, 0)
+
+
+def test_an_adapter_that_no_stage_has_a_layer_for_is_refused(
+    tmp_path: Path, make_llm: Callable[..., LLM]
+) -> None:
+    """Each stage checks what is for its own layers; the last one has the scheduler."""
+    model_path = save_llama(tmp_path / "model")
+    paths, _ = save_adapters(model_path, tmp_path / "adapters", {"all": OPTIONS["all"]})
+    llm = make_llm(model_path, tp_size=1, pp_size=2, load_format="auto")
+    config = msgspec.json.decode((paths["all"] / "adapter_config.json").read_bytes())
+    tensors = load_file(paths["all"] / "adapter_model.safetensors")
+    name = next(one for one in tensors if ".layers.0." in one and one.endswith("lora_A.weight"))
+    layer, module = name.removesuffix(".lora_A.weight").rsplit(".", 1)
+    for other, why in (
+        (name.replace("layers.0.", "layers.7."), "no such linear layer"),
+        (f"{layer}.no_{module}.lora_A.weight", "rank 1 cannot load.*no such linear layer"),
+    ):
+        pair = [name, name.replace("lora_A", "lora_B")]
+        renamed = [other, other.replace("lora_A", "lora_B")]
+        changed = {key: value for key, value in tensors.items() if key not in pair}
+        changed |= {new: tensors[old] for new, old in zip(renamed, pair, strict=True)}
+        with pytest.raises(InvalidRequest, match=why):
+            llm.load_lora_adapter_from_tensors("changed", changed, config)
+    llm.load_lora_adapter_from_tensors("as-it-was", tensors, config)
+
+
 def test_load_and_unload_while_serving(tmp_path: Path, make_llm: Callable[..., LLM]) -> None:
     """The one head of keys and values is on both ranks."""
     model_path = save_llama(tmp_path / "model", num_key_value_heads=1)
@@ -207,7 +287,6 @@ def test_load_and_unload_while_serving(tmp_path: Path, make_llm: Callable[..., L
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tp_size": 1, "pp_size": 2}, "not with stages of layers"),
         ({"ep_size": 2}, "experts on different ranks"),
         ({"enable_lora_overlap_loading": True, "max_loaded_loras": 8}, "is for one rank"),
     ],

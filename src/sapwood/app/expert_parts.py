@@ -1,13 +1,18 @@
-"""What a rank has beside its model if experts are recorded, or lie where somebody placed them."""
+"""What a rank has beside its model if experts are recorded, placed by somebody, or sent rows."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
+from sapwood.app.rank_member import RankMember
 from sapwood.app.resolving import Resolved
+from sapwood.distributed import deepep
 from sapwood.executor.expert_record import ExpertRecord
+from sapwood.layers.deepep_exchange import DeepEPExchange
+from sapwood.layers.expert_exchange import ExpertExchange, GroupExchange
 from sapwood.layers.expert_slots import MovableExperts
+from sapwood.schema.config.parallel import DEEPEP, NO_A2A
 
 
 def expert_record(resolved: Resolved) -> ExpertRecord | None:
@@ -38,3 +43,15 @@ def place_experts(resolved: Resolved, experts: MovableExperts | None) -> None:
     own = [at for at in resolved.stage.layers if at in resolved.placements]
     for index, layer in zip(own, experts.layers, strict=True):
         layer.slots.place(resolved.placements[index])
+
+
+def expert_exchange(resolved: Resolved, member: RankMember) -> ExpertExchange | None:
+    """What sends rows to the ranks of their experts; None: each rank has all rows."""
+    backend = resolved.config.parallel.moe_a2a_backend
+    if member.counting is None or backend == NO_A2A:
+        return None
+    if backend == DEEPEP:
+        row_bytes = resolved.decoder.hidden_size * resolved.dtype.itemsize
+        buffer = deepep.open_buffer(member.counting, row_bytes=row_bytes)
+        return DeepEPExchange(buffer, member.counting.size)
+    return GroupExchange(member.tp, member.counting)

@@ -185,7 +185,7 @@ def resolve_config(
         )
     stage = asked.parallel.stage_of(rank, shape.num_layers)
     if stage.count > 1:
-        _check_stages(asked, shape, stage, pooling, files.name)
+        _check_stages(asked, shape, stage, files.name)
     if not is_dummy:
         refuse_absurd_size(files, shape.num_parameters)
     platform = read_platform()
@@ -333,15 +333,10 @@ def _check_experts(asked: EngineConfig, shape: Shape, pooling: Pooling | None) -
         raise ConfigError(f"{why}; leave out {' and '.join(given)}")
 
 
-def _check_stages(
-    asked: EngineConfig, shape: Shape, stage: Stage, pooling: Pooling | None, name: str
-) -> None:
+def _check_stages(asked: EngineConfig, shape: Shape, stage: Stage, name: str) -> None:
     """Raises ConfigError if the model's layers cannot be shared out to stages like this one."""
-    if pooling is not None or not isinstance(shape, DecoderConfig):
-        raise ConfigError(
-            f"{name} makes embeddings or scores, and --pp-size is for models that generate; leave "
-            "it out"
-        )
+    if not isinstance(shape, DecoderConfig):
+        raise ConfigError(f"{name} is an encoder, and --pp-size is for decoders; leave it out")
     for option in asked.execution.options_of_experts:
         raise ConfigError(
             f"{option} tells of the experts of all layers, and each of {stage.count} stages knows "

@@ -20,14 +20,13 @@ from sapwood.app.drafters import (
     own_heads,
 )
 from sapwood.app.expert_moves import ExpertMoves
-from sapwood.app.expert_parts import expert_record, place_experts
+from sapwood.app.expert_parts import expert_exchange, expert_record, place_experts
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool, why_not_captured
 from sapwood.app.grammars import GrammarParts
 from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.app.model_impl import SLOW
 from sapwood.app.rank_member import ALONE, RankMember
 from sapwood.app.resolving import Resolved
-from sapwood.distributed import deepep
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.captured_memory import CapturePlan
 from sapwood.executor.drafting import DraftMemory
@@ -61,15 +60,12 @@ from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.adapters import AdapterContext
 from sapwood.layers.build import Build, Groups
-from sapwood.layers.deepep_exchange import DeepEPExchange
-from sapwood.layers.expert_exchange import ExpertExchange, GroupExchange
 from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
 from sapwood.layers.shared_rows import SharedRows
 from sapwood.lora.adapter import adaptable
 from sapwood.memory.buffers import allocate_caches
-from sapwood.models.config import DecoderConfig
 from sapwood.models.encoder.bert import Encoder
 from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.encoder.decoder import PooledDecoder
@@ -80,7 +76,6 @@ from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
 from sapwood.schema.cache import CacheKind, shifted
 from sapwood.schema.config.decision import Decision
-from sapwood.schema.config.parallel import DEEPEP, NO_A2A
 from sapwood.schema.env import environment, home
 from sapwood.schema.pooling import Pooling
 from sapwood.store import open_store
@@ -122,10 +117,9 @@ def build_runner(
     grammars  enforces grammars; None: no request has one, or another rank chooses the tokens
     """
     if resolved.pooling is not None:
-        pooling_runner = _pooling_runner(resolved, resolved.pooling, watch, member)
         return StepRunner(
             resolved=resolved,
-            execute=pooling_runner.execute,
+            execute=_pooling_execute(resolved, resolved.pooling, watch, member),
             launch=None,
             warm_up=partial(
                 warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
@@ -143,7 +137,12 @@ def build_runner(
     model = models.model
     adapters = None
     if context is not None and isinstance(model, Decoder):
-        places = adaptable(model.adapter_targets(), model.checkpoint_name, resolved.dtype)
+        places = adaptable(
+            model.adapter_targets(),
+            model.checkpoint_name,
+            resolved.dtype,
+            is_elsewhere=model.is_elsewhere,
+        )
         store = open_store(home(environment()))
         find = partial(store.adapter, offline=resolved.config.model.offline)
         adapters, decision = build_adapters(lora, places, context, resolved.device, find)
@@ -165,7 +164,7 @@ def build_runner(
     execute: Execute
     launch: Launch | None = None
     if isinstance(model, Decoder) and not resolved.stage.is_last:
-        execute = _stage_runner(resolved, model, watch).execute
+        execute = _stage_runner(resolved, model, watch, adapters).execute
     else:
         told = None if routes is None else RoutedExperts.of(resolved.decoder, routes, record)
         recording = Recording(captures, why_not)
@@ -353,19 +352,8 @@ def _build(resolved: Resolved, member: RankMember) -> Build:
             dtype=resolved.dtype,
             device=resolved.device,
         ),
-        exchange=_exchange(resolved, member),
+        exchange=expert_exchange(resolved, member),
     )
-
-
-def _exchange(resolved: Resolved, member: RankMember) -> ExpertExchange | None:
-    backend = resolved.config.parallel.moe_a2a_backend
-    if member.counting is None or backend == NO_A2A:
-        return None
-    if backend == DEEPEP:
-        row_bytes = resolved.decoder.hidden_size * resolved.dtype.itemsize
-        buffer = deepep.open_buffer(member.counting, row_bytes=row_bytes)
-        return DeepEPExchange(buffer, member.counting.size)
-    return GroupExchange(member.tp, member.counting)
 
 
 def _groups(resolved: Resolved, member: RankMember) -> Groups:
@@ -453,7 +441,9 @@ def _decoder_runner(
     )
 
 
-def _stage_runner(resolved: Resolved, model: Decoder, watch: LoadWatch) -> StageRunner:
+def _stage_runner(
+    resolved: Resolved, model: Decoder, watch: LoadWatch, adapters: AdapterParts | None = None
+) -> StageRunner:
     kv_caches, rows = _kv_caches(resolved, watch), _row_table(resolved)
     _set_num_threads(resolved)
     return StageRunner(
@@ -463,6 +453,7 @@ def _stage_runner(resolved: Resolved, model: Decoder, watch: LoadWatch) -> Stage
         page_size=resolved.config.memory.page_size,
         device=resolved.device,
         places=_places(resolved),
+        adapters=None if adapters is None else adapters.pool,
     )
 
 
@@ -556,30 +547,49 @@ def _with_measured_pool(
 # ---- models that make embeddings or scores -------------------------------------------------------
 
 
-def _load_pooling_model(
-    resolved: Resolved, pooling: Pooling, watch: LoadWatch, member: RankMember
-) -> PoolingModel:
-    build, num_labels = _build(resolved, member), len(pooling.labels)
-    model: Encoder | PooledDecoder
+def _load_encoder(
+    resolved: Resolved, shape: EncoderConfig, watch: LoadWatch, build: Build, num_labels: int
+) -> Encoder:
     with timed("model structure"):
-        match resolved.shape:
-            case EncoderConfig() as shape:
-                # Its embedding keeps its dtype: vectors are compared across programs.
-                build = replace(build, embedding_dtype=None)
-                model = encoder_class(shape.architecture)(shape, build, num_labels=num_labels)
-            case DecoderConfig() as shape:
-                head = decoder_head(shape.hidden_size, num_labels, resolved.device)
-                model = PooledDecoder(Decoder.of(shape, build), head)
+        # Its embedding keeps its dtype: vectors are compared across programs.
+        build = replace(build, embedding_dtype=None)
+        model = encoder_class(shape.architecture)(shape, build, num_labels=num_labels)
     config, files = resolved.config, resolved.files
     fill(model, files, config, resolved.dtype, name_of=model.checkpoint_name, watch=watch)
     return model
 
 
-def _pooling_runner(
+def _pooling_execute(
     resolved: Resolved, pooling: Pooling, watch: LoadWatch, member: RankMember
+) -> Execute:
+    """Computes steps of a model that makes embeddings or scores; the last stage pools."""
+    build, num_labels = _build(resolved, member), len(pooling.labels)
+    if isinstance(resolved.shape, EncoderConfig):
+        encoder = _load_encoder(resolved, resolved.shape, watch, build, num_labels)
+        return _pooling_runner(resolved, pooling, encoder, watch).execute
+    shape = resolved.decoder
+    with timed("model structure"):
+        decoder = Decoder.of(shape, build, resolved.stage, member.pipe)
+        head = decoder_head(shape.hidden_size, num_labels, resolved.device)
+        model = PooledDecoder(decoder, head)
+    fill(
+        model,
+        resolved.files,
+        resolved.config,
+        resolved.dtype,
+        name_of=model.checkpoint_name,
+        wanted=lambda name: not model.is_elsewhere(name),
+        watch=watch,
+    )
+    if not resolved.stage.is_last:
+        return _stage_runner(resolved, decoder, watch).execute
+    return _pooling_runner(resolved, pooling, model, watch).execute
+
+
+def _pooling_runner(
+    resolved: Resolved, pooling: Pooling, model: PoolingModel, watch: LoadWatch
 ) -> PoolingRunner:
     config, shape = resolved.config, resolved.shape
-    model = _load_pooling_model(resolved, pooling, watch, member)
     kv_caches = _kv_caches(resolved, watch)
     rows = _row_table(resolved)
     _set_num_threads(resolved)

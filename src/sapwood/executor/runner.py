@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.cache_inputs import CachePlaces
@@ -23,10 +22,10 @@ from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.spans import choose_spans
+from sapwood.executor.step_adapters import StepAdapterPool, change_slots, knowing_adapters
 from sapwood.executor.trees import TreeMover
 from sapwood.kernels.recording import Program
 from sapwood.kernels.transfer import Download, download, upload_one
-from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.schema.step import GuessedTokens, ScheduledTokens, StepPlan, StepResult
 
@@ -49,20 +48,6 @@ class DecoderModel(Protocol):
 
         states  as in models.lm.decoder.Decoder.program"""
         ...
-
-
-class StepAdapterPool(Protocol):
-    """See lora.pool.AdapterPool."""
-
-    context: AdapterContext
-
-    def place(self, slot: int, adapter_id: str) -> None: ...
-
-    def bring(self, adapter_id: str) -> None: ...
-
-    def of_step(
-        self, slot_of_token: NDArray[np.int64], selected: NDArray[np.int64]
-    ) -> StepAdapters | None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -205,12 +190,7 @@ class Runner:
         self._uncollected.append(launched)
         for row in plan.ends:
             self._sampler.end(row)
-        for slot, adapter_id in plan.adapters:
-            assert self._adapters is not None, "only loaded adapters get slots"
-            self._adapters.place(slot, adapter_id)
-        for adapter_id in plan.adapter_copies:
-            assert self._adapters is not None, "only loaded adapters are copied"
-            self._adapters.bring(adapter_id)
+        change_slots(self._adapters, plan)
         if not plan.scheduled:
             return launched
         for start in plan.starts:
@@ -229,7 +209,8 @@ class Runner:
             places=self._places,
             adapters=None if self._adapters is None else self._adapters.of_step,
         )
-        logits = self._compute_adapted(launched, inputs.batch)
+        with knowing_adapters(self._adapters, inputs.batch):
+            logits = self._compute(launched, inputs.batch)
         if inputs.sampling:
             self._sample(launched, inputs, logits)
         if self._drafter is not None:
@@ -308,13 +289,6 @@ class Runner:
             for told in (launched.hidden, launched.routed):
                 if moves and index in told:
                     told[index] = replace(told[index], moves=moves, num_drafts=len(entry.draft_ids))
-
-    def _compute_adapted(self, launched: Launched, batch: ForwardBatch) -> Tensor:
-        """As `_compute`; the layers know the step's adapters meanwhile."""
-        if self._adapters is None or batch.adapters is None:
-            return self._compute(launched, batch)
-        with self._adapters.context.of(batch.adapters):
-            return self._compute(launched, batch)
 
     def _compute(self, launched: Launched, batch: ForwardBatch) -> Tensor:
         """Logits [S, vocab] of the rows at batch.logits_index.

@@ -11,6 +11,7 @@ from torch import Tensor
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.inputs import build_inputs
 from sapwood.executor.rows import RowTable
+from sapwood.executor.step_adapters import StepAdapterPool, change_slots, knowing_adapters
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.schema.step import StepPlan, StepResult
 
@@ -36,18 +37,22 @@ class StageRunner:
         page_size: int,
         device: torch.device,
         places: CachePlaces,
+        adapters: StepAdapterPool | None = None,
     ) -> None:
-        """places: tells where the whole model's cache groups find their pages and states"""
+        """places  tells where the whole model's cache groups find their pages and states
+        adapters  has the LoRA adapters of requests; None: no request has one"""
         self._model = model
         self._kv_caches = kv_caches
         self._rows = rows
         self._page_size = page_size
         self._device = device
         self._places = places
+        self._adapters = adapters
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step; plans come in the order in which they were made. The result is empty."""
+        change_slots(self._adapters, plan)
         if plan.scheduled:
             for start in plan.starts:
                 self._rows.start(start)
@@ -61,6 +66,8 @@ class StageRunner:
                 kv_caches=self._kv_caches,
                 device=self._device,
                 places=self._places,
+                adapters=None if self._adapters is None else self._adapters.of_step,
             )
-            self._model.forward(inputs.batch)
+            with knowing_adapters(self._adapters, inputs.batch):
+                self._model.forward(inputs.batch)
         return StepResult(step=plan.step, token_ids=[])

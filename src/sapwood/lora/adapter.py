@@ -36,6 +36,12 @@ class Adapter:
     invocation: tuple[int, ...] = ()
 
 
+def nowhere_else(name: str) -> bool:
+    """Of a model that is one stage: no layer is elsewhere."""
+    del name
+    return False
+
+
 FusedAdapter = tuple[FusedIn, AdapterTarget]
 """Where a layer of an expert is in a fused tensor, and how its adapters lie in a site."""
 
@@ -49,6 +55,7 @@ class AdaptableModel:
     fused    of the experts whose layers a checkpoint may have as one tensor, by the tensor's path
     name_of  from a tensor's name in a checkpoint to the name in the model
     dtype    of activations, and so of additions
+    is_elsewhere  whether another stage has the layer with the tensor of that name in the model
     """
 
     targets: Mapping[str, AdapterTarget]
@@ -56,10 +63,15 @@ class AdaptableModel:
     fused: Mapping[str, Sequence[FusedAdapter]]
     name_of: Callable[[str], str]
     dtype: torch.dtype
+    is_elsewhere: Callable[[str], bool] = nowhere_else
 
 
 def adaptable(
-    targets: Mapping[str, Target], name_of: Callable[[str], str], dtype: torch.dtype
+    targets: Mapping[str, Target],
+    name_of: Callable[[str], str],
+    dtype: torch.dtype,
+    *,
+    is_elsewhere: Callable[[str], bool] = nowhere_else,
 ) -> AdaptableModel:
     """What a model says by the targets of its tensors; without adapters there are no sites."""
     found: dict[str, AdapterTarget] = {}
@@ -73,7 +85,14 @@ def adaptable(
         found[name.removesuffix(".weight")] = target.adapter
         if target.fused_in is not None:
             fused[target.fused_in.name].append((target.fused_in, target.adapter))
-    return AdaptableModel(targets=found, vocab=vocab, fused=fused, name_of=name_of, dtype=dtype)
+    return AdaptableModel(
+        targets=found,
+        vocab=vocab,
+        fused=fused,
+        name_of=name_of,
+        is_elsewhere=is_elsewhere,
+        dtype=dtype,
+    )
 
 
 def build_adapter(
@@ -141,6 +160,8 @@ class _Builder:
     def add_linear(self, pairs: Pairs) -> None:
         model, source = self._model, self._source
         for path, (a, b) in pairs.items():
+            if self._is_elsewhere(path):
+                continue
             name = self._name(path)
             target = model.targets.get(name)
             experts = None if target is not None else _experts(name, a, b, model)
@@ -160,6 +181,8 @@ class _Builder:
 
     def add_embeddings(self, pairs: Pairs) -> None:
         for path, (a, b) in pairs.items():
+            if self._is_elsewhere(path):
+                continue
             target = self._model.vocab.get(self._name(path))
             if target is None or target.low_rank is None:
                 raise ConfigError(
@@ -174,6 +197,8 @@ class _Builder:
 
     def add_wholes(self, wholes: Mapping[str, Tensor]) -> None:
         for path, weight in wholes.items():
+            if self._is_elsewhere(path):
+                continue
             target = self._model.vocab.get(self._name(path))
             if target is None:
                 raise ConfigError(
@@ -186,6 +211,10 @@ class _Builder:
 
     def _name(self, path: str) -> str:
         return self._model.name_of(f"{path}.weight").removesuffix(".weight")
+
+    def _is_elsewhere(self, path: str) -> bool:
+        """Whether another stage has that layer, and so checks what the adapter has for it."""
+        return self._model.is_elsewhere(self._model.name_of(f"{path}.weight"))
 
     def _check_module(self, path: str) -> None:
         if self._modules is not None and path.rpartition(".")[2] not in self._modules:

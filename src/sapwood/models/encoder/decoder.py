@@ -36,6 +36,11 @@ class PooledDecoder:
     def ignorable_tensors(self) -> tuple[str, ...]:
         return (*self._decoder.ignorable_tensors(), "lm_head.*", "model.lm_head.*")
 
+    def is_elsewhere(self, name: str) -> bool:
+        """Whether the tensor of that name, as in `targets()`, is another stage's alone. Each stage
+        has the head, which is small."""
+        return self._decoder.is_elsewhere(name)
+
     @staticmethod
     def checkpoint_name(name: str) -> str:
         """The name in `targets()` of a checkpoint's tensor: without a head there is no prefix."""

@@ -268,8 +268,10 @@ class Decoder:
 
     def adapter_targets(self) -> dict[str, Target]:
         """Targets that say where adapters add; they are not for loading."""
-        head = prefixed(self._names.head, self.lm_head.adapter_targets())
-        return self.body_targets() | head
+        found = self.body_targets()
+        if self._lm_head is not None:
+            found |= prefixed(self._names.head, self._lm_head.adapter_targets())
+        return found
 
     def checkpoint_name(self, name: str) -> str:
         """The name in `targets()` of a checkpoint's tensor."""

@@ -60,15 +60,15 @@ def check_adapters(asked: EngineConfig, model: ModelFacts) -> None:
             "generate. Merge the adapter into the model, or leave out --enable-lora"
         )
     parallel = asked.parallel
-    if parallel.pp_size > 1 or parallel.ep_size > 1:
+    if parallel.ep_size > 1:
         raise ConfigError(
-            "LoRA adapters go together with --tp-size, but not with stages of layers (--pp-size) "
-            "or experts on different ranks (--ep-size); leave these out, or --enable-lora"
+            "LoRA adapters go together with --tp-size and --pp-size, but not with experts on "
+            "different ranks (--ep-size); leave that out, or --enable-lora"
         )
-    if parallel.tp_size > 1 and asked.lora.enable_lora_overlap_loading:
+    if parallel.num_ranks > 1 and asked.lora.enable_lora_overlap_loading:
         raise ConfigError(
             "--enable-lora-overlap-loading is for one rank: several would have to wait for each "
-            "other's copies; leave it out, or --tp-size"
+            "other's copies; leave it out, or --tp-size and --pp-size"
         )
     if asked.model.model_impl == "transformers":
         raise ConfigError(
