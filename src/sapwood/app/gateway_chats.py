@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,10 +24,7 @@ from sapwood.app.gateway_parsing import parsing_dialect
 from sapwood.app.model_defaults import sampling_defaults
 from sapwood.base.errors import ConfigError, NotFound, SapwoodError, UnsupportedFeature
 from sapwood.frontends.anthropic.messages import count_tokens, create_message
-from sapwood.frontends.native.generate import generate_text
 from sapwood.frontends.openai.chat import chat_completions
-from sapwood.frontends.openai.completions import completions
-from sapwood.frontends.openai.embeddings import embeddings
 from sapwood.frontends.responses.service import Responses
 from sapwood.frontends.serving.services import Services
 from sapwood.gateway.exchange import Proxy
@@ -41,10 +38,11 @@ from sapwood.http.body import body_limits, parse_object, read_bytes
 from sapwood.http.endpoints import Handler
 from sapwood.http.errors import error_response, openai_body
 from sapwood.schema.config.gateway import GatewayConfig
-from sapwood.schema.pooling import Pooling
 from sapwood.text.formats import AUTO, AnswerFormats
 from sapwood.text.generation import TextGenerator
 
+MADE_OF_TOKENS = ("/v1/completions", "/generate", "/v1/embeddings")
+"""Paths that are made here only for workers that know nothing but tokens."""
 Make = Callable[[Request, Services], Awaitable[Response]]
 """One endpoint of a dialect: answers a request by these services."""
 
@@ -82,14 +80,7 @@ class GatewayChats:
                 ("/v1/messages/count_tokens", count_tokens),
             )
         }
-        self.handlers |= {
-            path: functools.partial(self._of_tokens, make)
-            for path, make in (
-                ("/v1/completions", completions),
-                ("/generate", generate_text),
-                ("/v1/embeddings", _embeddings),
-            )
-        }
+        self.handlers |= {path: functools.partial(self._of_tokens, path) for path in MADE_OF_TOKENS}
 
     def respond(self, request: Request, body: bytes) -> Response:
         model = routing_fields(body).model or ""
@@ -112,7 +103,7 @@ class GatewayChats:
             raise _lacks("chat template", model)
         return Forwarded(self._proxy, request, body=raw)
 
-    async def _of_tokens(self, make: Make, request: Request) -> Response:
+    async def _of_tokens(self, path: str, request: Request) -> Response:
         """Of an endpoint that is made here only for workers that know nothing but tokens."""
         if not self._proxy.fleet.has_links:
             return Forwarded(self._proxy, request)
@@ -123,7 +114,7 @@ class GatewayChats:
         loaded = self._loaded(model)
         if loaded is None:
             raise _lacks("tokenizer", model)
-        return await self._made_of(loaded, make, model, request, raw)
+        return await self._made_of(loaded, _makers()[path], model, request, raw)
 
     def _loaded(self, model: str) -> Loaded | None:
         fleet, known = self._proxy.fleet, self._proxy.fleet.base_models
@@ -150,7 +141,7 @@ class GatewayChats:
             generator=self._generator(engine, loaded),
             model_name=model or min(base_models, default=self._config.tokenizer_source or ""),
         )
-        return _Named(await make(_with_body(request.scope, raw, request.receive), services), id_)
+        return _Named(await make(with_body(request.scope, raw, request.receive), services), id_)
 
     def _generator(self, engine: PlainEngine, loaded: Loaded) -> TextGenerator:
         async def encode(text: str, add_special_tokens: bool) -> list[int]:
@@ -227,11 +218,11 @@ class _Made(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The request's own scope has the application, and so the limits on bodies.
-        asked = _with_body(self._request.scope, self._body, receive)
+        asked = with_body(self._request.scope, self._body, receive)
         await (await self._answer(asked))(scope, receive, send)
 
 
-def _with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
+def with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
     """A request whose body has been read, for those who read it themselves."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -241,19 +232,17 @@ def _with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
     return Request(scope, replayed)
 
 
-async def _embeddings(request: Request, services: Services) -> Response:
-    """The workers do not say how their model pools; only that it does, by answering."""
-    raw = await read_bytes(request)
-    asked = parse_object(raw, max_depth=body_limits(request).max_depth)
-    if asked.get("dimensions") is not None:
+def _makers() -> Mapping[str, Make]:
+    """What answers the paths of MADE_OF_TOKENS. UnsupportedFeature if a package is missing, which a
+    gateway without workers by gRPC does not need."""
+    try:
+        from sapwood.app.gateway_tokens import MAKERS
+    except ImportError as error:
         raise UnsupportedFeature(
-            "dimensions is not possible where the workers are reached by gRPC, which does not tell "
-            "whether a model's vectors may be cut; leave it out",
-            param="dimensions",
-        )
-    pooling = Pooling(task="embed", method="last", why="the workers make embeddings", size=0)
-    made = replace(services, pooling=pooling)
-    return await embeddings(_with_body(request.scope, raw, request.receive), made)
+            "requests for workers by gRPC need the package numpy at the gateway; install it with "
+            "`pip install numpy`"
+        ) from error
+    return MAKERS
 
 
 async def _response(request: Request, services: Services) -> Response:
@@ -283,7 +272,7 @@ async def _response(request: Request, services: Services) -> Response:
         await answer(scope, receive, send)
 
     made = Responses(services, None, chats)
-    return await made.create(_with_body(request.scope, raw, request.receive))
+    return await made.create(with_body(request.scope, raw, request.receive))
 
 
 def make_chats(config: GatewayConfig, tokenizers: ServedTokenizers, proxy: Proxy) -> GatewayChats:
