@@ -98,6 +98,8 @@ def main(names: list[str]) -> int:
             variable: stack.enter_context(serving("--model", model)).url
             for variable, model in models.items()
         }
+        grpc = serving("--model", models["CHAT_URL"], "--grpc-mode")
+        addresses["GRPC_URL"] = stack.enter_context(grpc).url
         info = httpx.get(f"{addresses['CHAT_URL']}/model_info", timeout=60).json()
         # No client may ask a model hub; LiteLLM has its list of prices in its package.
         offline = {"HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}

@@ -50,6 +50,14 @@ CLIENTS: dict[str, Client] = {
         "sglang-router", "sglang-router==0.3.2", "sglang_router.launch_router"
     ),
     "smg": _router("smg", "smg==1.13.0", "smg launch"),
+    "smg-grpc": Client(
+        package="smg",
+        requires=("smg==1.13.0",),
+        program="router.py",
+        arguments=(("smg launch", "grpc"),),
+        shows="before `--grpc-mode`, with its own tokenizer and template: `/generate`, chat and "
+        "completions, whole and streamed",
+    ),
     "sglang": Client(
         package="sglang",
         program="sglang_tools.py",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,9 +30,7 @@ from sapwood.base.errors import (
     UnsupportedFeature,
 )
 from sapwood.frontends.anthropic.messages import count_tokens, create_message
-from sapwood.frontends.native.generate import generate_text
 from sapwood.frontends.openai.chat import chat_completions
-from sapwood.frontends.openai.completions import completions
 from sapwood.frontends.responses.service import Responses
 from sapwood.frontends.serving.services import Services
 from sapwood.gateway.exchange import Proxy
@@ -47,10 +45,11 @@ from sapwood.http.body import body_limits, parse_object, read_bytes
 from sapwood.http.endpoints import Handler
 from sapwood.http.errors import error_response, openai_body
 from sapwood.schema.config.gateway import GatewayConfig
-from sapwood.schema.pooling import Pooling
 from sapwood.text.formats import AUTO, AnswerFormats
 from sapwood.text.generation import TextGenerator
 
+MADE_OF_TOKENS = ("/v1/completions", "/generate", "/v1/embeddings")
+"""Paths that are made here only for workers that know nothing but tokens."""
 Make = Callable[[Request, Services], Awaitable[Response]]
 """One endpoint of a dialect: answers a request by these services."""
 
@@ -98,14 +97,7 @@ class GatewayChats:
                 ("/v1/messages/count_tokens", count_tokens),
             )
         }
-        self.handlers |= {
-            path: functools.partial(self._of_tokens, make)
-            for path, make in (
-                ("/v1/completions", completions),
-                ("/generate", generate_text),
-                ("/v1/embeddings", _embeddings),
-            )
-        }
+        self.handlers |= {path: functools.partial(self._of_tokens, path) for path in MADE_OF_TOKENS}
 
     def respond(self, request: Request, body: bytes) -> Response:
         if not self._makes_chats:
@@ -127,7 +119,7 @@ class GatewayChats:
             raise _lacks("chat template", name)
         return Forwarded(self._proxy, request, body=raw)
 
-    async def _of_tokens(self, make: Make, request: Request) -> Response:
+    async def _of_tokens(self, path: str, request: Request) -> Response:
         """Of an endpoint that is made here only for workers that know nothing but tokens."""
         if not self._proxy.fleet.has_links:
             return Forwarded(self._proxy, request)
@@ -138,7 +130,7 @@ class GatewayChats:
         model = self._model(name)
         if model is None:
             raise _lacks("tokenizer", name)
-        return await self._made_of(model, make, name, request, raw)
+        return await self._made_of(model, _makers()[path], name, request, raw)
 
     async def _made_of(
         self, model: _Model, make: Make, name: str, request: Request, raw: bytes
@@ -156,7 +148,7 @@ class GatewayChats:
             generator=self._generator(engine, model.loaded),
             model_name=name or min(base_models, default=self._config.tokenizer_source or ""),
         )
-        return _Named(await make(_with_body(request.scope, raw, request.receive), services), id_)
+        return _Named(await make(with_body(request.scope, raw, request.receive), services), id_)
 
     @property
     def _makes_chats(self) -> bool:
@@ -280,11 +272,11 @@ class _Made(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The request's own scope has the application, and so the limits on bodies.
-        asked = _with_body(self._request.scope, self._body, receive)
+        asked = with_body(self._request.scope, self._body, receive)
         await (await self._answer(asked))(scope, receive, send)
 
 
-def _with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
+def with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
     """A request whose body has been read, for those who read it themselves."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -294,22 +286,17 @@ def _with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
     return Request(scope, replayed)
 
 
-async def _embeddings(request: Request, services: Services) -> Response:
-    """The workers do not say how their model pools; only that it does, by answering."""
-    # Needs numpy, which a gateway has only for workers by gRPC.
-    from sapwood.frontends.openai.embeddings import embeddings
-
-    raw = await read_bytes(request)
-    asked = parse_object(raw, max_depth=body_limits(request).max_depth)
-    if asked.get("dimensions") is not None:
+def _makers() -> Mapping[str, Make]:
+    """What answers the paths of MADE_OF_TOKENS. UnsupportedFeature if a package is missing, which a
+    gateway without workers by gRPC does not need."""
+    try:
+        from sapwood.app.gateway_tokens import MAKERS
+    except ImportError as error:
         raise UnsupportedFeature(
-            "dimensions is not possible where the workers are reached by gRPC, which does not tell "
-            "whether a model's vectors may be cut; leave it out",
-            param="dimensions",
-        )
-    pooling = Pooling(task="embed", method="last", why="the workers make embeddings", size=0)
-    made = replace(services, pooling=pooling)
-    return await embeddings(_with_body(request.scope, raw, request.receive), made)
+            "requests for workers by gRPC need the package numpy at the gateway; install it with "
+            "`pip install numpy`"
+        ) from error
+    return MAKERS
 
 
 async def _response(request: Request, services: Services) -> Response:
@@ -339,7 +326,7 @@ async def _response(request: Request, services: Services) -> Response:
         await answer(scope, receive, send)
 
     made = Responses(services, None, chats)
-    return await made.create(_with_body(request.scope, raw, request.receive))
+    return await made.create(with_body(request.scope, raw, request.receive))
 
 
 def make_chats(config: GatewayConfig, tokenizers: ServedTokenizers, proxy: Proxy) -> GatewayChats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +24,10 @@ MAX_OPEN_CALLS = 16_384
 DEAD_AFTER_MS = 30_000
 """A client that answers no ping for so long is gone, and its requests are aborted."""
 
+LAST_WORDS_S = 1.0
+"""How long the last messages may take to their clients."""
+LOOK_S = 0.02
+
 
 class GrpcServer:
     """Serves the engine's gRPC service until a signal, and drains as the HTTP server does.
@@ -38,6 +43,7 @@ class GrpcServer:
         *,
         eos_token_ids: tuple[int, ...] = (),
     ) -> None:
+        self._services = services
         self._config = config
         self._drain = drain
         self._loop = asyncio.get_running_loop()
@@ -70,16 +76,18 @@ class GrpcServer:
     async def serve(self) -> None:
         await self._server.start()
         await self._stopping.wait()
+        # Calls are answered meanwhile: the engine refuses new requests, and probes hear so. A
+        # server that stops would leave those that arrive in this moment without an answer.
+        await self._until_done()
         self._service.end()
-        hurried = asyncio.create_task(self._hurried.wait())
-        stopped = asyncio.create_task(
-            self._server.stop(int(self._config.drain_timeout) + AFTER_DRAIN_S)
-        )
-        await asyncio.wait({hurried, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not stopped.done():
-            await self._server.stop(None)
-        hurried.cancel()
-        await stopped
+        await self._server.stop(None if self._hurried.is_set() else LAST_WORDS_S)
+
+    async def _until_done(self) -> None:
+        """Until no request is open, or somebody is in a hurry, or time is up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._config.drain_timeout + AFTER_DRAIN_S):
+                while self._services.generator.open_ids("") and not self._hurried.is_set():
+                    await asyncio.sleep(LOOK_S)
 
     def stop(self) -> None:
         """End without waiting for a signal."""

@@ -1,7 +1,7 @@
 """sglang-router or smg, started as its users start it, before one server or two.
 
 Usage: router.py LAUNCH_MODULE POLICY; the servers' addresses are in the environment: CHAT_URL,
-EMBEDDING_URL, RANKING_URL.
+EMBEDDING_URL, RANKING_URL. With "grpc" as POLICY: before GRPC_URL, with the tokenizer of TOKENIZER.
 """
 
 import json
@@ -40,7 +40,7 @@ def lines_of(url: str, body: dict) -> list[str]:
 
 
 class Router:
-    def __init__(self, module: str, policy: str, *workers: str) -> None:
+    def __init__(self, module: str, policy: str, *workers: str, more: tuple[str, ...] = ()) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", *module.split(), "--host", "127.0.0.1"]
@@ -49,7 +49,7 @@ class Router:
         urls = [
             url for worker in workers for url in (worker, worker.replace("127.0.0.1", "localhost"))
         ]
-        command += ["--policy", policy, "--log-level", "error", "--worker-urls", *urls]
+        command += ["--policy", policy, "--log-level", "error", "--worker-urls", *urls, *more]
         self.process = subprocess.Popen(command)
 
     def __enter__(self) -> "Router":
@@ -76,11 +76,13 @@ class Router:
 
 def texts(url: str) -> None:
     sampling = {"max_new_tokens": 8, "temperature": 0}
-    answer = post(f"{url}/generate", {"text": "Water boils at", "sampling_params": sampling})
+    prompt = {"model": "smollm2-135m", "text": "Water boils at", "sampling_params": sampling}
+    answer = post(f"{url}/generate", prompt)
+    if isinstance(answer, list):  # so by gRPC
+        (answer,) = answer
     assert answer["text"], answer
     assert answer["meta_info"]["completion_tokens"] == 8, answer
-    streamed = {"text": "Water boils at", "sampling_params": sampling, "stream": True}
-    events = lines_of(f"{url}/generate", streamed)
+    events = lines_of(f"{url}/generate", prompt | {"stream": True})
     assert events[-1] == "data: [DONE]", events[-2:]
     assert json.loads(events[-2][6:])["text"] == answer["text"], events[-2]
     question = [{"role": "user", "content": "What is the capital of Japan?"}]
@@ -95,6 +97,11 @@ def texts(url: str) -> None:
 
 def main() -> None:
     module, policy = sys.argv[1:]
+    if policy == "grpc":
+        more = ("--model-path", os.environ["TOKENIZER"])
+        with Router(module, "round_robin", os.environ["GRPC_URL"], more=more) as router:
+            texts(router.url)
+        return
     chat_url, embedding_url, ranking_url = (
         os.environ[name] for name in ("CHAT_URL", "EMBEDDING_URL", "RANKING_URL")
     )

@@ -487,22 +487,25 @@ def test_limits_of_the_server_hold_here_too(services: Services) -> None:
 
 def test_a_signal_drains_and_open_requests_end(services: Services, engine: ScriptedEngine) -> None:
     engine.hold_after = 2
-    drained: list[int] = []
+
+    def drain() -> None:
+        engine.unavailable_reason = "the server is shutting down"
 
     async def whole() -> None:
-        async with serving(services, lambda: drained.append(1)) as client:
+        async with serving(services, drain) as client:
             call = client.stub.Generate(asked(request_id="open"))
             while not engine.held:
                 await asyncio.sleep(0.005)
             client.server.handle_exit(15)
-            while (await refusal(client.generate()))[0] is not Status.UNAVAILABLE:
-                await asyncio.sleep(0.005)
+            # Whoever comes now is told so at once, and so are the probes.
+            code, details = await refusal(client.generate())
+            assert (code, "shutting down" in details) == (Status.UNAVAILABLE, True)
+            assert not (await client.stub.HealthCheck(pb.HealthCheckRequest())).healthy
             engine.hold_after = None
             (told,) = [one async for one in call]
             assert told.complete.finish_reason == "stop"
 
     asyncio.run(whole())
-    assert drained == [1]
 
 
 def test_a_second_signal_hurries(services: Services, engine: ScriptedEngine) -> None:
