@@ -91,7 +91,7 @@ def closeness(dtype: torch.dtype) -> dict[str, float]:
 @sweep(
     strength=1,
     kernels=[*KERNELS],
-    heads=[2, 16, 40, 128],
+    heads=[2, 7, 16, 21, 40, 128],
     sizes=[(576, 512), (288, 256), (64, 32)],
     kind=["dense", "int8", "float8_e4m3fn"],
     dtype=[torch.float32, torch.bfloat16],

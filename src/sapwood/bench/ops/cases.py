@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from sapwood.bench.ops.options import EXPERTS, Shape
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
 from sapwood.kernels.kv_cache import is_8_bit, write
+from sapwood.kernels.large_pages import large_pages
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.packed import PackedExperts, PackedLinear
 from sapwood.kernels.sampling_settings import SamplingSettings
@@ -269,7 +271,7 @@ def _attention(
         size = kv_cache_shape(
             sum(pages_each) * num_copies, shape.num_kv_heads, PAGE_SIZE, shape.head_dim
         )
-        keys, values = torch.randn(size, dtype=dtype), torch.randn(size, dtype=dtype)
+        keys, values = _pool(size, dtype).normal_(), _pool(size, dtype).normal_()
         # The pages of a request are scattered over the pool, as they are after a while of serving.
         order = torch.randperm(size[0], dtype=torch.int32).view(num_copies, -1)
         turns = itertools.cycle([_batch(pages, pages_each, new, contexts) for pages in order])
@@ -314,7 +316,8 @@ def _latent_decode(
             write(filled, torch.arange(len(rows)), rows)
         else:
             filled.copy_(rows.view(size))
-        cache = filled.repeat(num_copies, 1, 1, 1)
+        cache = _pool((num_copies * num_pages, *size[1:]), cache_dtype)
+        cache.view(num_copies, *size).copy_(filled)
         order = torch.randperm(len(cache), dtype=torch.int32).view(num_copies, -1)
         batches = [_batch(pages, pages_each, [1] * num, [context] * num) for pages in order]
         turns = itertools.cycle(batches)
@@ -334,6 +337,12 @@ def _latent_decode(
         num_operations=2 * num * context * sizes.num_heads * (sizes.row + sizes.rank),
         make=make,
     )
+
+
+def _pool(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros, in large pages as an engine's pool."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return large_pages(num_bytes)[:num_bytes].view(dtype).view(shape)
 
 
 def _batch(

@@ -1,7 +1,7 @@
 // Causal attention over paged keys and values with an online softmax.
 //
 // Two kernels, chosen per task by its number of query rows (tokens x heads of the kv group):
-//   few rows of one token   each key row is read once and multiplied with all rows (decode)
+//   few rows of one token   each key row is read once and multiplied with all rows, as it lies (decode)
 //   many rows               key and value tiles are repacked once for all rows, and both products
 //                           run on register tiles or the matrix unit (prefill)
 // Keys and values may be one row, of which the value is the first part: it is read, and decoded, once.
@@ -16,6 +16,7 @@
 #include "functions.h"
 #include "matrix.h"
 #include "pages.h"
+#include "row_tiles.h"
 #include "simd.h"
 #include "table.h"
 #include "tile.h"
@@ -26,8 +27,9 @@ namespace {
 
 constexpr float kCounts[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static_assert(W <= 16);
-constexpr int kFetchTo = 2;     // the second-level cache
-constexpr int kTilesAhead = 4;  // fetched before they are used, for tasks that memory limits
+// Fetched before they are used, for tasks that memory limits; rows that are keys and values are long.
+constexpr int kTilesAhead = 4, kLongTilesAhead = 2;
+constexpr int kRowsInCache = 16;  // of queries, beside some keys in the first-level cache
 constexpr std::int64_t kTasksForLookahead = 8;    // per thread; fewer would not end together
 constexpr std::int64_t kEntriesPerThread = 8192;  // of keys, times query rows
 
@@ -57,7 +59,7 @@ class Attention {
       store(s_.total + r * W, VF{});
     }
     __builtin_memset(s_.out, 0, sizeof(float) * static_cast<std::size_t>(rows_ * d_));
-    if (task.num_queries == 1 && group_ <= kRowKernelRows) {
+    if (task.num_queries == 1 && has_few_rows()) {
       run_rows();
     } else {
       run_tiles();
@@ -92,7 +94,7 @@ class Attention {
               });
   }
 
-  // Makes key(s_.rows[t]) and value(s_.rows[kKeyTile + t]) the rows of tokens [begin, begin + n).
+  // Makes key(s_.rows[t]) and values_ + s_.rows[kKeyTile + t] the rows of tokens [begin, begin + n).
   // Where the tile has to be dequantised, also fetches the keys of the `num_ahead` rows found ahead.
   void open_tile(std::int64_t begin, int n, int num_ahead = 0) {
     std::int64_t* key_rows = s_.rows;
@@ -114,7 +116,6 @@ class Attention {
   }
 
   const T* key(std::int64_t offset) const { return keys_ + offset; }
-  const T* value(std::int64_t offset) const { return values_ + offset; }
 
   // Inlined by force, as its callers are: a function that only prefetches has no effect that GCC knows
   // of, and calls to it are dropped.
@@ -189,12 +190,17 @@ class Attention {
 
   // ---- few rows ----
 
+  bool has_few_rows() const {
+    return group_ <= kRowKernelRows ||
+           (is_one_row_ && group_ <= kLongRowKernelRows && !multiplies_on_unit<T>(group_));
+  }
+
   // Fetches the first tiles of this task, unless that happened during the task before.
   __attribute__((always_inline)) void begin_fetching() {
     if (ahead_task_ == task_) return;
     ahead_task_ = task_;
     ahead_ = task_->kv_begin;
-    for (int i = 0; i < kTilesAhead; i++) {
+    for (int i = 0; i < (is_one_row_ ? kLongTilesAhead : kTilesAhead); i++) {
       const int num_rows = find_ahead();
       prefetch_rows(a_.keys, s_.ahead, 0, num_rows);
       if (!is_one_row_) prefetch_rows(a_.values, s_.ahead + kKeyTile, 0, num_rows);
@@ -208,15 +214,18 @@ class Attention {
     for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
       const int n = tile_length(*task_, begin);
       const int num_ahead = find_ahead();
-      open_tile(begin, n, num_ahead);
-      score_rows(q, s_.rows, n, num_ahead);
+      // Rows that are keys and values are fetched half during each product; keys in 8 bits, which take longest to
+      // decode, before.
+      const int with_scores = is_one_row_ ? num_ahead / 2 : is_dense_ ? num_ahead : 0;
+      open_tile(begin, n, is_one_row_ ? 0 : num_ahead);
+      score_rows(q, s_.rows, n, with_scores);
       for (int row = 0; adjusts_ && row < rows_; row++) adjust(row, begin, n);
       for (int row = 0; a_.sees != nullptr && row < rows_; row++) hide_unseen(row, begin, n);
       constexpr int pack = Pack<T>::per_lane;
       const int padded = (n + W - 1) / W * W;
       for (int row = 0; row < rows_; row++) soften(row, n, padded);
       if (n % pack != 0) value_rows[n] = value_rows[n - 1];  // its probability is 0
-      add_values(value_rows, (n + pack - 1) / pack, is_one_row_ ? 0 : num_ahead);
+      add_values(value_rows, (n + pack - 1) / pack, is_one_row_ ? with_scores : 0, num_ahead);
     }
   }
 
@@ -255,99 +264,67 @@ class Attention {
     return static_cast<int>(most(0, least(kKeyTile, task.kv_end - begin)));
   }
 
-  // Scores the rows of this tile, and meanwhile fetches the keys of the tile found ahead, unless
-  // open_tile has done so. Keys and values are fetched at different times, evenly: a burst of fetches
-  // would have to wait for memory, and would leave memory idle afterwards.
+  // Scores the rows of this tile, and meanwhile fetches the keys of the first num_ahead rows of the tile found
+  // ahead, evenly: of a burst of fetches the processor drops what it has no room for.
   void score_rows(const T* q, const std::int64_t* rows, int n, int num_ahead) {
-    constexpr int step = W * Pack<T>::per_lane;
-    int t = 0;
-    for (; t + 4 <= n; t += 4) {
-      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, t, least(t + 4, num_ahead));
-      const T *k0 = key(rows[t]), *k1 = key(rows[t + 1]), *k2 = key(rows[t + 2]),
-              *k3 = key(rows[t + 3]);
-      for (int row = 0; row < rows_; row++) {
-        const T* x = q + row * d_;
-        VF s0{}, s1{}, s2{}, s3{};
-        for (int i = 0; i < d_; i += step) {
-          const VU lanes = load_lanes(x + i);
-          s0 = dot(tag<T>(), s0, lanes, load_lanes(k0 + i));
-          s1 = dot(tag<T>(), s1, lanes, load_lanes(k1 + i));
-          s2 = dot(tag<T>(), s2, lanes, load_lanes(k2 + i));
-          s3 = dot(tag<T>(), s3, lanes, load_lanes(k3 + i));
+    const int num_tiles =
+        ((rows_ + kScoredRows - 1) / kScoredRows) * ((n + kScoredKeys - 1) / kScoredKeys);
+    int fetched = 0, tiles = 0;
+    for (int first = 0; first < rows_; first += kRowsInCache) {
+      const int last = static_cast<int>(least(first + kRowsInCache, rows_));
+      for (int t = 0; t < n; t += kScoredKeys) {
+        const T* keys[kScoredKeys];  // beyond n the last one again
+        for (int i = 0; i < kScoredKeys; i++) keys[i] = key(rows[least(t + i, n - 1)]);
+        for (int row = first; row < last; row += kScoredRows) {
+          for (tiles++; fetched * num_tiles < num_ahead * tiles; fetched++) prefetch_row(a_.keys, s_.ahead[fetched]);
+          switch (last - row) {
+            case 3: score<least(3, kScoredRows)>(q, keys, row, t); break;
+            case 2: score<least(2, kScoredRows)>(q, keys, row, t); break;
+            case 1: score<1>(q, keys, row, t); break;
+            default: score<kScoredRows>(q, keys, row, t); break;
+          }
         }
-        const V4 four = sum4(s0, s1, s2, s3);
-        __builtin_memcpy(s_.scores + row * kKeyTile + t, &four, sizeof(four));
-      }
-    }
-    if (is_dense_) prefetch_rows(a_.keys, s_.ahead, t, num_ahead);
-    for (; t < n; t++) {
-      for (int row = 0; row < rows_; row++) {
-        VF s0{};
-        for (int i = 0; i < d_; i += step) {
-          s0 = dot(tag<T>(), s0, load_lanes(q + row * d_ + i), load_lanes(key(rows[t]) + i));
-        }
-        s_.scores[row * kKeyTile + t] = sum(s0);
       }
     }
   }
 
-  // Adds the values of this tile, and meanwhile fetches the values of the tile found ahead.
-  void add_values(const std::int64_t* rows, int pairs, int num_ahead) {
-    int row = 0;
-    for (; row + 4 <= rows_; row += 4, num_ahead = 0) add_values_to<4>(rows, pairs, row, num_ahead);
-    switch (rows_ - row) {
-      case 3: add_values_to<3>(rows, pairs, row, num_ahead); break;
-      case 2: add_values_to<2>(rows, pairs, row, num_ahead); break;
-      case 1: add_values_to<1>(rows, pairs, row, num_ahead); break;
-      default: break;
-    }
-  }
-
-  // out[row .. row + R) += probabilities x values, two vectors of columns at a time.
   template <int R>
-  void add_values_to(const std::int64_t* rows, int pairs, int row, int num_ahead) {
-    constexpr int pack = Pack<T>::per_lane;
-    constexpr int vectors = 2;
-    constexpr int columns = vectors * W;
-    const char* weights = reinterpret_cast<const char*>(s_.probabilities + row * kKeyTile);
-    constexpr std::int64_t weights_stride = kKeyTile * sizeof(T);
-    const std::int64_t* ahead = s_.ahead + kKeyTile;
-    for (int d = 0; d < v_; d += columns) {
-      const char* to_fetch = static_cast<const char*>(a_.values) + d * element_;
-      VF sums[R][vectors];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) sums[r][v] = load(s_.out + (row + r) * d_ + d + v * W);
-      for (int pair = 0; pair < pairs; pair++) {
-        VU lanes[vectors];
-        load_pair(rows + pair * pack, d, lanes);
-        for (int i = pair * pack; i < num_ahead && i < (pair + 1) * pack; i++) {
-          __builtin_prefetch(to_fetch + ahead[i], 0, kFetchTo);
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          const Factor p = load_factor(weights + r * weights_stride + pair * 4);
-#pragma GCC unroll 8
-          for (int v = 0; v < vectors; v++) sums[r][v] = dot(tag<T>(), sums[r][v], p, lanes[v]);
-        }
-      }
-      for (int i = pairs * pack; i < num_ahead; i++) __builtin_prefetch(to_fetch + ahead[i], 0, kFetchTo);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) store(s_.out + (row + r) * d_ + d + v * W, sums[r][v]);
-    }
+  void score(const T* q, const T* const* keys, int row, int t) {
+    score_tile<T, R>(q + row * d_, keys, d_, s_.scores + row * kKeyTile + t, kKeyTile);
   }
 
-  // Two vectors of columns of one lane's tokens: lane j holds column d + j of each token.
-  void load_pair(const std::int64_t* rows, int d, VU* lanes) const {
-    if constexpr (Pack<T>::per_lane == 1) {
-      lanes[0] = load_lanes(value(rows[0]) + d);
-      lanes[1] = load_lanes(value(rows[0]) + d + W);
-    } else {
-      interleave(value(rows[0]) + d, value(rows[1]) + d, lanes);
+  // Adds the values of this tile, and meanwhile fetches the values of the rows [first, last) found ahead: a cache
+  // line of each with each register tile, so that the last tiles fetch nothing where rows are short.
+  void add_values(const std::int64_t* rows, int pairs, int first, int last) {
+    const char* line = static_cast<const char*>(a_.values);
+    const char* const end = line + d_ * element_;
+    FetchedLines lines{line, s_.ahead + (is_one_row_ ? 0 : kKeyTile) + first, last - first};
+    const auto next_line = [&] {
+      lines.line += kLineBytes;
+      if (lines.line >= end) lines.count = 0;
+    };
+    for (int d = 0; d < v_; d += kSummedVectors * W) {
+      for (int row = 0; row < rows_; row += kSummedRows, next_line()) {
+        switch (rows_ - row) {
+          case 1: add_to<1>(rows, pairs, row, d, lines); break;
+          case 2: add_to<2>(rows, pairs, row, d, lines); break;
+          case 3: add_to<3>(rows, pairs, row, d, lines); break;
+          case 4: add_to<4>(rows, pairs, row, d, lines); break;
+          case 5: add_to<least(5, kSummedRows)>(rows, pairs, row, d, lines); break;
+          case 6: add_to<least(6, kSummedRows)>(rows, pairs, row, d, lines); break;
+          case 7: add_to<least(7, kSummedRows)>(rows, pairs, row, d, lines); break;
+          default: add_to<kSummedRows>(rows, pairs, row, d, lines); break;
+        }
+      }
     }
+    for (; lines.count > 0; next_line()) fetch(lines, 0, lines.count);
+  }
+
+  // To the sums of R rows from `row` on, in the columns from d on.
+  template <int R>
+  void add_to(const std::int64_t* rows, int pairs, int row, int d, const FetchedLines& lines) {
+    add_tile<T, R>(s_.probabilities + row * kKeyTile, kKeyTile, values_ + d, rows, pairs, s_.out + row * d_ + d, d_,
+                   lines);
   }
 
   // ---- many rows ----
@@ -512,7 +489,7 @@ class Attention {
       std::int64_t pair[2] = {rows[t], rows[t + 1 < n ? t + 1 : t]};
       for (int d = 0; d < v_; d += 2 * W) {
         VU lanes[2];
-        load_pair(pair, d, lanes);
+        load_pair(values_, pair, d, lanes);
         store_lanes(to + d, lanes[0]);
         store_lanes(to + d + W, lanes[1]);
       }
