@@ -18,7 +18,7 @@ import pytest
 from sapwood.base.errors import ModelSourceError
 from sapwood.schema import env
 from sapwood.store import ModelFiles, fetch_model
-from tests.tiers import load_profiles
+from tests.tiers import leave_out_long, load_profiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +68,15 @@ def nothing_stays_open(request: pytest.FixtureRequest) -> Iterator[None]:
         gc.freeze()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    leave_out_long(config.option.markexpr)
+
+
+def pytest_collection() -> None:
+    # Almost nothing that is made now goes before the end, and looking for it takes seconds.
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Takes away what costs each of twenty thousand tests time, now that libraries are imported."""
     # Pytest attaches its handlers for each test to every logger that tells its parent nothing.
@@ -82,9 +91,11 @@ def pytest_collection_finish() -> None:
     # for garbage.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:
+    gc.enable()  # also after a collection that failed
     gc.unfreeze()  # or libraries report as lost what they would find at the end
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiers import examples, long_only, sweep
+from tests.tiers import MARK_OF_USUAL, examples, leave_out_long, long_only, sweep
 
 AXES = {"isa": ["generic", "avx2", "amx"], "rows": [1, 2, 7, 130], "bias": [True, False]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _long_cases(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Long cases are made, as when they are run."""
+    leave_out_long("")
+    yield
+    leave_out_long(request.config.option.markexpr)
 
 
 def short_cases(mark: pytest.MarkDecorator) -> list[tuple[object, ...]]:
@@ -57,6 +66,16 @@ def test_values_that_only_the_long_run_takes_are_marked() -> None:
     [two, three] = long_only(2, 3)
     assert (two.values, three.values) == ((2,), (3,))
     assert [mark.name for mark in two.marks] == ["long"]
+
+
+def test_where_no_long_case_would_be_run_none_is_made() -> None:
+    short = short_cases(sweep(**AXES))
+    leave_out_long(MARK_OF_USUAL)
+    try:
+        made = [case.values for case in sweep(**AXES).args[1]]
+        assert (made, long_only(2, 3)) == (short, [])
+    finally:
+        leave_out_long("")
 
 
 def test_the_profile_decides_on_examples() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from itertools import combinations, product
 from typing import Any
@@ -11,6 +12,17 @@ from hypothesis import settings
 
 LONG_EXAMPLES = 500
 """Of a property without a number of its own, in the profile `long`."""
+MARK_OF_USUAL = "not long"
+"""What `make test` selects by."""
+
+_makes_long = True
+
+
+def leave_out_long(selected: str) -> None:
+    """Let sweeps make no long cases, if marks are `selected` such that none would be run: pytest
+    makes an object for each case before it selects, and there are as many long ones as others."""
+    global _makes_long
+    _makes_long = selected != MARK_OF_USUAL
 
 
 def load_profiles() -> None:
@@ -45,6 +57,8 @@ def sweep(
     chosen = _covering(combinations_, strength)
     cases = []
     for combination in combinations_:
+        if not (_makes_long or combination in chosen):
+            continue
         values = [axis[at] for axis, at in zip(axes.values(), combination, strict=True)]
         marks = () if combination in chosen else pytest.mark.long
         cases.append(pytest.param(*values, marks=marks, id="-".join(map(_name, values))))
@@ -53,26 +67,27 @@ def sweep(
 
 def long_only(*values: Any) -> list[Any]:
     """Values of one argument that `make test` leaves out: `[1, 8, *long_only(2, 3, 4)]`."""
-    return [pytest.param(value, marks=pytest.mark.long) for value in values]
+    made = values if _makes_long else ()
+    return [pytest.param(value, marks=pytest.mark.long) for value in made]
 
 
 def _covering(cases: Sequence[tuple[int, ...]], strength: int) -> set[tuple[int, ...]]:
     """Cases in which each selection of `strength` entries of any case occurs: greedily, whichever
     has the most that are new, the first one of several."""
-
-    def parts(case: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
-        return set(combinations(enumerate(case), min(strength, len(case))))
-
-    missing = {case: parts(case) for case in cases}
+    parts = [frozenset(combinations(enumerate(case), min(strength, len(case)))) for case in cases]
+    covered: set[tuple[tuple[int, int], ...]] = set()
     chosen: set[tuple[int, ...]] = set()
-    while missing:
-        best = max(missing, key=lambda case: len(missing[case]))
-        covered = missing.pop(best)
-        chosen.add(best)
-        for case in list(missing):
-            missing[case] -= covered
-            if not missing[case]:
-                del missing[case]
+    # What is new of a case only becomes less, so the first entry that is up to date has the most.
+    queue = [(-len(part), at) for at, part in enumerate(parts)]
+    heapq.heapify(queue)
+    while queue:
+        noted, at = heapq.heappop(queue)
+        new = parts[at] - covered
+        if len(new) == -noted:
+            chosen.add(cases[at])
+            covered |= new
+        elif new:
+            heapq.heappush(queue, (-len(new), at))
     return chosen
 
 

@@ -34,7 +34,7 @@ _PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 
 
 @pytest.mark.skipif(not _PTXAS.exists(), reason="this triton has no compiler for NVIDIA GPUs")
-@pytest.mark.parametrize("cases", [FEW, *long_only(list(CASES))], ids=["each kernel", "all"])
+@pytest.mark.parametrize("cases", [FEW, *long_only(list(CASES))], ids=len)
 def test_kernels_compile_and_fit(cases: list[str]) -> None:
     script = Path(__file__).with_name("compile_for_h200.py")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -25,7 +25,7 @@ SHARED_BYTES = 227 * 1024
 """What a block of threads may have on an H200."""
 
 
-@pytest.mark.parametrize("options", [[], *long_only(["--all-sizes"])], ids=["", "all sizes"])
+@pytest.mark.parametrize("options", [[], *long_only(["--all-sizes"])], ids=" ".join)
 def test_every_kernel_compiles_for_the_h200(options: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
