@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection() -> None:
-    # Almost nothing that is made now goes before the end: looking for it takes a quarter of the time.
+    # Almost nothing that is made now goes before the end, and looking for it takes seconds.
     gc.disable()
 
 
