@@ -12,7 +12,7 @@ from torch import Tensor
 from sapwood.distributed.groups import Group
 from sapwood.models.encoder.names import ENCODERS
 from sapwood.models.registry import ARCHITECTURES
-from tests.models.lm import jet_nemotron, test_renamed
+from tests.models.lm import bailing_linear, jet_nemotron, test_renamed
 from tests.models.lm.cases import CASES, peer_of
 from tests.models.lm.harness import make_decoder
 from tests.models.lm.peer import SIZES, Peer, make_peer
@@ -31,11 +31,13 @@ EVEN: dict[str, dict[str, Any]] = {
 }
 """Sizes in place of those that two ranks cannot share evenly."""
 OTHERS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SolarForCausalLM",
-          "JetNemotronForCausalLM", "DeciLMForCausalLM")  # fmt: skip
+          "JetNemotronForCausalLM", "DeciLMForCausalLM", "BailingMoeV2_5ForCausalLM",
+          "BailingMoeLinearV2ForCausalLM")  # fmt: skip
 """Architectures that are in none of the tables, or with heads there that two ranks cannot share."""
 RENAMED = [name for name in test_renamed.CASES if name not in OTHERS]
 OFTEN = {
     "minimax",  # lightning attention
+    "BailingMoeV2_5ForCausalLM",  # whose norm ranks share
     "minimax_m2",  # norms over all heads
     "olmo_hybrid",
     "falcon_h1, norms",  # a gated norm over groups
@@ -55,6 +57,10 @@ def peer_called(name: str) -> Peer:
         return test_renamed.solar()
     if name == "JetNemotronForCausalLM":
         return jet_nemotron.peer()
+    if name == "BailingMoeV2_5ForCausalLM":
+        return bailing_linear.peer("ling", group_norm_size=1)
+    if name == "BailingMoeLinearV2ForCausalLM":
+        return bailing_linear.peer("ring", group_norm_size=2)
     if name == "DeciLMForCausalLM":
         return with_other_heads_in_each_layer(name)
     return make_peer(name.removesuffix("ForCausalLM").lower(), name)
