@@ -181,7 +181,7 @@ def test_what_stages_cannot_do_is_refused(
         make_llm(**options)
 
 
-@pytest.mark.long  # tests/e2e/test_ranks.py does the same over HTTP
+@pytest.mark.long  # tests/e2e/test_restart.py does the same over HTTP
 def test_two_ranks_answer_as_one_until_one_is_killed(make_llm: Callable[..., LLM]) -> None:
     expected = outputs(make_llm())
     llm = make_llm(tp_size=2)
