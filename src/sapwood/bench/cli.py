@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.bench import commands
+from sapwood.bench.conversations import Conversations, ConversationsOptions, known_table
 from sapwood.bench.environment import describe_environment
 from sapwood.bench.evals.options import PerplexityOptions
 from sapwood.bench.gpu.options import GpuOptions
@@ -121,6 +122,19 @@ def gpu(ctx: click.Context, asked: Asked) -> None:
 
     passed = bench_gpu(asked.build(GpuOptions), asked.build(OutputOptions), Console())
     ctx.exit(0 if passed else 1)
+
+
+@bench.command(cls=ConfigCommand)
+@config_options(ConversationsOptions)
+def conversations(asked: Asked) -> None:
+    """Measure how much of growing conversations the engines behind a gateway still know."""
+    import uvloop
+
+    options = asked.build(ConversationsOptions)
+    known = uvloop.run(Conversations(options).run())
+    console = Console()
+    console.print(str(describe_environment()))
+    console.print(known_table(options, known))
 
 
 @bench.command(cls=ConfigCommand)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.gateway.policies.bucket import Bucket, bounds
-from sapwood.gateway.policies.cache_aware import CacheAware
+from sapwood.gateway.policies.cache_aware import RECENT_BYTES, CacheAware
 from sapwood.gateway.policies.hashing import BoundedLoad, ConsistentHashing, PrefixHash
 from sapwood.gateway.policies.interface import Balance, Call, Policy
 from sapwood.gateway.policies.manual import Manual
@@ -92,6 +92,38 @@ def test_conversations_stay_where_they_began() -> None:
             assert places.setdefault(number, place) == place
     # New ones are spread evenly.
     assert set(Counter(places.values()).values()) == {10}
+
+
+@pytest.mark.parametrize("num_systems", [1, 3])
+def test_conversations_that_begin_alike_are_spread_and_stay(num_systems: int) -> None:
+    policy, candidates = cache_aware(), workers(0, 0, 0, 0)
+    random_ = rng()
+    texts = [b"[%d system" % (n % num_systems) + b"s" * 200 for n in range(40)]
+    places: dict[int, str] = {}
+    for turn in range(4):
+        for number in random_.sample(range(40), 40):
+            texts[number] += b",%d.%d" % (number, turn) + random_.randbytes(100)
+            place = policy.choose(candidates, Call(text=texts[number] + b"]")).id
+            assert places.setdefault(number, place) == place
+    counts = Counter(places.values())
+    assert len(counts) == 4
+    assert min(counts.values()) >= 5, counts
+    # Each system prompt was new to each worker once at most, and each message once.
+    assert policy.prefixes.num_known_bytes > policy.prefixes.num_bytes * 0.7
+
+
+def test_what_was_given_long_ago_counts_no_more() -> None:
+    policy, candidates = cache_aware(), workers(0, 0)
+    policy.choose(candidates, Call(text=b"a" * (RECENT_BYTES - 10)))
+    first = policy.choose(candidates, Call(text=b"a" * (RECENT_BYTES - 10) + b"b"))
+    # A worker that comes later gets what is new until it has had its share of lately, not of all.
+    for n in range(400):
+        policy.choose([first], Call(text=b"%d" % n + b"c" * 40_000))
+    later = [first, *workers(0, 0, 0)[2:]]
+    counts = Counter(
+        policy.choose(later, Call(text=b"x%d" % n + b"d" * 40_000)) is first for n in range(400)
+    )
+    assert counts[False] - counts[True] <= 2 * RECENT_BYTES // 40_000
 
 
 def test_a_small_shared_part_does_not_bind() -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 
-from sapwood.gateway.policies.interface import Balance, C, Call, PrefixCounts, least_loaded
+from sapwood.gateway.policies.interface import (
+    Balance,
+    C,
+    Call,
+    Candidate,
+    PrefixCounts,
+    least_loaded,
+)
 from sapwood.gateway.policies.known_pages import KnownPages, token_ids
 from sapwood.gateway.policies.text_tree import TextTree
 
@@ -13,6 +20,11 @@ MIN_MATCH_TOKENS = 16
 MIN_MATCH_BYTES = 128
 """A shorter beginning is not worth following: some dozens of tokens are computed at once, and the
 JSON around a short message is the same in every request."""
+SPREAD_FACTOR = 2
+"""A shared beginning is followed until its worker has got so many times its length more new text
+than another one. Each worker computes that beginning once, and its cache has room for its share."""
+RECENT_BYTES = 4 << 20
+"""Per worker, of new text: what was given long ago is in no cache any more."""
 
 
 class CacheAware:
@@ -21,7 +33,9 @@ class CacheAware:
     The tree says what each worker was sent, not what it still holds; the workers' events say that,
     where they are followed and the request has token ids. A prompt whose known part is
     no larger than `threshold`, or shorter than `min_match_bytes`, goes to the least loaded worker;
-    of equal ones, to the one that has waited longest for such a prompt.
+    of equal ones, to the one that has got the least new text lately. So does a prompt that only
+    begins like others, such as with their system prompt, once their worker has got more than the
+    others: its cache could not hold all that begins so.
     """
 
     needs_text = True
@@ -41,19 +55,21 @@ class CacheAware:
         self._tree = TextTree(max_tree_bytes)
         self._known = known
         self.prefixes = PrefixCounts()
-        self._num_new = 0
-        self._latest_new: dict[str, int] = {}
+        self._given: dict[str, float] = {}
 
     def choose(self, candidates: Sequence[C], call: Call) -> C:
         self.prefixes.num_bytes += len(call.text)
         chosen = self._chosen(candidates, call)
-        if call.text:
-            self._tree.insert(call.text, chosen.id)
+        if not call.text:
+            return chosen
+        new = len(call.text) - self._tree.match(call.text, (chosen.id,)).num_bytes
+        self._give(chosen.id, new)
+        self._tree.insert(call.text, chosen.id)
         return chosen
 
     def forget(self, worker_id: str) -> None:
         self._tree.forget(worker_id)
-        self._latest_new.pop(worker_id, None)
+        self._given.pop(worker_id, None)
 
     def _chosen(self, candidates: Sequence[C], call: Call) -> C:
         if self._balance.is_lost(candidates):
@@ -65,10 +81,16 @@ class CacheAware:
                 return self._holder(self._known, by_id, ids, call)
         match = self._tree.match(call.text, by_id)
         needed = max(self._threshold * len(call.text), self._min_match_bytes)
-        if match.worker is not None and match.num_bytes > needed:
-            self.prefixes.num_known_bytes += match.num_bytes
-            return by_id[match.worker]
-        return self._new_home(candidates)
+        if match.worker is None or match.num_bytes <= needed:
+            return self._new_home(candidates)
+        chosen = by_id[match.worker]
+        if not match.is_whole:
+            other = min(candidates, key=self._given_to)
+            lead = self._given_to(chosen) - self._given_to(other)
+            if lead > SPREAD_FACTOR * match.num_bytes:
+                chosen, match = other, self._tree.match(call.text, (other.id,))
+        self.prefixes.num_known_bytes += match.num_bytes
+        return chosen
 
     def _holder(self, known: KnownPages, by_id: Mapping[str, C], ids: array[int], call: Call) -> C:
         """Of the workers that hold most of the prompt the least loaded one; by the rule for new
@@ -80,7 +102,14 @@ class CacheAware:
         return least_loaded([by_id[one] for one in holders])
 
     def _new_home(self, candidates: Sequence[C]) -> C:
-        self._num_new += 1
-        chosen = min(candidates, key=lambda one: (one.load, self._latest_new.get(one.id, 0)))
-        self._latest_new[chosen.id] = self._num_new
-        return chosen
+        return min(candidates, key=lambda one: (one.load, self._given_to(one)))
+
+    def _given_to(self, one: Candidate) -> float:
+        """Bytes of new text that the worker has got lately."""
+        return self._given.get(one.id, 0)
+
+    def _give(self, worker_id: str, num_bytes: int) -> None:
+        given = self._given
+        given[worker_id] = given.get(worker_id, 0) + num_bytes
+        if sum(given.values()) > RECENT_BYTES * len(given):
+            self._given = {one: count / 2 for one, count in given.items()}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 NODE_BYTES = 512
 """What a node takes besides its text, roughly."""
+END_BYTES = 8
+"""What closes the JSON of a prompt, such as a bracket; the prompt that goes on from it has none."""
 
 
 class _Node:
@@ -24,13 +26,24 @@ class _Node:
         self.children: dict[int, _Node] = {}
         self.owners: dict[str, int] = {}
 
+    def ends_within(self, num_bytes: int) -> bool:
+        """Whether a text ends here, when so much of the stretch has passed, or shortly after."""
+        if num_bytes < len(self.text) or not self.children:
+            return not self.children and len(self.text) - num_bytes <= END_BYTES
+        leaves = (child for child in self.children.values() if not child.children)
+        return any(len(leaf.text) <= END_BYTES for leaf in leaves)
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The longest known beginning of a text, in bytes, and the worker that saw it last."""
+    """The longest known beginning of a text, in bytes, and the worker that saw it last.
+
+    is_whole  whether that was all of an earlier text, but for its end: the text goes on from it
+    """
 
     num_bytes: int
     worker: str | None
+    is_whole: bool = False
 
 
 class TextTree:
@@ -61,7 +74,7 @@ class TextTree:
             owner = self._latest_owner(child, workers)
             if owner is None:
                 break  # who has seen more has seen this too
-            best = Match(at, owner)
+            best = Match(at, owner, child.ends_within(num_shared))
             if num_shared < len(child.text):
                 break
             node = child
