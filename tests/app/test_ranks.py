@@ -182,6 +182,22 @@ def test_what_stages_cannot_do_is_refused(
         make_llm(**options)
 
 
+@pytest.mark.long  # the same with random weights runs above
+@pytest.mark.parametrize("options", [{"pp_size": 2}, {"tp_size": 3}, {"pp_size": 3}])
+def test_smollm2_says_the_same_over_ranks(
+    make_llm: Callable[..., LLM], smollm2_files: ModelFiles, options: dict[str, Any]
+) -> None:
+    """Its 9 heads can be shared by 3 ranks, and not by 2."""
+    usual = {"model": smollm2_files.name, "load_format": "auto", "max_total_tokens": 2048}
+    prompts = ["The capital of Japan is", "Once upon a time there was a", "def fibonacci(n):"]
+    sampling = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
+    alone, over_ranks = (
+        [result.token_ids for result in make_llm(**usual, **one).generate(prompts, sampling)]
+        for one in ({}, options)
+    )
+    assert over_ranks == alone
+
+
 @pytest.mark.long  # tests/e2e/test_restart.py does the same over HTTP
 def test_two_ranks_answer_as_one_until_one_is_killed(make_llm: Callable[..., LLM]) -> None:
     expected = outputs(make_llm())
