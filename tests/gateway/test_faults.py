@@ -126,6 +126,39 @@ def test_breakers_keep_requests_from_an_engine_that_refuses() -> None:
     asyncio.run(run())
 
 
+def test_engines_are_exchanged_in_the_middle_of_a_load() -> None:
+    async def run() -> None:
+        old, new = [Stub(name) for name in "ab"], [Stub(name) for name in "cd"]
+        for stub in (*old, *new):
+            stub.event_s = 0.002
+        outcomes: Counter[str] = Counter()
+        async with bench(*old, **OPTIONS) as made, Running(new[0]) as one, Running(new[1]) as two:
+            clients = [
+                asyncio.create_task(client(made, 15, number, outcomes))
+                for number in range(NUM_CLIENTS)
+            ]
+            for index, (stub, engine) in enumerate(((new[0], one), (new[1], two))):
+                while outcomes.total() < 20 * (index + 1):
+                    await asyncio.sleep(0.002)
+                stub.url = engine.url
+                await made.client.post("/workers", json={"url": engine.url})
+                await made.until(WorkerState.READY, stub)
+                id_ = made.worker(old[index]).id
+                await made.client.delete(f"/workers/{id_}")
+                while (await made.client.get(f"/workers/{id_}")).status_code != 404:
+                    await asyncio.sleep(0.002)
+            counts = [len(stub.posts) for stub in old]
+            await asyncio.gather(*clients)
+            # Requests that an engine had begun ended there, and it got no more.
+            assert outcomes == {"answered": NUM_CLIENTS * 15}
+            assert [len(stub.posts) for stub in old] == counts
+            assert sum(len(stub.posts) for stub in (*old, *new)) == outcomes.total()
+            assert all(stub.posts for stub in new)
+            await nothing_is_held(made)
+
+    asyncio.run(run())
+
+
 def test_all_engines_gone_is_a_clear_error() -> None:
     async def run() -> None:
         async with bench(Stub("a"), Stub("b"), retry_max_retries=1) as made:

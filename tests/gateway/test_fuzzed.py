@@ -42,6 +42,8 @@ INPUT = {"input": {"anyOf": [TEXT, ITEMS]}, "stream": {"type": "boolean"}, "stor
 RESPONSE = INPUT | {"previous_response_id": TEXT, "conversation": ANY, "background": ANY}
 # Nobody listens there, so that no fuzzer asks a stranger.
 NOBODY = {"type": "string", "pattern": r"^http://127\.0\.0\.1:1(/[a-z]{0,3})?$"}
+# What does not exist is neither read nor loaded.
+NO_FILE = {"type": "string", "pattern": "^/nowhere/[a-z]{1,5}$"}
 WORKER = {
     "url": NOBODY,
     "labels": {"type": "object", "additionalProperties": TEXT},
@@ -51,9 +53,12 @@ WORKER = {
     "bootstrap_port": ANY,
     "disable_health_check": {"type": "boolean"},
     "health_check_interval_secs": {"type": "number"},
+    "model_id": TEXT,
+    "tokenizer_path": NO_FILE,
+    "chat_template": TEXT,
+    "tool_parser": {"enum": ["auto", "qwen25", "none", "x"]},
+    "reasoning_parser": {"anyOf": [{"enum": ["auto", "qwen3"]}, ANY]},
 }
-# What does not exist is neither read nor loaded.
-NO_FILE = {"type": "string", "pattern": "^/nowhere/[a-z]{1,5}$"}
 MODULE = {"name": TEXT, "file_path": NO_FILE, "module_type": ANY, "attach_points": ANY}
 CHAT = {
     "model": {"enum": ["m", "x"]},

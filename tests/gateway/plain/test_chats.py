@@ -9,7 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
+import openai
 import pytest
 
 from sapwood.gateway.routing_fields import packed_ids
@@ -318,3 +320,39 @@ def test_a_model_without_a_tokenizer_is_answered_by_its_worker(
 def test_token_ids_as_policies_see_them_begin_alike() -> None:
     assert packed_ids([1, 70_000, 3]).startswith(packed_ids([1, 70_000]))
     assert len(packed_ids(range(1 << 20))) <= 256 << 10
+
+
+def test_the_official_clients_take_what_the_gateway_makes(
+    directory: Path, tokenizer: Tokenizer
+) -> None:
+    async def run() -> None:
+        stub = PlainStub("a", tokenizer, f"<think>Hm.</think>{CALL}<|end|>")
+        stub.reason = {"type": "stop", "matched": stub.ids[-1]}
+        async with (
+            chats(directory, stub) as made,
+            httpx.AsyncClient(trust_env=False) as plain,
+            anthropic.AsyncAnthropic(base_url=made.url, api_key="k", max_retries=0) as theirs,
+        ):
+            ours = openai.AsyncOpenAI(
+                base_url=f"{made.url}/v1", api_key="k", max_retries=0, http_client=plain
+            )
+            asked: Any = {"model": "m", "messages": HELLO, "tools": TOOLS}
+            told = await ours.chat.completions.create(**asked)
+            assert told.choices[0].message.tool_calls[0].function.name == "find"
+            async with ours.chat.completions.stream(**asked) as stream:
+                last = await stream.get_final_completion()
+            assert last.choices[0].message.content == "On it."
+            assert last.choices[0].message.tool_calls[0].function.name == "find"
+            made_of = await ours.responses.create(model="m", input="Hello world")
+            assert [item.type for item in made_of.output] == ["reasoning", "message"]
+
+            tools = [{"name": "find", "input_schema": SCHEMA}]
+            wanted: Any = {"model": "m", "messages": HELLO, "tools": tools, "max_tokens": 64}
+            message = await theirs.messages.create(**wanted)
+            assert message.content[-1].input == {"what": "é oak"}
+            async with theirs.messages.stream(**wanted) as events:
+                final = await events.get_final_message()
+            assert [block.type for block in final.content] == [b.type for b in message.content]
+            assert final.content[-1].input == {"what": "é oak"}
+
+    asyncio.run(run())
