@@ -14,7 +14,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +50,9 @@ def run(name: str, client: Client, addresses: dict[str, str]) -> Result:
     version = version_in(python, client.package)
     program = Path(__file__).parent / "programs" / client.program
     log_path = HOME / f"{name}.log"
+    if client.through_gateway:
+        behind = dict.fromkeys(("CHAT_URL", "EMBEDDING_URL"), addresses["GATEWAY_URL"])
+        addresses = addresses | behind
     with log_path.open("wb") as log:
         for arguments in client.arguments:
             try:
@@ -66,6 +72,25 @@ def run(name: str, client: Client, addresses: dict[str, str]) -> Result:
             except subprocess.TimeoutExpired:
                 return Result(version=version, outcome=f"fails: no end within {LIMIT_S} s")
     return Result(version=version, outcome="runs")
+
+
+@contextmanager
+def gateway_of(*workers: str) -> Iterator[str]:
+    """The address of a gateway that is ready to serve what all of these workers serve."""
+    command = [sys.executable, "-m", "sapwood", "gateway", *workers]
+    with subprocess.Popen(
+        [*command, "--port", "0", "--prometheus-port", "-1"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        try:
+            found = (re.search(r"the gateway is at (\S+);", line) for line in process.stderr)
+            url = next(match[1] for match in found if match)
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            while len(httpx.get(f"{url}/v1/models").json()["data"]) < len(workers):
+                time.sleep(0.1)
+            yield url
+        finally:
+            process.terminate()
 
 
 def written(page: str, results: dict[str, Result]) -> str:
@@ -100,6 +125,8 @@ def main(names: list[str]) -> int:
         }
         grpc = serving("--model", models["CHAT_URL"], "--grpc-mode")
         addresses["GRPC_URL"] = stack.enter_context(grpc).url
+        workers = (addresses["CHAT_URL"], addresses["EMBEDDING_URL"])
+        addresses["GATEWAY_URL"] = stack.enter_context(gateway_of(*workers))
         info = httpx.get(f"{addresses['CHAT_URL']}/model_info", timeout=60).json()
         # No client may ask a model hub; LiteLLM has its list of prices in its package.
         offline = {"HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 POLICIES = ("round_robin", "random", "cache_aware", "power_of_two")
 
@@ -21,6 +22,7 @@ class Client:
                 torch of several gigabytes
     bare        packages that pip installs without what they depend on: torch for GPUs, for instance
     stand_ins   modules without a build for this machine, which the runs import but do not use
+    through_gateway  the runs go to a `sapwood gateway` in front of the servers
     """
 
     package: str
@@ -32,6 +34,7 @@ class Client:
     borrows: bool = False
     bare: tuple[str, ...] = ()
     stand_ins: tuple[str, ...] = ()
+    through_gateway: bool = False
 
 
 def _router(package: str, requirement: str, module: str) -> Client:
@@ -177,3 +180,18 @@ CLIENTS: dict[str, Client] = {
         borrows=True,
     ),
 }
+
+THROUGH_GATEWAY: dict[str, dict[str, Any]] = {
+    "openai": {},
+    "anthropic": {},
+    "sglang": {
+        "arguments": (("bench",),),
+        "shows": "`sglang.bench_one_batch_server` with two batch sizes",
+    },
+}
+"""Clients that also run through a gateway, and what differs there: it has no route for profiles."""
+for _name, _changes in THROUGH_GATEWAY.items():
+    _client = replace(CLIENTS[_name], through_gateway=True, **_changes)
+    CLIENTS[f"{_name}-gateway"] = replace(
+        _client, shows=f"through `sapwood gateway`: {_client.shows}"
+    )

@@ -32,7 +32,11 @@ with client.messages.stream(model=MODEL, max_tokens=30, messages=QUESTION) as st
 parsed = client.messages.parse(model=MODEL, max_tokens=60, messages=QUESTION, output_format=City)
 assert isinstance(parsed.parsed_output, City)
 called = client.messages.create(
-    model=MODEL, max_tokens=80, messages=QUESTION, tools=[TOOL], tool_choice={"type": "any"}
+    model=MODEL,
+    max_tokens=80,
+    messages=QUESTION,
+    tools=[TOOL],
+    tool_choice={"type": "any", "disable_parallel_tool_use": True},
 )
 [call] = [block for block in called.content if block.type == "tool_use"]
 assert call.name == "weather"
