@@ -21,7 +21,7 @@ import logging, sys
 from pathlib import Path
 import torch
 from sapwood.app.resolving import resolve_config
-from sapwood.app.runners import load_model
+from sapwood.app.loaded_models import load_model
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.model import ModelConfig
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sapwood.app.loaded_models import load_model
 from sapwood.app.resolving import Resolved, resolve_config
-from sapwood.app.runners import load_model
 from sapwood.app.wiring import Engine, build_engine
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.kernels.cpu import CpuKernels

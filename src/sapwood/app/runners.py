@@ -1,8 +1,7 @@
-"""Loads a model, and builds what runs its steps on this rank."""
+"""Builds what runs a model's steps on this rank."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,20 +10,12 @@ import torch
 from torch import Tensor
 
 from sapwood.app.adapters import AdapterParts, build_adapters, steps_with_adapters
-from sapwood.app.draft_model import DraftKind
-from sapwood.app.drafters import (
-    LoadedDraft,
-    WithHeads,
-    head_drafter,
-    load_drafter,
-    own_heads,
-)
 from sapwood.app.expert_moves import ExpertMoves
-from sapwood.app.expert_parts import expert_exchange, expert_record, place_experts
+from sapwood.app.expert_parts import expert_record
 from sapwood.app.gpu import capture_on_device, capture_plan, measure_pool, why_not_captured
 from sapwood.app.grammars import GrammarParts
-from sapwood.app.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
-from sapwood.app.model_impl import SLOW
+from sapwood.app.loaded_models import Models, build_of, load_models
+from sapwood.app.loading import LoadWatch, fill, timed
 from sapwood.app.rank_member import ALONE, RankMember
 from sapwood.app.resolving import Resolved
 from sapwood.executor.cache_inputs import CachePlaces
@@ -59,18 +50,16 @@ from sapwood.kernels.capture import capture_on
 from sapwood.kernels.platform import CudaMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.adapters import AdapterContext
-from sapwood.layers.build import Build, Groups
+from sapwood.layers.build import Build
 from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.pooling import Pooler
 from sapwood.layers.routes import RouteLog
-from sapwood.layers.shared_rows import SharedRows
 from sapwood.lora.adapter import adaptable
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.encoder.bert import Encoder
 from sapwood.models.encoder.config import EncoderConfig
 from sapwood.models.encoder.decoder import PooledDecoder
 from sapwood.models.encoder.heads import decoder_head
-from sapwood.models.foreign.decoder import ForeignDecoder
 from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
@@ -79,8 +68,6 @@ from sapwood.schema.config.decision import Decision
 from sapwood.schema.env import environment, home
 from sapwood.schema.pooling import Pooling
 from sapwood.store import open_store
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,107 +248,6 @@ class Recording:
 
     captures: CapturePlan | None
     why_not: str
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """A model, and its draft model; None: it has none."""
-
-    model: DecoderModel
-    draft: LoadedDraft | None = None
-
-
-def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
-    """The model with its weights, packed for the kernels; the log says how long each step took."""
-    return load_models(replace(resolved, draft=None), watch=watch or LoadWatch()).model
-
-
-def load_models(
-    resolved: Resolved,
-    *,
-    watch: LoadWatch,
-    routes: RouteLog | None = None,
-    adapters: AdapterContext | None = None,
-    experts: MovableExperts | None = None,
-    member: RankMember = ALONE,
-) -> Models:
-    """The model and its draft model, as `load_model`.
-
-    routes    is told which experts the model chooses; None: nobody wants to know
-    adapters  as in Build
-    experts   as in Build
-    """
-    config, files, draft = resolved.config, resolved.files, resolved.draft
-    if isinstance(resolved.shape, ForeignConfig):
-        foreign = _load_foreign(resolved, resolved.shape, watch)
-        if draft is None:
-            return Models(foreign)
-        return Models(foreign, load_drafter(resolved, draft, None, watch))
-    build = replace(_build(resolved, member), routes=routes, adapters=adapters, experts=experts)
-    with timed("model structure"):
-        model = Decoder.of(resolved.decoder, build, resolved.stage, member.pipe)
-        place_experts(resolved, experts)
-    name_of = model.checkpoint_name
-    if draft is not None and draft.kind is DraftKind.OWN:
-        heads = own_heads(model, draft, build)
-        fill(WithHeads(model, heads), files, config, resolved.dtype, name_of=name_of, watch=watch)
-        return Models(model, head_drafter(resolved, model, heads))
-    fill(
-        model,
-        files,
-        config,
-        resolved.dtype,
-        name_of=name_of,
-        wanted=lambda name: not model.is_elsewhere(name),
-        watch=watch,
-    )
-    if draft is None:
-        return Models(model)
-    return Models(model, load_drafter(resolved, draft, model, watch))
-
-
-def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) -> DecoderModel:
-    log.warning("%s: %s", shape.architecture, SLOW)
-    watch.beat("loading the weights with transformers")
-    with timed("weights (transformers)"), watch.filling():
-        return ForeignDecoder.load(
-            resolved.files.path,
-            shape,
-            resolved.kernels.kernels,
-            device=resolved.device,
-            dtype=resolved.dtype,
-            is_random=resolved.config.model.load_format == "dummy",
-        )
-
-
-def _build(resolved: Resolved, member: RankMember) -> Build:
-    return Build(
-        kernels=resolved.kernels.kernels,
-        device=resolved.device,
-        dtype=resolved.dtype,
-        groups=_groups(resolved, member),
-        scheme=linear_scheme(resolved.config, resolved.files),
-        embedding_dtype=dense_weight_dtype(resolved.config),
-        num_redundant_experts=resolved.config.parallel.ep_num_redundant_experts,
-        rows=None
-        if member.counting is None
-        else SharedRows(
-            member.tp,
-            member.counting,
-            width=resolved.decoder.hidden_size,
-            dtype=resolved.dtype,
-            device=resolved.device,
-        ),
-        exchange=expert_exchange(resolved, member),
-    )
-
-
-def _groups(resolved: Resolved, member: RankMember) -> Groups:
-    if member.attention is None:
-        return Groups.tensor_parallel(member.tp, member.expert)
-    is_whole = resolved.config.parallel.enable_dp_lm_head
-    head = member.attention if is_whole else member.tp
-    return Groups(tp=member.tp, attention=member.attention, expert=member.expert, head=head)
 
 
 def _decoder_runner(
@@ -563,7 +449,7 @@ def _pooling_execute(
     resolved: Resolved, pooling: Pooling, watch: LoadWatch, member: RankMember
 ) -> Execute:
     """Computes steps of a model that makes embeddings or scores; the last stage pools."""
-    build, num_labels = _build(resolved, member), len(pooling.labels)
+    build, num_labels = build_of(resolved, member), len(pooling.labels)
     if isinstance(resolved.shape, EncoderConfig):
         encoder = _load_encoder(resolved, resolved.shape, watch, build, num_labels)
         return _pooling_runner(resolved, pooling, encoder, watch).execute
