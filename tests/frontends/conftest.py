@@ -63,6 +63,7 @@ class ScriptedEngine:
     hold        True: no step is made, until it is False again
     hold_after  tokens of a request after which none follows; held: ids of requests that wait so
     most_open   requests that were open at the same time at most
+    more_pools  of its cache, all of whose pages are free
     """
 
     tokenizer: Tokenizer
@@ -83,6 +84,7 @@ class ScriptedEngine:
     calls: list[Any] = field(default_factory=list)
     submitted: list[Generate] = field(default_factory=list)
     adapters: dict[str, str] = field(default_factory=dict)
+    more_pools: tuple[PoolFacts, ...] = ()
     open: dict[str, bool] = field(default_factory=dict)
     abandoned: dict[str, int] = field(default_factory=dict)
 
@@ -95,7 +97,7 @@ class ScriptedEngine:
             max_total_tokens=4096,
             max_running_requests=8,
             page_size=16,
-            pools=(PoolFacts(name="full", size=256, unit_bytes=1_000_000),),
+            pools=(PoolFacts(name="full", size=256, unit_bytes=1_000_000), *self.more_pools),
             weight_bytes=250_000_000,
             notes=["page_size 16: asked"],
             options=self.options,
@@ -166,7 +168,8 @@ class ScriptedEngine:
         counters = {one.name: 0 for one in fields if one.required}
         counters |= {"call_id": "1", "num_running": len(self.open)} | self.figures
         pool = PoolUse(num_free=counters["num_free_pages"], num_leased=counters["num_leased_pages"])
-        return EngineStatus(**counters, pools=(pool,))
+        more = (PoolUse(num_free=one.size, num_leased=0) for one in self.more_pools)
+        return EngineStatus(**counters, pools=(pool, *more))
 
     async def start_profile(self, order: StartProfile) -> CallDone:
         self.calls.append(order)

@@ -18,6 +18,7 @@ from sapwood.observe.engine_facts import EngineConstants, PoolConstants
 from sapwood.observe.history import Sample
 from sapwood.observe.metrics import Metrics
 from sapwood.observe.requests import RequestObserver
+from sapwood.schema.output import PoolFacts
 from tests.frontends.web.chromium import needs_chromium, watched
 
 pytestmark = needs_chromium
@@ -140,6 +141,14 @@ def test_memory_has_its_owners(page):
         "all => all.map((one) => one.clientWidth)"
     )
     assert widths[0] > widths[1] > widths[2]
+
+
+def test_memory_of_each_pool(page, live, engine):
+    engine.more_pools = (PoolFacts(name="window_1024", size=100, unit_bytes=1_000_000),)
+    httpx.get(f"{live.url}/v1/loads").raise_for_status()
+    rows = page.locator("#memory-rows tr")
+    expect(rows.filter(has_text="windows of 1024, in use and kept")).to_have_count(1)
+    expect(rows.filter(has_text="all tokens, in use and kept")).to_have_count(1)
 
 
 def test_new_samples_arrive_by_themselves(page, services):
