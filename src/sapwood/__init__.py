@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sapwood.app.llm import LLM, EmbeddingResult, GenerationResult
+    from sapwood.app.offline.llm import LLM, EmbeddingResult, GenerationResult
     from sapwood.app.on_ray.serving import serve_ray
     from sapwood.schema.sampling import SamplingParams
 
 __all__ = ["LLM", "EmbeddingResult", "GenerationResult", "SamplingParams", "serve_ray"]
 
 _EXPORTS = {
-    "LLM": "sapwood.app.llm",
-    "EmbeddingResult": "sapwood.app.llm",
-    "GenerationResult": "sapwood.app.llm",
+    "LLM": "sapwood.app.offline.llm",
+    "EmbeddingResult": "sapwood.app.offline.llm",
+    "GenerationResult": "sapwood.app.offline.llm",
     "SamplingParams": "sapwood.schema.sampling",
     "serve_ray": "sapwood.app.on_ray.serving",
 }

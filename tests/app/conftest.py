@@ -37,7 +37,7 @@ def shared_sandboxes() -> Iterator[None]:
         return made.setdefault((tokenizer, options), KeptSandbox(setting))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sapwood.app.grammars.GrammarSandbox", shared)
+        patch.setattr("sapwood.app.building.grammars.GrammarSandbox", shared)
         yield
     for sandbox in made.values():
         GrammarSandbox.close(sandbox)

@@ -15,8 +15,8 @@ from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.model import ModelConfig
 from sapwood.store import Silent
 from tests.adapters import ACTIVATED, INVOCATION, LogProbs, save_adapters
+from tests.app.building.test_adapters import CLOSE, NUM_OUTPUTS, ask, named
 from tests.app.llms import llms_of
-from tests.app.test_adapters import CLOSE, NUM_OUTPUTS, ask, named
 from tests.app.test_logprobs import Result
 from tests.app.test_schedule_independence import kernels_here
 from tests.app.test_windows import text

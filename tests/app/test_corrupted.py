@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sapwood.app.loaded_models import load_model
-from sapwood.app.model_defaults import sampling_defaults
-from sapwood.app.resolving import resolve_config
+from sapwood.app.building.loaded_models import load_model
+from sapwood.app.building.model_defaults import sampling_defaults
+from sapwood.app.building.resolving import resolve_config
 from sapwood.base.errors import IntegrityError, StartupError
 from sapwood.models.loader.weights import iterate_weights
 from sapwood.schema.config.engine import EngineConfig

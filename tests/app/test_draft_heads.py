@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sapwood import LLM
 from sapwood.base.errors import ConfigError
+from tests.app.building.test_speculation import PROMPTS, ask
 from tests.app.test_drafting import llms
-from tests.app.test_speculation import PROMPTS, ask
 from tests.models.drafts import reference
 from tests.models.drafts.reference import Sizes
 from tests.tiny import VOCAB, llama_config, write_tokenizer

@@ -12,8 +12,8 @@ import pytest
 from sapwood import LLM
 from sapwood.base.errors import ConfigError
 from sapwood.schema import grammar as grammars
+from tests.app.building.test_speculation import SAME, ask, check_figures
 from tests.app.llms import llms_of
-from tests.app.test_speculation import SAME, ask, check_figures
 from tests.tiny import save_lfm2, save_qwen3, write_llama
 
 Make = Callable[..., LLM]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sapwood.app import gpu, resolving, runners, wiring
-from sapwood.app.loading import LoadWatch
+from sapwood.app.building import gpu, resolving, runners, wiring
+from sapwood.app.building.loading import LoadWatch
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.errors import ConfigError
 from sapwood.executor.cache_inputs import CachePlaces

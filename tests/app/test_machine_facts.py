@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sapwood.app.resolving import machine_facts
+from sapwood.app.building.resolving import machine_facts
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.platform import read_platform
 

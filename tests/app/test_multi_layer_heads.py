@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sapwood.app.draft_model import DraftKind, FoundDraft
+from sapwood.app.building.draft_model import DraftKind, FoundDraft
 from sapwood.base.errors import ConfigError
 from sapwood.models.registry import decoder_class, read_decoder
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.store import ModelFiles
+from tests.app.building.test_speculation import PROMPTS, SAME, ask, check_figures
 from tests.app.llms import Make, llms_of
-from tests.app.test_speculation import PROMPTS, SAME, ask, check_figures
 from tests.models.drafts.reference import norm, num_steps
 from tests.models.lm.cases import CASES
 from tests.models.lm.peer import Peer, make_peer
@@ -151,7 +151,7 @@ def test_each_head_makes_the_guess_that_its_mathematics_says(
     prompts: list[list[int]],
     chunk: int,
 ) -> None:
-    monkeypatch.setattr("tests.app.test_speculation.PROMPTS", prompts)
+    monkeypatch.setattr("tests.app.building.test_speculation.PROMPTS", prompts)
     llm = make(**EAGLE, chunked_prefill_size=chunk)
     accepted = 0
     for prompt, sample in zip(prompts, ask(llm, ignore_eos=True, max_new_tokens=24), strict=True):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.app.building.test_speculation import PROMPTS, ask
 from tests.app.llms import llms_of
-from tests.app.test_speculation import PROMPTS, ask
 from tests.models.drafts.test_predictors import PREDICTORS, extras_of, served_beside
 from tests.tiny import VOCAB, write_tokenizer
 

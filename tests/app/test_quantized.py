@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sapwood import LLM
-from sapwood.app.resolving import resolve_config
+from sapwood.app.building.resolving import resolve_config
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.execution import ExecutionConfig

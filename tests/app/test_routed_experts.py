@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sapwood import LLM
-from sapwood.app.resolving import resolve_config
+from sapwood.app.building.resolving import resolve_config
 from sapwood.base.errors import ConfigError
 from sapwood.frontends.server import create_app
 from sapwood.schema.config.engine import EngineConfig

@@ -13,9 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sapwood.app.loaded_models import load_model
-from sapwood.app.resolving import Resolved, resolve_config
-from sapwood.app.wiring import Engine, build_engine
+from sapwood.app.building.loaded_models import load_model
+from sapwood.app.building.resolving import Resolved, resolve_config
+from sapwood.app.building.wiring import Engine, build_engine
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.interface import KV_CACHE_DTYPES

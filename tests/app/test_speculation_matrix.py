@@ -20,10 +20,10 @@ from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
 from tests.adapters import write_adapter
+from tests.app.building.test_adapters import ask as ask_adapters
+from tests.app.building.test_speculation import NGRAM, PROMPTS, SAME, Sample, ask, check_figures
 from tests.app.llms import Make, llms_of
-from tests.app.test_adapters import ask as ask_adapters
 from tests.app.test_draft_heads import options_of, write_models
-from tests.app.test_speculation import NGRAM, PROMPTS, SAME, Sample, ask, check_figures
 from tests.tiers import sweep
 
 ALGORITHMS = (

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sapwood import LLM
-from sapwood.app.resolving import resolve_config
+from sapwood.app.building.resolving import resolve_config
 from sapwood.base.errors import ConfigError
 from sapwood.engine.scheduler import Scheduler
 from sapwood.kernels.registry import IMPLEMENTATIONS, Need, select_kernels

@@ -21,7 +21,7 @@ import pytest
 from sapwood.app.cli.main import COMMANDS, cli
 from sapwood.app.cli.options import ConfigOption
 from sapwood.store import ModelFiles
-from tests.app.test_gateway import gateway, read_until
+from tests.app.gateway.test_assembly import gateway, read_until
 from tests.e2e.server import serving
 
 ROOT = Path(__file__).parents[2]

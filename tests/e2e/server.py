@@ -34,7 +34,9 @@ class Server:
 
     def engine_pid(self) -> int:
         children = psutil.Process(self.process.pid).children()
-        (engine,) = [one for one in children if "sapwood.app.engine_process" in one.cmdline()]
+        (engine,) = [
+            one for one in children if "sapwood.app.building.engine_process" in one.cmdline()
+        ]
         return engine.pid
 
     def counters(self) -> dict[str, int]:

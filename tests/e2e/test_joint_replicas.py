@@ -41,7 +41,7 @@ def test_all_end_when_one_is_killed(long_model: Path) -> None:
         engines = [
             child
             for child in psutil.Process(server.process.pid).children()
-            if "sapwood.app.engine_process" in child.cmdline()
+            if "sapwood.app.building.engine_process" in child.cmdline()
         ]
         assert len(engines) == 2
         ends = asyncio.run(kill_one_amid_streams(server.url, engines))

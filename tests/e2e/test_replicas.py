@@ -99,7 +99,9 @@ async def kill_one_amid_streams(server: Server) -> list[dict[str, Any]]:
         for _ in range(NUM_STREAMS):
             await asyncio.wait_for(begun.acquire(), LIMIT_S)
         engines = psutil.Process(server.process.pid).children()
-        victim = next(one for one in engines if "sapwood.app.engine_process" in one.cmdline())
+        victim = next(
+            one for one in engines if "sapwood.app.building.engine_process" in one.cmdline()
+        )
         os.kill(victim.pid, signal.SIGKILL)
         await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
         # The others are still at work, and new requests are answered.

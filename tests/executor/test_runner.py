@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sapwood.app.resolving import resolve_config
-from sapwood.app.wiring import build_engine
+from sapwood.app.building.resolving import resolve_config
+from sapwood.app.building.wiring import build_engine
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.executor.runner import Runner
 from sapwood.executor.warmup import warm_up

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sapwood.app.gateway import callers_of, chat_maker
-from sapwood.app.http_server import HttpServer, access_of
+from sapwood.app.gateway.assembly import callers_of, chat_maker
+from sapwood.app.serving.http_server import HttpServer, access_of
 from sapwood.gateway.app import Gateway, Shared
 from sapwood.gateway.worker import Worker, WorkerState
 from sapwood.history.interface import History

@@ -21,7 +21,7 @@ from tests.gateway.stubs import Bench, Running, Stub, bench
 
 pytest.importorskip("kubernetes")
 
-from sapwood.app.gateway_discovery import found_workers
+from sapwood.app.gateway.discovery import found_workers
 
 
 def pod(name: str, *, ip: str = "127.0.0.1", ready: bool = True, **metadata: Any) -> dict[str, Any]:

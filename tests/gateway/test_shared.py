@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, ExitStack
 
 import pytest
 
-from sapwood.app.gateway import shared_state
+from sapwood.app.gateway.assembly import shared_state
 from sapwood.base.errors import ConfigError
 from sapwood.gateway.worker import WorkerState
 from sapwood.http.callers import Caller, Role

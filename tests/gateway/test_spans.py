@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from sapwood.app.gateway import tracing_of
+from sapwood.app.gateway.assembly import tracing_of
 from sapwood.observe.tracing import Tracing
 from sapwood.schema.config.gateway import GatewayConfig
 from tests.gateway.stubs import Stub, bench

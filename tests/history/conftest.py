@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sapwood.app.gateway_history import open_history
+from sapwood.app.gateway.history import open_history
 from sapwood.history.interface import History
 from sapwood.schema.config.gateway import GatewayConfig
 from tests.history.servers import postgres_server, redis_server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sapwood.app.http_server import access_of
+from sapwood.app.serving.http_server import access_of
 from sapwood.http.access import Access
 from sapwood.http.known_hosts import is_known, is_loopback
 from sapwood.schema.config.server import ServerConfig

@@ -80,7 +80,8 @@ def test_the_descriptors_are_those_of_the_proto_files(tmp_path: Path) -> None:
 
 def test_nobody_pays_for_grpc_who_does_not_ask_for_it() -> None:
     program = (
-        "import sys, sapwood.app.launch, sapwood.app.gateway, sapwood.app.gateway_chats\n"
+        "import sys, sapwood.app.serving.launch\n"
+        "import sapwood.app.gateway.assembly, sapwood.app.gateway.chats\n"
         "assert not {'grpc', 'sapwood.rpc'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from sapwood.app.model_defaults import checkpoint_dtype, read_json
-from sapwood.app.model_impl import SAPWOOD, TRANSFORMERS
-from sapwood.app.resolving import Resolved, resolve_config
+from sapwood.app.building.model_defaults import checkpoint_dtype, read_json
+from sapwood.app.building.model_impl import SAPWOOD, TRANSFORMERS
+from sapwood.app.building.resolving import Resolved, resolve_config
 from sapwood.base.errors import ConfigError
 from sapwood.convert.conversion import Conversion, Texts, convert, cut
 from sapwood.convert.estimate import estimate_s

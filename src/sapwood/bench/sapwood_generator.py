@@ -15,7 +15,7 @@ from sapwood.schema.sampling import SamplingParams
 @contextmanager
 def open_llm(config: EngineConfig) -> Iterator[SapwoodGenerator]:
     """Load the model of that config; leaving the context frees it."""
-    from sapwood.app.llm import LLM
+    from sapwood.app.offline.llm import LLM
 
     llm = LLM(model=config.model.model, config=config)
     try:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sapwood.app import resolving
+from sapwood.app.building import resolving
 from sapwood.app.cli import check as check_module
 from sapwood.app.cli import machine_report
 from sapwood.app.cli.machine_report import compiler_row, kernel_rows, machine_rows, make_report

@@ -10,7 +10,13 @@ from sapwood.app.cli import main as main_module
 from sapwood.app.cli.main import COMMANDS, main
 from sapwood.base.errors import ConfigError
 
-HEAVY = ("torch", "transformers", "fastapi", "sapwood.app.wiring", "sapwood.app.llm")
+HEAVY = (
+    "torch",
+    "transformers",
+    "fastapi",
+    "sapwood.app.building.wiring",
+    "sapwood.app.offline.llm",
+)
 
 
 def loaded_by(*args: str) -> list[str]:

@@ -1,7 +1,7 @@
 import time
 
 from sapwood.app.cli.main import main
-from sapwood.app.running import RunningServer
+from sapwood.app.serving.running import RunningServer
 
 
 def test_servers_are_listed(monkeypatch, capsys):
@@ -23,7 +23,7 @@ def test_servers_are_listed(monkeypatch, capsys):
             started_s=time.time(),
         ),
     ]
-    monkeypatch.setattr("sapwood.app.running.running_servers", lambda: servers)
+    monkeypatch.setattr("sapwood.app.serving.running.running_servers", lambda: servers)
     assert main(["ps"]) == 0
     title, first, second = capsys.readouterr().out.splitlines()
     assert title.split() == ["PID", "URL", "MODEL", "MEMORY", "TOK/S", "STARTED"]
@@ -34,6 +34,6 @@ def test_servers_are_listed(monkeypatch, capsys):
 
 
 def test_without_servers_there_is_a_hint(monkeypatch, capsys):
-    monkeypatch.setattr("sapwood.app.running.running_servers", list)
+    monkeypatch.setattr("sapwood.app.serving.running.running_servers", list)
     assert main(["ps"]) == 0
     assert "sapwood serve" in capsys.readouterr().err

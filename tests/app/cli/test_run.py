@@ -17,7 +17,7 @@ def opened(monkeypatch):
         return Echo()
 
     monkeypatch.setattr(chat_module, "open_backend", open_backend)
-    monkeypatch.setattr("sapwood.app.running.served_model", lambda url, api_key: "tiny")
+    monkeypatch.setattr("sapwood.app.serving.running.served_model", lambda url, api_key: "tiny")
     return calls
 
 

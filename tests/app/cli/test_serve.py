@@ -9,7 +9,7 @@ from sapwood.base.errors import ModelSourceError
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Calls of `sapwood.app.launch.serve`, which ends with status 7; no engine is started."""
+    """Calls of `launch.serve`, which ends with status 7; no engine is started."""
     calls = []
 
     def serve(engine, server, observability, *, processes):
@@ -19,7 +19,7 @@ def launched(monkeypatch):
 
     monkeypatch.setattr("sapwood.app.cli.serve.start_engine_process", lambda: "started")
 
-    monkeypatch.setitem(sys.modules, "sapwood.app.launch", SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "sapwood.app.serving.launch", SimpleNamespace(serve=serve))
     return calls
 
 
@@ -62,6 +62,6 @@ def test_a_server_that_cannot_start_says_why(launched, monkeypatch, capsys):
     def serve(engine, server, observability, *, processes):
         raise ModelSourceError("no source could provide the model")
 
-    monkeypatch.setitem(sys.modules, "sapwood.app.launch", SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "sapwood.app.serving.launch", SimpleNamespace(serve=serve))
     assert main(["serve"]) == 1
     assert capsys.readouterr().err == "sapwood: no source could provide the model\n"

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from sapwood.app.cli.main import cli, main
-from sapwood.app.launch import serve
-from sapwood.app.llm import LLM
+from sapwood.app.offline.llm import LLM
+from sapwood.app.serving.launch import serve
 from sapwood.base.errors import IntegrityError
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.server import ServerConfig
@@ -53,8 +53,8 @@ def damaged(model, tmp_path):
 
 def test_nothing_starts_from_files_that_are_not_as_listed(damaged, capsys, monkeypatch) -> None:
     model, manifest = damaged
-    monkeypatch.setattr("sapwood.app.launch.print_stacks_on_signal", lambda: None)
-    monkeypatch.setattr("sapwood.app.launch.configure_logging", lambda _: None)
+    monkeypatch.setattr("sapwood.app.serving.launch.print_stacks_on_signal", lambda: None)
+    monkeypatch.setattr("sapwood.app.serving.launch.configure_logging", lambda _: None)
     config = EngineConfig.of({"model": str(model), "model_checksum": str(manifest)})
     with pytest.raises(IntegrityError, match=r"tokenizer\.json: found 2 bytes, expected"):
         serve(config, ServerConfig())

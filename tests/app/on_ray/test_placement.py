@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from sapwood import LLM
-from sapwood.app.engine_start import refuse_placement
 from sapwood.app.on_ray.placement import threads_that_fit
+from sapwood.app.serving.engine_start import refuse_placement
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.server import ServerConfig
@@ -69,7 +69,7 @@ def test_replicas_answer_and_one_that_is_killed_is_replaced(
             assert ask(server, data_parallel_rank=replica).json()["output_ids"] == expected
         # First an actor is killed, then an engine: its actor lives, but must not keep the room.
         for end_of_engine in (psutil.Process.parent, lambda engine: engine):
-            before = processes(pid, "sapwood.app.engine_process")
+            before = processes(pid, "sapwood.app.building.engine_process")
             assert len(before) == 2
             victim = end_of_engine(before[0])
             assert victim is not None
@@ -104,7 +104,7 @@ def test_ranks_on_two_nodes_are_one_engine(tiny_llama: Path, expected: list[int]
         layout = ("--tp-size", "2", "--nnodes", "2", "--ray-address", cluster.address)
         with serving(*flags(tiny_llama, *layout), start_limit_s=LIMIT_S) as server:
             assert ask(server).json()["output_ids"] == expected
-            (rank,) = processes(os.getpid(), "sapwood.app.rank_process")
+            (rank,) = processes(os.getpid(), "sapwood.app.ranks.process")
             rank.kill()
             assert server.process.wait(LIMIT_S) == 1
             assert "rank 1" in server.log

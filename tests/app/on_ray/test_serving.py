@@ -35,7 +35,7 @@ def _engines() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
         try:
-            if "sapwood.app.engine_process" in child.cmdline():
+            if "sapwood.app.building.engine_process" in child.cmdline():
                 found.append(child)
         except psutil.Error:
             continue

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from sapwood.app.grpc_server import GrpcServer
+from sapwood.app.serving.grpc_server import GrpcServer
 from sapwood.frontends.serving.limits import RequestLimits
 from sapwood.frontends.serving.services import Services
 from sapwood.rpc import health_pb2

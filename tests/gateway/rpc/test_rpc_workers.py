@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sapwood.app.grpc_server import GrpcServer
+from sapwood.app.serving.grpc_server import GrpcServer
 from sapwood.frontends.server import create_app
 from sapwood.frontends.serving.services import Services
 from sapwood.gateway.worker import WorkerState

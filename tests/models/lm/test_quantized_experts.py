@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sapwood.app.expert_moves import Coming
+from sapwood.app.ranks.expert_moves import Coming
 from sapwood.distributed.groups import Group
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.torch_ops import TorchKernels

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapwood.app.loading import Parts
-from sapwood.app.model_defaults import read_json
+from sapwood.app.building.loading import Parts
+from sapwood.app.building.model_defaults import read_json
 from sapwood.distributed.groups import Group
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.build import Build, Groups

@@ -14,7 +14,7 @@ from sapwood.base.errors import EngineUnavailable, InvalidRequest, SapwoodError
 if TYPE_CHECKING:
     import httpx
 
-    from sapwood.app.llm import LLM
+    from sapwood.app.offline.llm import LLM
 
 Message = Mapping[str, str]
 

@@ -17,8 +17,8 @@ from sapwood.schema.env import environment, home
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sapwood.app.building.resolving import Resolved
     from sapwood.app.cli.machine_report import Report, Row
-    from sapwood.app.resolving import Resolved
 
 UNRESOLVED = 1
 """Exit status when the configuration does not fit this machine or the model cannot be had."""
@@ -46,9 +46,9 @@ def check(ctx: click.Context, name: str | None, as_json: bool, asked: Asked) -> 
 
 def inspect(asked: Asked) -> Report:
     """The report on machine and software, even if the configuration cannot be resolved."""
+    from sapwood.app.building.gpu import graphs_decisions
+    from sapwood.app.building.resolving import resolve_config
     from sapwood.app.cli.machine_report import make_report
-    from sapwood.app.gpu import graphs_decisions
-    from sapwood.app.resolving import resolve_config
 
     engine = asked.engine()
     resolved, problem = None, None
@@ -65,7 +65,7 @@ def inspect(asked: Asked) -> Report:
 
 def _with_answers(resolved: Resolved) -> Resolved:
     """Decided, too, what a server decides about the model's answers, apart from its engine."""
-    from sapwood.app.services import decisions_about_answers
+    from sapwood.app.serving.services import decisions_about_answers
 
     decisions = decisions_about_answers(resolved.files, resolved.config.model)
     chosen: dict[str, Any] = {decision.option: decision.value for decision in decisions}

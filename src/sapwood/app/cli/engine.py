@@ -10,7 +10,7 @@ from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.env import environment, home
 
 if TYPE_CHECKING:
-    from sapwood.app.llm import LLM
+    from sapwood.app.offline.llm import LLM
     from sapwood.store import ModelFiles
     from sapwood.store.terminal import TerminalProgress
 
@@ -42,7 +42,7 @@ def fetch_with_bar(model: ModelConfig) -> ModelFiles:
 def open_llm(config: EngineConfig) -> LLM:
     """An engine in this process."""
     fetch_with_bar(config.model)  # first, because this takes long and has a bar
-    from sapwood.app.llm import LLM
+    from sapwood.app.offline.llm import LLM
 
     # The files have just been verified, with a bar.
     return LLM(config=replace(config, model=replace(config.model, model_checksum=None)))

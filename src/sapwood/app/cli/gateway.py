@@ -22,6 +22,6 @@ def gateway(ctx: click.Context, urls: tuple[str, ...], asked: Asked) -> None:
     """
     config = asked.build(GatewayConfig)
     config = replace(config, worker_urls=",".join([*config.urls, *urls]))
-    from sapwood.app.gateway import route
+    from sapwood.app.gateway.assembly import route
 
     ctx.exit(route(config))

@@ -19,7 +19,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 
 if TYPE_CHECKING:
-    from sapwood.app.llm import LLM
+    from sapwood.app.offline.llm import LLM
     from sapwood.frontends.batches.run import Tally
 
 INTERRUPTED = 130

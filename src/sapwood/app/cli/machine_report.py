@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from sapwood.app.resolving import Resolved
+from sapwood.app.building.resolving import Resolved
 from sapwood.base.errors import StartupError
 from sapwood.kernels.cpu import slower_because
 from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES

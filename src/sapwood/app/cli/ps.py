@@ -17,7 +17,7 @@ def ps() -> None:
     MEMORY is that of all processes of a server. TOK/S is the rate of output tokens now, which a
     server tells with --enable-metrics; MODEL is shown if the server answers without a key.
     """
-    from sapwood.app.running import running_servers
+    from sapwood.app.serving.running import running_servers
 
     servers = running_servers()
     if not servers:

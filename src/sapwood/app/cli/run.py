@@ -41,7 +41,7 @@ def run(name: str | None, message: str | None, asked: Asked) -> None:
 
 def server_with(name: str, *, api_key: str | None) -> str | None:
     """The address of the server on the default port, if it serves that model."""
-    from sapwood.app.running import served_model
+    from sapwood.app.serving.running import served_model
 
     config = ServerConfig()
     url = f"http://{config.host}:{config.port}"

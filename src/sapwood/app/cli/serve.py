@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
-from sapwood.app.engine_start import start_engine_process
+from sapwood.app.serving.engine_start import start_engine_process
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.observability import ObservabilityConfig
@@ -37,7 +37,7 @@ def serve(ctx: click.Context, name: str | None, asked: Asked) -> None:
             "ask GetLoads, or leave one of them out"
         )
     if engine.parallel.node_rank > 0:
-        from sapwood.app.node import serve_node
+        from sapwood.app.ranks.node import serve_node
 
         ctx.exit(serve_node(engine, log_level=server.log_level))
     if server.ray_address is not None and engine.parallel.placement == LOCAL:
@@ -45,6 +45,6 @@ def serve(ctx: click.Context, name: str | None, asked: Asked) -> None:
     is_here = engine.parallel.placement == LOCAL
     processes = [start_engine_process() for _ in range(engine.parallel.dp_size if is_here else 0)]
     # Imported while the engines' processes import torch.
-    from sapwood.app.launch import serve as serve_until_stopped
+    from sapwood.app.serving.launch import serve as serve_until_stopped
 
     ctx.exit(serve_until_stopped(engine, server, observability, processes=processes))

@@ -21,10 +21,10 @@ from typing import IO, Any
 
 import msgspec
 
-from sapwood.app.engine_process import EngineProcessArgs
-from sapwood.app.engine_start import start_engine_process
+from sapwood.app.building.engine_process import EngineProcessArgs
 from sapwood.app.on_ray.library import join_cluster, load
-from sapwood.app.ranks import start_ranks
+from sapwood.app.ranks.ranks import start_ranks
+from sapwood.app.serving.engine_start import start_engine_process
 from sapwood.base.errors import StartupError
 from sapwood.base.process import Child, hand_over, watch
 from sapwood.schema.config.engine import EngineConfig

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from sapwood.app.cli.engine import fetch_with_bar
-from sapwood.app.launch import body_limits_of, request_limits_of
 from sapwood.app.on_ray.library import load
-from sapwood.app.served_engines import ServedEngines
-from sapwood.app.services import build_services
+from sapwood.app.serving.launch import body_limits_of, request_limits_of
+from sapwood.app.serving.served_engines import ServedEngines
+from sapwood.app.serving.services import build_services
 from sapwood.base.errors import ConfigError
 from sapwood.frontends.server import create_app
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig

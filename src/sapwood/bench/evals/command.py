@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sapwood.app.loaded_models import load_model
-from sapwood.app.resolving import resolve_config
+from sapwood.app.building.loaded_models import load_model
+from sapwood.app.building.resolving import resolve_config
 from sapwood.base.errors import ConfigError
 from sapwood.bench.environment import describe_environment
 from sapwood.bench.evals.options import PerplexityOptions

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from sapwood.app.resolving import resolve_config
-from sapwood.app.wiring import Engine, build_engine
+from sapwood.app.building.resolving import resolve_config
+from sapwood.app.building.wiring import Engine, build_engine
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.errors import SapwoodError
 from sapwood.bench.gpu.shapes import Shape

@@ -1,0 +1,1 @@
+"""Resolves a configuration, loads a model and builds the engine around it."""

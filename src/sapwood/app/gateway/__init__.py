@@ -1,0 +1,1 @@
+"""`sapwood gateway`: builds the router of engines from its options."""

@@ -1,0 +1,1 @@
+"""`sapwood.LLM`: an engine inside a Python program, without a server."""

@@ -1,0 +1,1 @@
+"""The processes that share one engine's model, and the experts that move between them."""

@@ -1,0 +1,1 @@
+"""`sapwood serve`: the API process, and its watch over the engine processes."""

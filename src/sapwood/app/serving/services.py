@@ -1,0 +1,125 @@
+"""The API side of one engine: tokenizer, template, generator. Torch-free, so it starts fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from sapwood.app.building.model_defaults import read_json_if_there, reading, sampling_defaults
+from sapwood.app.serving.observability import build_observer
+from sapwood.frontends.serving.adapters import AdapterRegistry
+from sapwood.frontends.serving.engine_figures import EngineFigures
+from sapwood.frontends.serving.services import Services
+from sapwood.models.pooling import pooling_of
+from sapwood.schema.client import EngineClient
+from sapwood.schema.config.decision import Decision
+from sapwood.schema.config.engine import EngineConfig
+from sapwood.schema.config.model import ModelConfig
+from sapwood.schema.config.observability import ObservabilityConfig
+from sapwood.schema.logits_processors import known_processors
+from sapwood.store import ModelFiles, load_catalogue
+from sapwood.store.summary import summarize
+from sapwood.text.formats import AnswerFormats
+from sapwood.text.generation import TextGenerator
+from sapwood.text.template import ChatTemplate
+from sapwood.text.tokenizer import Tokenizer
+
+
+def build_services(
+    engine: EngineClient,
+    files: ModelFiles,
+    config: EngineConfig,
+    observability: ObservabilityConfig | None = None,
+    replicas: Sequence[EngineClient] = (),
+) -> Services:
+    """The services that the HTTP dialects and the Python API use.
+
+    replicas  the engines behind `engine`, if it stands for several
+    """
+    observed = observability or ObservabilityConfig()
+    observer = build_observer(observed, config)
+    tokenizer_path = _tokenizer_path(files, config.model)
+    tokenizer = Tokenizer.from_directory(tokenizer_path)
+    model = read_json_if_there(files.path / "config.json")
+    with reading(files.path / "config.json"):
+        pooling = pooling_of(
+            model,
+            files.path,
+            is_embedding=config.model.is_embedding,
+            method=config.model.pooling_method,
+        )
+    architectures = tuple(model.get("architectures") or ())
+    template = ChatTemplate.of_model(
+        tokenizer, override=config.model.chat_template, architectures=architectures
+    )
+    return Services(
+        engine=engine,
+        replicas=tuple(replicas),
+        generator=TextGenerator(
+            engine,
+            tokenizer,
+            vocab_size=model.get("vocab_size"),
+            pooling=pooling,
+            logits_processors=known_processors(),
+            allow_code=config.execution.enable_custom_logit_processor,
+            tells_hidden=config.execution.enable_return_hidden_states,
+            hidden_size=model.get("hidden_size"),
+        ),
+        tokenizer=tokenizer,
+        template=template,
+        formats=_answer_formats(config.model, template, architectures),
+        model_name=config.model.served_model_name or config.model.model,
+        model_path=config.model.model,
+        tokenizer_path=str(tokenizer_path),
+        model_type=model.get("model_type"),
+        architectures=architectures,
+        created=int(time.time()),
+        version=version("sapwood"),
+        default_sampling=default_sampling(files.path, config.model),
+        has_dialect_defaults=config.model.sampling_defaults == "model",
+        weights=summarize(files),
+        options=config.flat(),
+        pooling=pooling,
+        adapters=AdapterRegistry(engine, config.lora),
+        observer=observer,
+        figures=EngineFigures(replicas or (engine,), observer),
+        serves_metrics=observed.enable_metrics,
+        custom_labels_header=observed.tokenizer_metrics_custom_labels_header,
+    )
+
+
+def default_sampling(directory: Path, config: ModelConfig) -> dict[str, float]:
+    """Of what a request leaves open: from the model's files, then from the catalogue."""
+    if config.sampling_defaults != "model":
+        return {}
+    entry = load_catalogue().get(config.model)
+    advised = {} if entry is None else dict(entry.sampling)
+    return advised | sampling_defaults(directory)
+
+
+def decisions_about_answers(files: ModelFiles, config: ModelConfig) -> tuple[Decision, ...]:
+    """What `Services.formats` decides, without an engine."""
+    tokenizer = Tokenizer.from_directory(_tokenizer_path(files, config))
+    architectures = tuple(read_json_if_there(files.path / "config.json").get("architectures") or ())
+    template = ChatTemplate.of_model(
+        tokenizer, override=config.chat_template, architectures=architectures
+    )
+    return _answer_formats(config, template, architectures).decisions
+
+
+def _tokenizer_path(files: ModelFiles, config: ModelConfig) -> Path:
+    return Path(config.tokenizer_path or files.path)
+
+
+def _answer_formats(
+    config: ModelConfig, template: ChatTemplate | None, architectures: tuple[str, ...]
+) -> AnswerFormats:
+    return AnswerFormats.of_model(
+        tool_call_parser=config.tool_call_parser,
+        reasoning_parser=config.reasoning_parser,
+        template=template,
+        architectures=architectures,
+        keeps_unknown=config.unknown_tool_calls == "call",
+    )
