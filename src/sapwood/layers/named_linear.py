@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from sapwood.layers.build import Build
@@ -28,7 +29,7 @@ class NamedLinear:
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """x [T, in] -> each layer's outputs"""
-        return self._layer(x).split(self._sizes, dim=-1)
+        return torch.split(self._layer(x), self._sizes, dim=-1)
 
     def targets(self) -> dict[str, Target]:
         """The layer is packed once it is filled."""

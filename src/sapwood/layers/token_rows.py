@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -32,11 +32,11 @@ class TokenRows:
     @property
     def spans(self) -> list[slice]:
         ends = list(accumulate(self.lengths, initial=0))
-        return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        return [slice(a, b) for a, b in pairwise(ends)]
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """x [T, …] -> the rows' tokens, as views"""
-        return x.split(list(self.lengths))
+        return torch.split(x, list(self.lengths))
 
 
 def packed(pieces: Sequence[Tensor]) -> Tensor:
@@ -64,5 +64,5 @@ class JointRows:
     def part(self, joint: Tensor) -> tuple[Tensor, Tensor]:
         """The two streams of `join`; views, if there is one row"""
         pairs = zip(self.first.lengths, self.second.lengths, strict=True)
-        pieces = joint.split([length for pair in pairs for length in pair])
+        pieces = torch.split(joint, [length for pair in pairs for length in pair])
         return packed(pieces[::2]), packed(pieces[1::2])

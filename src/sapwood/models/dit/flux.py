@@ -179,12 +179,10 @@ class FluxTransformer:
         return found + self._pooled(torch.stack(pooled))
 
     def targets(self) -> dict[str, Target]:
-        embedders = {"timestep_embedder": self._timestep, "text_embedder": self._pooled}
+        found = prefixed("time_text_embed.timestep_embedder", self._timestep.targets())
+        found |= prefixed("time_text_embed.text_embedder", self._pooled.targets())
         if self._guidance is not None:
-            embedders["guidance_embedder"] = self._guidance
-        found: dict[str, Target] = {}
-        for name, embedder in embedders.items():
-            found |= prefixed(f"time_text_embed.{name}", embedder.targets())
+            found |= prefixed("time_text_embed.guidance_embedder", self._guidance.targets())
         for layer in (self._text_in, self._picture_in, self._last_numbers, self._out):
             found |= layer.targets()
         for index, double in enumerate(self._doubles):
