@@ -46,5 +46,5 @@ def grid(*sizes: int) -> Tensor:
 
 def rotate(x: Tensor, by: Tensor) -> Tensor:
     """Rotate neighbouring pairs of entries. x [T, H, D]; by [T, D / 2] complex64 -> [T, H, D]"""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * by[:, None]).flatten(-2).to(x.dtype)

@@ -20,7 +20,7 @@ class NamedLinear:
     ) -> None:
         """outputs: of each layer, by its name in the checkpoint, in the order of the product"""
         parts = tuple(Part(name, size, 0, size) for name, size in outputs.items())
-        self._sizes = tuple(outputs.values())
+        self._sizes = list(outputs.values())
         self._layer = ColumnParallelLinear(build, in_size, parts, bias=bias)
 
     def __call__(self, x: Tensor) -> Tensor:

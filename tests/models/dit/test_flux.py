@@ -14,7 +14,7 @@ from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.axial_rope import grid
 from sapwood.models.dit.flux import FluxTransformer
 from sapwood.models.dit.rows import DenoisingRow
-from tests.models.dit.peers import build_of, filled, numbers, random_weights
+from tests.painting_peers import build_of, filled, numbers, random_weights
 
 SIZES: dict[str, Any] = {
     "in_channels": 12,

@@ -102,11 +102,12 @@ class ClipTextEncoder:
             x = layer(x, shape)
         if not skipped_layers:
             states = x
-        last = self._norm(x).unflatten(0, shape)
+        last = self._norm(x).view(*shape, -1)
         pooled = last[torch.arange(shape[0]), self._ends(token_ids)]
         if self._projection is not None:
             pooled = self._projection(pooled)
-        return PromptStates((self._norm(states) if is_normed else states).unflatten(0, shape), pooled)
+        states = self._norm(states) if is_normed else states
+        return PromptStates(states.view(*shape, -1), pooled)
 
     def _ends(self, token_ids: Tensor) -> Tensor:
         """[B]: where each text ends"""

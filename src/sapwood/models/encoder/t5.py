@@ -75,9 +75,7 @@ class T5Layer:
         return {
             **prefixed("layer.0.SelfAttention", attention),
             **prefixed("layer.0.layer_norm", self._norms[0].targets()),
-            **prefixed(
-                "layer.1.DenseReluDense", once_filled(self._mlp.targets(), self._mlp.pack)
-            ),
+            **prefixed("layer.1.DenseReluDense", once_filled(self._mlp.targets(), self._mlp.pack)),
             **prefixed("layer.1.layer_norm", self._norms[1].targets()),
         }
 
@@ -116,7 +114,7 @@ class T5Encoder:
                 added = own if hidden is None else own + hidden
             assert added is not None, "the first layer has the numbers of distances"
             x = layer(x, shape, added)
-        return PromptStates(self._norm(x).unflatten(0, shape), None)
+        return PromptStates(self._norm(x).view(*shape, -1), None)
 
     def targets(self) -> dict[str, Target]:
         found = {"shared.weight": whole(self._words)}
