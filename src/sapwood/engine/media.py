@@ -1,8 +1,8 @@
 """Vectors of pictures and videos: which the ranks have, who uses them, which are to be made.
 
-A medium is encoded once, before the step that first needs its vectors, whoever shows it. Its vectors
-stay until others need their bytes and no running request has to compute tokens with them. Like
-pages, vectors change hands in the order of plans.
+A medium is encoded once, before the step that first needs its vectors, whoever shows it. Its
+vectors stay until others need their bytes and no running request has to compute tokens with them.
+Like pages, vectors change hands in the order of plans.
 """
 
 from __future__ import annotations
