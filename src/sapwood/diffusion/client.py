@@ -83,7 +83,8 @@ class AsyncPaintingClient:
             raise EngineUnavailable(self._reason)
         self._num_calls += 1
         call_id = str(self._num_calls)
-        answer = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[PainterStatus] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = answer
         try:
             self._sender.send(GetPainterStatus(call_id))
             return await answer
