@@ -1,4 +1,4 @@
-"""Which pictures take part in the next turn: one piece of preparing, one step, one piece of decoding.
+"""Which pictures take part in the next turn: a piece of preparing, a step, a piece of decoding.
 
 The unit of scheduling is the step, not the picture. Trajectories join after any step and leave
 after any step; those of one step may be at different timesteps. What a turn costs is bounded: by
