@@ -32,6 +32,7 @@ from sapwood.http.routing import routing_key
 from sapwood.http.sse import EventStream, event, until_disconnect
 from sapwood.schema.fields import parse
 from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.namespace import cache_namespace
 from sapwood.schema.output import Finish
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
@@ -115,7 +116,9 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
         services.adapter_of(asked.model, name)
         for name, _ in _per_prompt(asked.lora_path, len(prompts), "lora_path")
     ]
-    extra_keys = _per_prompt(asked.extra_key, len(prompts), "extra_key")
+    namespaces = [
+        cache_namespace(key) for key, _ in _per_prompt(asked.extra_key, len(prompts), "extra_key")
+    ]
     wants_hidden = _per_prompt(asked.return_hidden_states, len(prompts), "return_hidden_states")
     wants_routed = _per_prompt(asked.return_routed_experts, len(prompts), "return_routed_experts")
     ids = _request_ids(asked.rid, len(prompts))
@@ -130,7 +133,7 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
                     return_routed_experts=wants_routed[i][0],
                     sampling=sampling[i][0],
                     logprobs=logprobs[i],
-                    extra_key=extra_keys[i][0],
+                    namespace=namespaces[i],
                     adapter=adapters[i],
                     priority=asked.priority,
                     routing_key=key,

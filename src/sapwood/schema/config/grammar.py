@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
+from sapwood.schema.limits import GRAMMAR_BYTES
 
 BACKENDS = ("xgrammar", "llguidance", "none")
 
@@ -32,7 +33,7 @@ class GrammarConfig:
         10.0, "A grammar that is not compiled after this long is refused.", unit="seconds"
     )
     grammar_max_bytes: int = option(
-        262_144, "A grammar whose text is longer than this is refused.", unit="bytes"
+        GRAMMAR_BYTES.most, "A grammar whose text is longer than this is refused.", unit="bytes"
     )
     disable_jump_forward: bool = option(
         False,
