@@ -1,0 +1,124 @@
+"""Tiny random pipelines of diffusers, saved as folders, with tokenizers of one token per byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+
+from tests.painting_peers import random_weights
+
+START, END, PAD = 256, 257, 258
+VOCAB = 260
+
+
+def byte_tokenizer(length: int, *, frames: bool, pads_with_end: bool = False) -> Any:
+    """frames: whether a text begins with a token of its own; all of them end with one."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, [])
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "</s>", "<pad>"])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>" if frames else "$A </s>",
+        special_tokens=[("<s>", START), ("</s>", END)],
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>" if pads_with_end else "<pad>",
+        model_max_length=length,
+    )
+
+
+def clip(*, size: int = 24, projection: int | None = None, eos: int = END, seed: int = 1) -> Any:
+    config = transformers.CLIPTextConfig(
+        vocab_size=VOCAB,
+        hidden_size=size,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=20,
+        projection_dim=projection or 16,
+        eos_token_id=eos,
+        bos_token_id=START,
+        pad_token_id=PAD,
+    )
+    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    return _random(kind(config), seed)
+
+
+def t5(*, size: int = 20, seed: int = 2) -> Any:
+    config = transformers.T5Config(
+        vocab_size=VOCAB,
+        d_model=size,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return _random(transformers.T5EncoderModel(config), seed)
+
+
+def kl(**fields: Any) -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    sizes: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+        "sample_size": 64,
+    }
+    return _random(AutoencoderKL(**sizes, **fields), 3)
+
+
+def flux(*, has_guidance: bool = True, pipeline: str = "FluxPipeline") -> Any:
+    import diffusers
+
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=20,
+        pooled_projection_dim=24,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=has_guidance,
+    )
+    return getattr(diffusers, pipeline)(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=has_guidance, shift=3.0 if has_guidance else 1.0
+        ),
+        text_encoder=clip(),
+        tokenizer=byte_tokenizer(20, frames=True),
+        text_encoder_2=t5(),
+        tokenizer_2=byte_tokenizer(512, frames=False),
+        transformer=_random(transformer, 4),
+        vae=kl(
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+        ),
+    )
+
+
+def saved(pipeline: Any, folder: Path) -> Path:
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _random(model: torch.nn.Module, seed: int) -> Any:
+    random_weights(model, seed)
+    return model.eval()
