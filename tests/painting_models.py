@@ -114,6 +114,63 @@ def flux(*, has_guidance: bool = True, pipeline: str = "FluxPipeline") -> Any:
     )
 
 
+def qwen_image() -> Any:
+    import diffusers
+
+    text = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 1200,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [0],
+    }
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        axes_dims_rope=(4, 4, 8),
+    )
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.4],
+        latents_std=[1.5, 0.7, 1.1, 0.9],
+    )
+    return diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=0.9,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+        ),
+        vae=_random(vae, 3),
+        text_encoder=_random(transformers.Qwen2_5_VLForConditionalGeneration(config), 1),
+        tokenizer=byte_tokenizer(2000, frames=False),
+        transformer=_random(transformer, 4),
+    )
+
+
 def saved(pipeline: Any, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     return folder
