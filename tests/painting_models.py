@@ -171,6 +171,51 @@ def qwen_image() -> Any:
     )
 
 
+def z_image() -> Any:
+    import diffusers
+
+    config = transformers.Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=600,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=48,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=3,
+        n_kv_heads=3,
+        cap_feat_dim=48,
+        axes_dims=[4, 6, 6],
+        axes_lens=[600, 64, 64],
+    )
+    tokenizer = byte_tokenizer(2000, frames=False)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=kl(
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+        ),
+        text_encoder=_random(transformers.Qwen3Model(config), 1),
+        tokenizer=tokenizer,
+        transformer=_random(transformer, 4),
+    )
+
+
 def saved(pipeline: Any, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     return folder

@@ -56,6 +56,4 @@ def test_a_negative_prompt_without_a_second_pass_is_refused(
     pair: tuple[Any, QwenImagePipeline],
 ) -> None:
     with pytest.raises(InvalidRequest, match="second pass"):
-        begun(
-            pair[1], PictureRequest(negative_prompt="blurred", true_cfg_scale=1.0, **COMMON)
-        )
+        begun(pair[1], PictureRequest(negative_prompt="blurred", true_cfg_scale=1.0, **COMMON))

@@ -27,8 +27,8 @@ from sapwood.pipelines.interface import (
     as_pixels,
 )
 from sapwood.pipelines.noise.flow_match import FlowMatchSchedule, shift_by_tokens
-from sapwood.pipelines.requests import refuse_unused, text_length
 from sapwood.pipelines.pictures import from_pixels, pack, resized, unpack
+from sapwood.pipelines.requests import refuse_unused, text_length
 from sapwood.pipelines.trajectory import (
     PictureNoise,
     TokenTrajectory,

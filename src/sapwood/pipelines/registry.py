@@ -16,6 +16,7 @@ PIPELINES: dict[str, str] = {
     "FluxKontextPipeline": "sapwood.pipelines.flux:FluxKontextPipeline",
     "FluxPipeline": "sapwood.pipelines.flux:FluxPipeline",
     "QwenImagePipeline": "sapwood.pipelines.qwen_image:QwenImagePipeline",
+    "ZImagePipeline": "sapwood.pipelines.z_image:ZImagePipeline",
 }
 
 

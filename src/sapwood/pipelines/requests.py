@@ -27,7 +27,9 @@ def refuse_unused(
             param="negative_prompt",
         )
     if len(request.images) > max_pictures:
-        ability = f"looks at {max_pictures} at most" if max_pictures else "draws from a prompt alone"
+        ability = (
+            f"looks at {max_pictures} at most" if max_pictures else "draws from a prompt alone"
+        )
         raise InvalidRequest(
             f"{len(request.images)} pictures were sent, but {name} {ability}", param="image"
         )

@@ -34,8 +34,8 @@ class TextDecoder:
         self.config = config_of(hf)
         if len(self.config.cache_groups) != 1:
             raise ConfigError(
-                f"{self.config.architecture} keeps {len(self.config.cache_groups)} kinds of caches; "
-                "an encoder of prompts may have one"
+                f"{self.config.architecture} keeps several kinds of caches, but an encoder of "
+                "prompts may have one"
             )
         self._decoder = Decoder.of(self.config, build)
         self._build = build
@@ -92,7 +92,7 @@ class TextDecoder:
         return (*self._decoder.ignorable_tensors(), "lm_head.*", "model.lm_head.*")
 
     def checkpoint_name(self, name: str) -> str:
-        """The name in `targets()` of a tensor of the checkpoint; without a head it has no prefix."""
+        """The name in `targets()` of a checkpoint's tensor, which has no prefix without a head."""
         own = self._decoder.checkpoint_name(name)
         return own if own.startswith(("model.", "lm_head.")) else f"model.{own}"
 
@@ -117,4 +117,3 @@ def as_generating(hf: Mapping[str, Any]) -> dict[str, Any]:
         "Mistral3Model": "Mistral3ForConditionalGeneration",
     }
     return {**hf, "architectures": [known.get(name, name) for name in names]}
-

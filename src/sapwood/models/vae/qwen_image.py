@@ -69,8 +69,9 @@ class ChannelNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True).clamp(min=1e-12)
-        scale = x.shape[1] ** 0.5
-        return (x.float() / lengths).to(x.dtype) * scale * self._gamma[:, None, None]
+        scale = float(x.shape[1]) ** 0.5
+        normed = (x.float() / lengths).to(x.dtype)
+        return normed * scale * self._gamma[:, None, None]
 
     def silu(self, x: Tensor) -> Tensor:
         """silu(norm(x))"""
@@ -78,7 +79,6 @@ class ChannelNorm:
 
     def targets(self) -> dict[str, Target]:
         shape = (len(self._gamma), *(1,) * self._axes)
-
 
         def put(gamma: Tensor) -> None:
             self._gamma.copy_(gamma.flatten())
