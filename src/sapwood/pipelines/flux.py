@@ -35,6 +35,7 @@ from sapwood.pipelines.trajectory import (
     checked_steps,
     latent_size,
 )
+from sapwood.schema.painting import PictureDefaults, PipelineTraits
 
 MAX_TEXT = 512
 USUAL_LATENTS = 128
@@ -67,6 +68,21 @@ class FluxPipeline:
         self._schedule = folder.config("scheduler")
         self._dtype, self._device = precisions.dit, folder.device
         self._multiple = self._vae.scale * 2
+
+    @property
+    def traits(self) -> PipelineTraits:
+        """As Pipeline.traits."""
+        side = USUAL_LATENTS * self._vae.scale
+        return PipelineTraits(
+            defaults=PictureDefaults(
+                width=side,
+                height=side,
+                num_inference_steps=self.default_steps,
+                guidance_scale=self.default_guidance if self._transformer.has_guidance else None,
+            ),
+            size_multiple=self._multiple,
+            max_input_pictures=self.max_pictures,
+        )
 
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
         """As Pipeline.texts."""

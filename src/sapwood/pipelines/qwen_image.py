@@ -26,11 +26,12 @@ from sapwood.pipelines.trajectory import (
     guided_with_norm,
     latent_size,
 )
+from sapwood.schema.painting import PictureDefaults, PipelineTraits
 
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
-    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}"
-    "<|im_end|>\n<|im_start|>assistant\n"
+    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
 NUM_DROPPED = 34
 """Tokens of the template before the prompt."""
@@ -55,6 +56,20 @@ class QwenImagePipeline:
         self._vae.tiles = precisions.vae_tiling
         self._schedule = folder.config("scheduler")
         self._dtype, self._device = precisions.dit, folder.device
+
+    @property
+    def traits(self) -> PipelineTraits:
+        """As Pipeline.traits."""
+        side = USUAL_LATENTS * self._vae.scale
+        return PipelineTraits(
+            defaults=PictureDefaults(
+                width=side,
+                height=side,
+                num_inference_steps=self.default_steps,
+                guidance_scale=None,
+            ),
+            size_multiple=2 * self._vae.scale,
+        )
 
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
         """As Pipeline.texts."""

@@ -26,6 +26,7 @@ from sapwood.pipelines.trajectory import (
     guided,
     latent_size,
 )
+from sapwood.schema.painting import PictureDefaults, PipelineTraits
 
 MAX_TEXT = 512
 USUAL_SIDE = 1024
@@ -48,6 +49,20 @@ class ZImagePipeline:
         self._vae.tiles = precisions.vae_tiling
         self._schedule = folder.config("scheduler")
         self._dtype, self._device = precisions.dit, folder.device
+
+    @property
+    def traits(self) -> PipelineTraits:
+        """As Pipeline.traits."""
+        side = USUAL_SIDE
+        return PipelineTraits(
+            defaults=PictureDefaults(
+                width=side,
+                height=side,
+                num_inference_steps=self.default_steps,
+                guidance_scale=self.default_guidance,
+            ),
+            size_multiple=2 * self._vae.scale,
+        )
 
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
         """As Pipeline.texts."""
