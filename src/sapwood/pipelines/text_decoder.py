@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.targets import Target

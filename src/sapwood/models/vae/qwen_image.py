@@ -70,7 +70,7 @@ class ChannelNorm:
     def __call__(self, x: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True).clamp(min=1e-12)
         scale = float(x.shape[1]) ** 0.5
-        normed = (x.float() / lengths).to(x.dtype)
+        normed: Tensor = (x.float() / lengths).to(x.dtype)
         return normed * scale * self._gamma[:, None, None]
 
     def silu(self, x: Tensor) -> Tensor:
