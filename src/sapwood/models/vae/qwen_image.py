@@ -7,6 +7,7 @@ kept, as convolutions over a picture, and the layers between frames are left out
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ class ChannelNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True).clamp(min=1e-12)
-        scale = float(x.shape[1]) ** 0.5
+        scale = math.sqrt(x.shape[1])
         normed: Tensor = (x.float() / lengths).to(x.dtype)
         return normed * scale * self._gamma[:, None, None]
 
