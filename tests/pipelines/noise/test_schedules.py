@@ -151,7 +151,7 @@ def test_flow_matching_equals_diffusers(fields: dict[str, Any], gives_sigmas: bo
 
 
 def test_what_nobody_wrote_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="HeunDiscreteScheduler.*known: DDIM"):
+    with pytest.raises(ConfigError, match=r"HeunDiscreteScheduler.*known: DDIM"):
         schedule_class({"_class_name": "HeunDiscreteScheduler"})
     make = schedule_class({"_class_name": "DDIMScheduler"})
     with pytest.raises(ConfigError, match="thresholding"):

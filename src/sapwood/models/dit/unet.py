@@ -1,5 +1,5 @@
-"""The U-Net of Stable Diffusion 1.5 and XL. Source: Rombach et al. 2021, arXiv:2112.10752; Podell et
-al. 2023, arXiv:2307.01952.
+"""The U-Net of Stable Diffusion 1.5 and XL. Source: Rombach et al. 2021, arXiv:2112.10752;
+Podell et al. 2023, arXiv:2307.01952.
 
 Rows whose latents and texts have the same shape are computed together; others one group after the
 other."""

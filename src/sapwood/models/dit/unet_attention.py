@@ -16,7 +16,7 @@ GROUP_EPS, LAYER_EPS = 1e-6, 1e-5
 
 
 class PointwiseLinear:
-    """A linear layer of every pixel, which some checkpoints have as a convolution [out, in, 1, 1]."""
+    """A linear layer of every pixel; some checkpoints have it as a convolution [out, in, 1, 1]."""
 
     def __init__(self, build: Build, name: str, size: int, *, is_convolution: bool) -> None:
         self._name, self._is_convolution = name, is_convolution
