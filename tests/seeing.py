@@ -180,7 +180,7 @@ class Peer:
         from transformers import AutoModelForImageTextToText
 
         self._has_batch = family.has_batch
-        self._takes_types = family.model_type.startswith("qwen")
+        self._has_axes = family.model_type.startswith("qwen")
 
         self._model = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=torch.float32
@@ -203,10 +203,15 @@ class Peer:
                 given[name] = torch.cat([given[name], whole]) if name in given else whole
         if self._has_batch and "pixel_values" in given:
             given["pixel_values"] = given["pixel_values"][None]
-        if not self._takes_types:
-            del types
-        else:
-            given["mm_token_type_ids"] = types
+        if self._has_axes and shown.media:
+            # As transformers' generate: an output comes behind the farthest position of the prompt.
+            count = len(shown.token_ids)
+            grids = {name: one for name, one in given.items() if not name.startswith("pixel")}
+            of_prompt, delta = self._model.model.get_rope_index(
+                ids[:, :count], types[:, :count], **grids
+            )
+            after = torch.arange(count, ids.shape[1]).expand(3, 1, -1) + delta
+            given["position_ids"] = torch.cat((of_prompt, after), dim=-1)
         found = self._model(input_ids=ids, use_cache=False, **given)
         return found.logits[0].double().log_softmax(-1)
 

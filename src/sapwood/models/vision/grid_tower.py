@@ -99,7 +99,7 @@ class GridTower(ABC):
 
     def finalize(self) -> None:
         """Nothing is left to do: each layer is packed once it is filled."""
-        return None
+        return
 
 
 def frame_lengths(grids: Sequence[Grid]) -> list[int]:
