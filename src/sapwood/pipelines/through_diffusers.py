@@ -138,7 +138,8 @@ class DiffusersPipeline:
                 "`pip install 'sapwood[paint]'`"
             ) from error
         try:
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            any_pipeline: Any = diffusers.DiffusionPipeline
+            pipeline = any_pipeline.from_pretrained(
                 str(folder), torch_dtype=dtype, local_files_only=True
             )
         except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
@@ -182,14 +183,14 @@ class DiffusersPipeline:
         weakref.finalize(trajectory, call.stop)
         return trajectory
 
-    def predict(self, rows: Sequence[DiffusersTrajectory]) -> list[Tensor]:
+    def predict(self, rows: Sequence[Any]) -> list[Tensor]:
         """As Pipeline.predict: the step is taken here."""
         for row in rows:
             row.call.resume()
             self._check(row.call)
         return [row.latents for row in rows]
 
-    def finish(self, trajectory: DiffusersTrajectory) -> Generator[None, None, Tensor]:
+    def finish(self, trajectory: Any) -> Generator[None, None, Tensor]:
         """As Pipeline.finish."""
         if trajectory.num_done < trajectory.num_steps:
             raise InvalidRequest(
