@@ -114,6 +114,108 @@ def flux(*, has_guidance: bool = True, pipeline: str = "FluxPipeline") -> Any:
     )
 
 
+def qwen_image() -> Any:
+    import diffusers
+
+    text = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 1200,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [0],
+    }
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        axes_dims_rope=(4, 4, 8),
+    )
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.4],
+        latents_std=[1.5, 0.7, 1.1, 0.9],
+    )
+    return diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=0.9,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+        ),
+        vae=_random(vae, 3),
+        text_encoder=_random(transformers.Qwen2_5_VLForConditionalGeneration(config), 1),
+        tokenizer=byte_tokenizer(2000, frames=False),
+        transformer=_random(transformer, 4),
+    )
+
+
+def z_image() -> Any:
+    import diffusers
+
+    config = transformers.Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=600,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=48,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=3,
+        n_kv_heads=3,
+        cap_feat_dim=48,
+        axes_dims=[4, 6, 6],
+        axes_lens=[600, 64, 64],
+    )
+    tokenizer = byte_tokenizer(2000, frames=False)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=kl(
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+        ),
+        text_encoder=_random(transformers.Qwen3Model(config), 1),
+        tokenizer=tokenizer,
+        transformer=_random(transformer, 4),
+    )
+
+
 def saved(pipeline: Any, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     return folder

@@ -28,12 +28,14 @@ from sapwood.pipelines.interface import (
 )
 from sapwood.pipelines.noise.flow_match import FlowMatchSchedule, shift_by_tokens
 from sapwood.pipelines.pictures import from_pixels, pack, resized, unpack
+from sapwood.pipelines.requests import refuse_unused, text_length
 from sapwood.pipelines.trajectory import (
     PictureNoise,
     TokenTrajectory,
     checked_steps,
     latent_size,
 )
+from sapwood.schema.painting import PictureDefaults, PipelineTraits
 
 MAX_TEXT = 512
 USUAL_LATENTS = 128
@@ -51,7 +53,7 @@ class FluxPipeline:
 
     default_steps = 28
     default_guidance = 3.5
-    wants_picture = False
+    max_pictures = 0
 
     def __init__(self, folder: ComponentFolder, precisions: Precisions) -> None:
         self.name = folder.pipeline_class
@@ -62,20 +64,33 @@ class FluxPipeline:
             "transformer", FluxTransformer, precisions.dit, precisions.dit_scheme
         )
         self._vae = folder.load("vae", AutoencoderKL, precisions.vae)
+        self._vae.tiles = precisions.vae_tiling
         self._schedule = folder.config("scheduler")
         self._dtype, self._device = precisions.dit, folder.device
         self._multiple = self._vae.scale * 2
 
+    @property
+    def traits(self) -> PipelineTraits:
+        """As Pipeline.traits."""
+        side = USUAL_LATENTS * self._vae.scale
+        return PipelineTraits(
+            defaults=PictureDefaults(
+                width=side,
+                height=side,
+                num_inference_steps=self.default_steps,
+                guidance_scale=self.default_guidance if self._transformer.has_guidance else None,
+            ),
+            size_multiple=self._multiple,
+            max_input_pictures=self.max_pictures,
+        )
+
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
         """As Pipeline.texts."""
-        length = request.max_sequence_length or MAX_TEXT
-        if not 1 <= length <= MAX_TEXT:
-            raise InvalidRequest(
-                f"max_sequence_length must be 1..{MAX_TEXT}, got {length}",
-                param="max_sequence_length",
-            )
+        passes = self._passes(request)
+        refuse_unused(request, self.name, passes=passes, max_pictures=self.max_pictures)
+        length = text_length(request, MAX_TEXT, MAX_TEXT)
         found = [PromptText(request.prompt, length)]
-        if self._passes(request) == 2:
+        if passes == 2:
             found.append(PromptText(request.negative_prompt or "", length, "negative"))
         return tuple(found)
 
@@ -105,7 +120,8 @@ class FluxPipeline:
     ) -> Generator[None, None, TokenTrajectory]:
         """As Pipeline.begin."""
         size = self._latent_size(request)
-        num_steps = checked_steps(request.num_inference_steps or self.default_steps)
+        steps = request.num_inference_steps
+        num_steps = checked_steps(self.default_steps if steps is None else steps)
         seen = yield from self._seen(request)
         noise = PictureNoise(request.seed)
         channels = self._transformer.out_channels // 4
@@ -161,18 +177,14 @@ class FluxPipeline:
 
     def _seen(self, request: PictureRequest) -> Generator[None, None, Tensor | None]:
         """Latents [channels, h, w] of the picture to look at."""
-        if request.images:
-            raise InvalidRequest(
-                f"{self.name} draws from a prompt alone; send pictures to a model that changes "
-                "them, such as Flux Kontext",
-                param="image",
-            )
         yield from ()
         return None
 
 
 class FluxKontextPipeline(FluxPipeline):
     """It looks at one picture, whose tokens come after those of the latents, or at none."""
+
+    max_pictures = 1
 
     def _latent_size(self, request: PictureRequest) -> tuple[int, int]:
         """A size that is asked for keeps its shape, but gets the area of a usual picture."""
@@ -187,10 +199,6 @@ class FluxKontextPipeline(FluxPipeline):
     def _seen(self, request: PictureRequest) -> Generator[None, None, Tensor | None]:
         if not request.images:
             return None
-        if len(request.images) > 1:
-            raise InvalidRequest(
-                f"{self.name} looks at one picture, got {len(request.images)}", param="image"
-            )
         height, width = request.images[0].shape[:2]
         shape = width / height
         _, width, height = min((abs(shape - w / h), w, h) for w, h in KONTEXT_SIZES)

@@ -15,6 +15,8 @@ from sapwood.pipelines.interface import Pipeline
 PIPELINES: dict[str, str] = {
     "FluxKontextPipeline": "sapwood.pipelines.flux:FluxKontextPipeline",
     "FluxPipeline": "sapwood.pipelines.flux:FluxPipeline",
+    "QwenImagePipeline": "sapwood.pipelines.qwen_image:QwenImagePipeline",
+    "ZImagePipeline": "sapwood.pipelines.z_image:ZImagePipeline",
 }
 
 

@@ -99,6 +99,7 @@ class AutoencoderKL:
     """Pictures in -1..1 to latents that a diffusion model is given, and back.
 
     scale  pixels per latent, in height and in width
+    tiles  whether large pictures are computed tile by tile, which changes them a little
     """
 
     def __init__(self, config: Mapping[str, Any], build: Build) -> None:
@@ -114,6 +115,7 @@ class AutoencoderKL:
         self.scaling_factor = float(config.get("scaling_factor", 0.18215))
         self.shift_factor = float(config.get("shift_factor") or 0.0)
         self.dtype, self.device = build.dtype, build.device
+        self.tiles = False
         size = config.get("sample_size", 32)
         self.tile_size = int(size[0] if isinstance(size, (list, tuple)) else size)
         ends = (
@@ -142,10 +144,10 @@ class AutoencoderKL:
         return self._decoded(self._from_model(latents))
 
     def decode_tiled(self, latents: Tensor) -> Generator[None, None, Tensor]:
-        """The same of large pictures, yielding after every tile."""
+        """The same; of large pictures tile by tile where `tiles` is set, yielding after each."""
         tiling = Tiling.of(self.tile_size // self.scale, self.tile_size)
         own = self._from_model(latents)
-        if not tiling.is_needed(own):
+        if not self.tiles or not tiling.is_needed(own):
             return self._decoded(own)
         return (yield from compute_tiled(own, self._decoded, tiling))
 
@@ -157,9 +159,9 @@ class AutoencoderKL:
     def encode_tiled(
         self, pictures: Tensor, generator: torch.Generator | None = None
     ) -> Generator[None, None, Tensor]:
-        """The same of large pictures, yielding after every tile."""
+        """The same, as decode_tiled."""
         tiling = Tiling.of(self.tile_size, self.tile_size // self.scale)
-        if not tiling.is_needed(pictures):
+        if not self.tiles or not tiling.is_needed(pictures):
             return self.encode(pictures, generator)
         moments = yield from compute_tiled(pictures.to(self.dtype), self._encoded, tiling)
         return self._drawn(moments, generator)
