@@ -21,6 +21,8 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError, InvalidRequest, SapwoodError, WeightError
 from sapwood.pipelines.interface import PictureRequest, PromptText, PromptVectors
 from sapwood.pipelines.pictures import as_picture
+from sapwood.schema.limits import INPUT_PICTURES
+from sapwood.schema.painting import PictureDefaults, PipelineTraits
 
 _MAX_REASON = 500
 _SETTINGS = (
@@ -145,6 +147,27 @@ class DiffusersPipeline:
         except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
             raise WeightError(f"diffusers cannot load {folder}: {error}") from error
         return DiffusersPipeline(pipeline)
+
+    @property
+    def traits(self) -> PipelineTraits:
+        """As Pipeline.traits."""
+        scale = getattr(self._pipeline, "vae_scale_factor", None)
+        latents = getattr(self._pipeline, "default_sample_size", None)
+        side = scale * latents if isinstance(scale, int) and isinstance(latents, int) else None
+        takes_pictures = "image" in self._parameters
+        return PipelineTraits(
+            defaults=PictureDefaults(
+                width=side,
+                height=side,
+                num_inference_steps=self._default("num_inference_steps"),
+                guidance_scale=self._default("guidance_scale"),
+            ),
+            size_multiple=scale if isinstance(scale, int) else 1,
+            max_input_pictures=INPUT_PICTURES.most if takes_pictures else 0,
+            needs_picture=takes_pictures and _is_needed(self._parameters["image"]),
+            takes_mask="mask_image" in self._parameters,
+            max_together=1,
+        )
 
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
         """As Pipeline.texts. diffusers encodes them itself."""

@@ -134,6 +134,33 @@ class PaintFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 PaintEvent = PaintProgress | PaintDone | PaintFailed
 
 
+class PictureDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request has where it says nothing; None: the pipeline does not tell."""
+
+    width: int | None
+    height: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None = None
+
+
+class PipelineTraits(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be asked of a loaded pipeline.
+
+    size_multiple       pixels by which a picture's sides can grow
+    max_input_pictures  that a request may bring; 0: the pipeline draws from a prompt alone
+    needs_picture       whether a request must bring one
+    takes_mask          whether the first picture may have a mask
+    max_together        pictures that may be drawn at once; None: as many as memory holds
+    """
+
+    defaults: PictureDefaults
+    size_multiple: int
+    max_input_pictures: int = 0
+    needs_picture: bool = False
+    takes_mask: bool = False
+    max_together: int | None = None
+
+
 class ComponentFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a pipeline: its folder, its class, and its weights.
 
@@ -161,6 +188,7 @@ class PainterReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     pipeline: str
     backend: str
+    traits: PipelineTraits
     components: tuple[ComponentFacts, ...]
     notes: tuple[str, ...]
     startup_s: float = 0.0

@@ -85,7 +85,7 @@ def serve(args: PainterProcessArgs, outbox: ZmqSender[PainterOutput], watchdog: 
     clock = MonotonicClock()
     loop = PaintingLoop(
         loaded.pipeline,
-        StepScheduler(plan.limits, clock),
+        StepScheduler(loaded.plan.limits, clock),
         inbox,
         outbox,
         clock=clock,
@@ -99,6 +99,7 @@ def serve(args: PainterProcessArgs, outbox: ZmqSender[PainterOutput], watchdog: 
         PainterReady(
             pipeline=plan.folder.pipeline,
             backend=plan.backend,
+            traits=loaded.pipeline.traits,
             components=plan.folder.components,
             notes=plan.notes,
             startup_s=time.time() - psutil.Process().create_time(),

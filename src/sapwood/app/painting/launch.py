@@ -73,6 +73,7 @@ class _Session:
     stop: StopSignals
     api: HttpServer = field(init=False)
     client: AsyncPaintingClient = field(init=False)
+    store: PictureStore | None = None
 
     async def run(self) -> int:
         server = self.server
@@ -102,6 +103,9 @@ class _Session:
                 supervise.cancel()
                 await asyncio.gather(supervise, return_exceptions=True)
             await supervisor.close()
+            # Ids end with this server, so nobody could fetch its pictures any more.
+            if self.store is not None and not self.painting.output_path:
+                self.store.clear()
 
     def _spawn(self, inbox: str, outbox: str) -> Child:
         process = start_module(MODULE)
@@ -118,17 +122,22 @@ class _Session:
 
     def _api(self, supervisor: ProcessSupervisor[AsyncPaintingClient]) -> HttpServer:
         painting = self.painting
-        pictures = Path(painting.output_path) if painting.output_path else self.folder / "pictures"
+        pictures = self.folder / "pictures"
+        if painting.output_path:
+            pictures = Path(painting.output_path)
+        elif self.server.state_dir:
+            pictures = Path(self.server.state_dir) / "pictures"
         pictures.mkdir(parents=True, exist_ok=True)
+        self.store = PictureStore(
+            pictures,
+            max_bytes=painting.max_stored_picture_bytes,
+            max_age_s=painting.stored_picture_age,
+            clock=MonotonicClock(),
+        )
         services = PaintingServices(
             engine=supervisor.client,
             config=painting,
-            store=PictureStore(
-                pictures,
-                max_bytes=painting.max_stored_picture_bytes,
-                max_age_s=painting.stored_picture_age,
-                clock=MonotonicClock(),
-            ),
+            store=self.store,
             model_name=self.model_name,
             model_path=self.model,
             created=int(time.time()),

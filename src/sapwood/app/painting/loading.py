@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -67,8 +67,7 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
             " (--dit-precision, --text-encoder-precisions, --vae-precision)"
         )
     limits = PaintingLimits(
-        # A pipeline of diffusers keeps the state of a picture in itself.
-        max_running=1 if backend == "diffusers" else config.max_running_pictures,
+        max_running=config.max_running_pictures,
         max_waiting=config.max_waiting_pictures,
         max_step_tokens=config.max_step_tokens,
     )
@@ -98,7 +97,12 @@ def load_painting(
         pipeline = DiffusersPipeline.load(folder.path, precisions.dit)
     else:
         pipeline = load_pipeline(folder.path, precisions)
-    return LoadedPipeline(pipeline=pipeline, plan=plan, load_s=time.monotonic() - started_s)
+    load_s = time.monotonic() - started_s
+    together = pipeline.traits.max_together
+    if together is not None:
+        limits = replace(plan.limits, max_running=min(together, plan.limits.max_running))
+        plan = replace(plan, limits=limits)
+    return LoadedPipeline(pipeline=pipeline, plan=plan, load_s=load_s)
 
 
 def _backend(pipeline: str, asked: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
@@ -139,6 +140,7 @@ def model_info(services: PaintingServices) -> dict[str, Any]:
         "is_generation": False,
         "pipeline": info.pipeline,
         "backend": info.backend,
+        "traits": msgspec.to_builtins(info.traits),
         "components": [
             {
                 "name": each.name,

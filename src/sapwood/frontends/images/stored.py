@@ -61,6 +61,13 @@ class PictureStore:
             )
         return found
 
+    def clear(self) -> None:
+        """Remove all pictures."""
+        while self._pictures:
+            _, picture = self._pictures.popitem(last=False)
+            picture.path.unlink(missing_ok=True)
+        self.num_bytes = 0
+
     def _sweep(self) -> None:
         while self._pictures:
             picture_id, oldest = next(iter(self._pictures.items()))
