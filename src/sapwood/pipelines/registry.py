@@ -16,6 +16,7 @@ PIPELINES: dict[str, str] = {
     "FluxKontextPipeline": "sapwood.pipelines.flux:FluxKontextPipeline",
     "FluxPipeline": "sapwood.pipelines.flux:FluxPipeline",
     "QwenImagePipeline": "sapwood.pipelines.qwen_image:QwenImagePipeline",
+    "StableDiffusion3Pipeline": "sapwood.pipelines.stable_diffusion_3:StableDiffusion3Pipeline",
     "StableDiffusionImg2ImgPipeline": "sapwood.pipelines.stable_diffusion:StableDiffusionPipeline",
     "StableDiffusionPipeline": "sapwood.pipelines.stable_diffusion:StableDiffusionPipeline",
     "StableDiffusionXLImg2ImgPipeline": (
