@@ -329,3 +329,10 @@ def saved(pipeline: Any, folder: Path) -> Path:
 def _random(model: torch.nn.Module, seed: int) -> Any:
     random_weights(model, seed)
     return model.eval()
+
+
+if __name__ == "__main__":
+    import sys
+
+    where = saved(flux(), Path(sys.argv[1]))
+    sys.stderr.write(f"{where} is a tiny Flux of random weights: its pictures show nothing\n")
