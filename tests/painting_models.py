@@ -85,8 +85,11 @@ def kl(**fields: Any) -> Any:
 def flux(*, has_guidance: bool = True, pipeline: str = "FluxPipeline") -> Any:
     import diffusers
 
+    # Fill's tokens have the latents, what stays of the picture, and 4 pixels of the mask each.
+    is_fill = pipeline == "FluxFillPipeline"
     transformer = diffusers.FluxTransformer2DModel(
-        in_channels=16,
+        in_channels=48 if is_fill else 16,
+        out_channels=16,
         num_layers=1,
         num_single_layers=2,
         attention_head_dim=16,
@@ -281,6 +284,43 @@ def stable_diffusion_xl(scheduler: str = "EulerDiscreteScheduler") -> Any:
     )
 
 
+def stable_diffusion_3(*, is_dual: bool = True, has_t5: bool = True) -> Any:
+    import diffusers
+
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        joint_attention_dim=64,
+        caption_projection_dim=24,
+        pooled_projection_dim=32,
+        pos_embed_max_size=20,
+        dual_attention_layers=(0, 2) if is_dual else (),
+        qk_norm="rms_norm" if is_dual else None,
+    )
+    return diffusers.StableDiffusion3Pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            shift=3.0, use_dynamic_shifting=not has_t5
+        ),
+        text_encoder=clip(projection=16),
+        tokenizer=byte_tokenizer(20, frames=True),
+        text_encoder_2=clip(size=32, projection=16, seed=5),
+        tokenizer_2=byte_tokenizer(20, frames=True),
+        text_encoder_3=t5(size=64) if has_t5 else None,
+        tokenizer_3=byte_tokenizer(512, frames=False) if has_t5 else None,
+        transformer=_random(transformer, 4),
+        vae=kl(
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+        ),
+    )
+
+
 def saved(pipeline: Any, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     return folder
@@ -289,3 +329,10 @@ def saved(pipeline: Any, folder: Path) -> Path:
 def _random(model: torch.nn.Module, seed: int) -> Any:
     random_weights(model, seed)
     return model.eval()
+
+
+if __name__ == "__main__":
+    import sys
+
+    where = saved(flux(), Path(sys.argv[1]))
+    sys.stderr.write(f"{where} is a tiny Flux of random weights: its pictures show nothing\n")

@@ -44,6 +44,7 @@ from sapwood.engine.queue_order import QueueOrder
 from sapwood.engine.request_state import Phase, RequestState
 from sapwood.engine.running import RunningRequests
 from sapwood.engine.speculation import NOTHING_WANTED, Speculation
+from sapwood.engine.step_time import StepTimeTarget
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
@@ -146,6 +147,7 @@ class Scheduler:
         self.encoding_s = 0.0
         self._feeds_rows = token_feed is TokenFeed.ROW
         self._most_decodes = most_decodes
+        self._step_time = StepTimeTarget(config.max_step_time_ms / 1000, clock)
         self._speculation = speculation
 
     # ---- requests in -----------------------------------------------------------------------
@@ -236,7 +238,9 @@ class Scheduler:
             self._media.begin_step()
         num_retractions = self._counts["retracted"]
         preferred = self._preempt()
-        budget = self._serve_running(self._token_budget, shares)
+        budget = self._serve_running(
+            self._step_time.budget(self._running, self._token_budget), shares
+        )
         # A request that had to make room just now must not be admitted again by the same step.
         may_admit = self._counts["retracted"] == num_retractions and (
             preferred is not None or not self._is_held_back(budget)
@@ -275,6 +279,7 @@ class Scheduler:
         if speculation is not None:
             speculation.begin_step(plan)
         self._in_flight[plan.step] = [(state, state.num_runs) for state, _ in entries]
+        self._step_time.begin(plan.step, shares)
         for state, entry in entries:
             state.last_step = plan.step
             self._count_as_computed(state, entry)
@@ -303,6 +308,7 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
+        self._step_time.end(plan.step)
         if self._speculation is not None:
             self._speculation.end_step(plan.step, result.drafting_s)
         self.encoding_s += result.encoding_s
