@@ -196,7 +196,9 @@ class Flux2Transformer:
         found = prefixed("time_guidance_embed.timestep_embedder", self._timestep.targets())
         if self._guidance is not None:
             found |= prefixed("time_guidance_embed.guidance_embedder", self._guidance.targets())
-        for layer in (*self._numbers.values(), self._text_in, self._picture_in, self._out):
+        for numbers in self._numbers.values():
+            found |= numbers.targets()
+        for layer in (self._text_in, self._picture_in, self._out):
             found |= layer.targets()
         for index, double in enumerate(self._doubles):
             found |= prefixed(f"transformer_blocks.{index}", double.targets())
