@@ -85,8 +85,11 @@ def kl(**fields: Any) -> Any:
 def flux(*, has_guidance: bool = True, pipeline: str = "FluxPipeline") -> Any:
     import diffusers
 
+    # Fill's tokens have the latents, what stays of the picture, and 4 pixels of the mask each.
+    is_fill = pipeline == "FluxFillPipeline"
     transformer = diffusers.FluxTransformer2DModel(
-        in_channels=16,
+        in_channels=48 if is_fill else 16,
+        out_channels=16,
         num_layers=1,
         num_single_layers=2,
         attention_head_dim=16,

@@ -26,8 +26,8 @@ def model_path(family: Seeing, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def peer(model_path: Path) -> Peer:
-    return Peer(model_path)
+def peer(model_path: Path, family: Seeing) -> Peer:
+    return Peer(model_path, family)
 
 
 @pytest.fixture(scope="module")
