@@ -37,7 +37,7 @@ def test_chat(client: openai.OpenAI) -> None:
 
 
 def test_the_readmes_question_is_known_with_a_margin(client: openai.OpenAI) -> None:
-    """Review 2, number 13: where two tokens are nearly as likely, the machine's rounding decides."""
+    """Review 2, number 13: where two tokens are nearly as likely, rounding decides."""
     readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     assert str(QUESTION[0]["content"]) in readme
     for _ in range(2):  # cold and warm
