@@ -302,6 +302,35 @@ FAMILIES: dict[str, Seeing] = {
         video_sizes=[(3, 4, 4)],
         parts=num_frames,
     ),
+    "Qwen3.5": Seeing(
+        "qwen3_5",
+        {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 32}
+        | {"linear_value_head_dim": 32, "num_hidden_layers": 4}
+        | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}
+            | {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.25}
+        },
+        {"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2}
+        | {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        | {"intermediate_size": 48, "num_position_embeddings": 25},
+        grid_picture(3 * 2 * 4 * 4),
+        grid_tokens(2),
+        [(1, 4, 6), (1, 8, 4), (1, 2, 10)],
+        {"image_token_id": IMAGE, "video_token_id": VIDEO},
+        video_sizes=[(3, 4, 4)],
+        parts=num_frames,
+    ),
+    "InternVL": Seeing(
+        "internvl",
+        {"model_type": "qwen2"},
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 2, "image_size": [24, 24], "patch_size": [4, 4]}
+        | {"use_qk_norm": True},
+        tiles(24),
+        tile_tokens(9),
+        [(1, 0, 0), (3, 0, 0), (2, 0, 0)],
+        {"image_token_id": IMAGE},
+    ),
     "LLaVA 1.5": Seeing(
         "llava",
         {"model_type": "llama"},

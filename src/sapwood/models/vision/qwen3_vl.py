@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -78,11 +78,13 @@ class Qwen3VLTower(GridTower):
     """States of some layers become vectors too, which the decoder adds after its first layers
     (DeepStack, Meng et al. 2024, arXiv:2406.04334)."""
 
+    stacked_by_default: ClassVar[Sequence[int]] = (8, 16, 24)
+
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
         hf = hf_config["vision_config"]
         size, out_size = integer(hf, "hidden_size"), integer(hf, "out_hidden_size")
         told = hf.get("deepstack_visual_indexes")
-        self._stacked = [8, 16, 24] if told is None else list(told)
+        self._stacked = list(self.stacked_by_default if told is None else told)
         super().__init__(
             hf_config,
             build,
@@ -146,3 +148,9 @@ class Qwen3VLTower(GridTower):
         for index, block in enumerate(self._blocks):
             found |= prefixed(f"blocks.{index}", block.targets())
         return found
+
+
+class Qwen35Tower(Qwen3VLTower):
+    """Qwen3.5's: the same without vectors for later layers."""
+
+    stacked_by_default: ClassVar[Sequence[int]] = ()

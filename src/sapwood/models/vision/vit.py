@@ -19,10 +19,9 @@ from sapwood.layers.norm import LayerNorm
 from sapwood.layers.targets import Target, once_filled, prefixed, whole
 from sapwood.models.hf_fields import activation, epsilon, integer
 from sapwood.models.vision.blocks import SeparateAttention
-from sapwood.models.vision.prepared import tensor_of, why_malformed
+from sapwood.models.vision.prepared import tensor_of
+from sapwood.models.vision.tiles import PIXELS, TileForm
 from sapwood.schema.media import Medium
-
-PIXELS = "pixel_values"
 
 
 class ViTLayer:
@@ -70,15 +69,13 @@ class ViT:
         has_last_norm: bool,
     ) -> None:
         """num_layers: how many of the layers are computed"""
-        size, patch = integer(hf, "hidden_size"), integer(hf, "patch_size")
+        size = integer(hf, "hidden_size")
+        form = self._form = TileForm.read(hf, has_class=has_class)
         self.size = size
-        self.image_size = integer(hf, "image_size")
-        self.side = self.image_size // patch
-        self.num_places = self.side**2 + has_class
-        self._build, self._patch = build, patch
-        channels = integer(hf, "num_channels", default=3)
+        self.side, self.num_places = form.side, form.num_places
+        self._build = build
         eps = epsilon(hf, "layer_norm_eps", default=1e-5 if has_class else 1e-6)
-        self._patches = build.empty(size, channels, patch, patch)
+        self._patches = build.empty(size, form.channels, form.patch, form.patch)
         self._bias = None if has_class else build.empty(size)
         self._class = build.empty(size) if has_class else None
         self._places = build.empty(self.num_places, size)
@@ -87,30 +84,17 @@ class ViT:
         self._last_norm = LayerNorm(build, size, eps=eps) if has_last_norm else None
 
     def why_unfit(self, medium: Medium, tokens_per_tile: int) -> str | None:
-        """Why a medium is no row of tiles that stand for that many tokens each."""
-        wrong = why_malformed(medium, {PIXELS: False})
-        if wrong is not None:
-            return wrong
-        if medium.kind != "image":
-            return "this model sees images, but no videos"
-        shape, tile = medium.tensors[PIXELS].shape, (self._patches.shape[1], *[self.image_size] * 2)
-        if len(shape) != 4 or shape[1:] != tile:
-            return f"pixel_values of a prepared image must be [tiles, {tile}], got {list(shape)}"
-        if medium.num_tokens != shape[0] * tokens_per_tile:
-            return (
-                f"an image of {shape[0]} tiles stands for {shape[0]} x {tokens_per_tile} tokens of "
-                f"the prompt, not for {medium.num_tokens}"
-            )
-        return None
+        """As TileForm.why_unfit."""
+        return self._form.why_unfit(medium, tokens_per_tile)
 
     def num_patches(self, medium: Medium) -> int:
-        return medium.tensors[PIXELS].shape[0] * self.num_places
+        return self._form.num_patches(medium)
 
     def __call__(self, media: Sequence[Medium]) -> Tensor:
         """[tiles of all media, num_places, size]"""
         pixels = torch.cat([tensor_of(medium, PIXELS) for medium in media])
         pixels = pixels.to(self._build.device, self._build.dtype)
-        x = F.conv2d(pixels, self._patches, self._bias, stride=self._patch)
+        x = F.conv2d(pixels, self._patches, self._bias, stride=self._form.patch)
         x = x.flatten(2).transpose(1, 2)
         if self._class is not None:
             x = torch.cat((self._class.expand(len(x), 1, -1), x), dim=1)
