@@ -62,7 +62,8 @@ class Attention {
     rows_ = task.num_queries * group_;
     has_earlier_ = !results_.add_parts(task.before, s_.earlier, true, s_.sums, rows_);
     results_.clear(s_.sums, rows_);
-    if (task.resumed >= 0) results_.load_rows(task.resumed, s_.sums, rows_);
+    is_first_tile_ = task.resumed < 0;
+    if (!is_first_tile_) results_.load_rows(task.resumed, s_.sums, rows_);
     if constexpr (is_only_on_unit<T>()) {
       run_on_unit();
     } else {
@@ -94,6 +95,7 @@ class Attention {
       has_earlier_ = true;
     }
     results_.clear(s_.sums, rows_);
+    is_first_tile_ = true;
   }
 
   const T* query(int row) const {
@@ -212,7 +214,9 @@ class Attention {
       return;
     }
     VF total = load(s_.sums.total + row * W);
-    if (new_max > old_max) {
+    if (old_max == kMinusInfinity) {  // what was summed before is 0, or nothing yet
+      s_.sums.max[row] = new_max;
+    } else if (new_max > old_max) {
       const float factor = exp2_1(old_max - new_max);
       total = total * splat(factor);
       float* out = s_.sums.out + row * d_;
@@ -260,6 +264,8 @@ class Attention {
       open_tile(begin, n, is_one_row_ ? 0 : num_ahead);
       score_rows(q, s_.rows, n, with_scores);
       constexpr int pack = Pack<T>::per_lane;
+      if (is_first_tile_) __builtin_memset(s_.sums.out, 0, sizeof(float) * static_cast<std::size_t>(rows_ * d_));
+      is_first_tile_ = false;
       soften_tile(begin, n, (n + W - 1) / W * W);
       if (n % pack != 0) value_rows[n] = value_rows[n - 1];  // its probability is 0
       add_values(value_rows, (n + pack - 1) / pack, is_one_row_ ? with_scores : 0, num_ahead);
@@ -413,6 +419,10 @@ class Attention {
   void score_packed(int padded) {
     const int each = d_ / Pack<T>::per_lane / kScoreSums;
     const std::uint32_t* queries = reinterpret_cast<const std::uint32_t*>(s_.q);
+    if constexpr (kWideRowTiles) {
+      score_packed_rows<T>(queries, kScoreSums * each, s_.keys, s_.scores, rows_, padded);
+      return;
+    }
     const auto multiply = [&]<int kAdd>(int part) {
       multiply_on<T, kAdd>(unit_, queries + part * each, kScoreSums * each, s_.keys + part * kKeyTile,
                            kScoreSums * kKeyTile, s_.scores, kKeyTile, rows_, padded, each);
@@ -424,9 +434,13 @@ class Attention {
   // Adds the values of this tile.
   void add_packed(int n, int padded) {
     constexpr int pack = Pack<T>::per_lane;
+    const auto multiply = [&]<int kAdd> {
+      multiply_on<T, kAdd>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities), kKeyTile / pack, s_.values,
+                           d_, s_.sums.out, d_, rows_, v_, padded / pack);
+    };
     pack_values(n);
-    multiply_on<T, 1>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities), kKeyTile / pack, s_.values, d_,
-                      s_.sums.out, d_, rows_, v_, padded / pack);
+    is_first_tile_ ? multiply.template operator()<0>() : multiply.template operator()<1>();
+    is_first_tile_ = false;
   }
 
   void soften_tile(std::int64_t begin, int n, int padded) {
@@ -504,7 +518,8 @@ class Attention {
       constexpr int pack = Pack<T>::per_lane;
       pack_values(n);
       unit_.add_few(reinterpret_cast<const std::uint32_t*>(s_.probabilities), kKeyTile / pack, s_.values, d_,
-                    s_.sums.out, d_, v_, padded / pack);
+                    s_.sums.out, d_, v_, padded / pack, !is_first_tile_);
+      is_first_tile_ = false;
     }
   }
 
@@ -607,6 +622,7 @@ class Attention {
   std::int64_t ahead_ = 0;
   int rows_ = 0;
   bool has_earlier_ = false;  // segments before this one
+  bool is_first_tile_ = false;  // of this segment: there is no output yet
   [[maybe_unused]] MatrixUnit unit_;
 };
 

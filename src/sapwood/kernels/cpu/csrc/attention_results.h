@@ -17,33 +17,32 @@ class AttentionResults {
   explicit AttentionResults(const AttentionArgs& args)
       : a_(args), d_(args.head_dim), v_(args.value_dim), group_(args.num_heads / args.num_kv_heads) {}
 
+  // Of the output nothing is set: the first tile's replaces it.
   void clear(const Sums& sums, int rows) const {
     for (int row = 0; row < rows; row++) {
       sums.max[row] = kMinusInfinity;
       store(sums.total + row * W, VF{});
     }
-    __builtin_memset(sums.out, 0, sizeof(float) * static_cast<std::size_t>(rows * d_));
   }
 
-  // Adds a segment to those before it. One function for all tasks: its arithmetic is the same wherever it serves.
+  // Adds a segment to those before it. One function for all tasks: its arithmetic is the same wherever it serves. For a
+  // row that has seen no key in one of them, the result is the other one's; its zeros do not matter.
   __attribute__((noinline)) void add(const Sums& to, const Sums& segment, int rows) const {
-    for (int row = 0; row < rows; row++) {
-      const float old_max = to.max[row], new_max = segment.max[row];
-      if (new_max == kMinusInfinity) continue;  // the row sees none of its keys
-      const float *from = segment.out + row * d_, *from_total = segment.total + row * W;
-      float *out = to.out + row * d_, *total = to.total + row * W;
-      if (old_max == kMinusInfinity) {
-        __builtin_memcpy(out, from, sizeof(float) * static_cast<std::size_t>(v_));
-        store(total, load(from_total));
-        to.max[row] = new_max;
-        continue;
+    float old_factors[W], new_factors[W];
+    for (int first = 0; first < rows; first += W) {
+      const VF old_max = load(to.max + first), new_max = load(segment.max + first), top = vmax(old_max, new_max);
+      store(to.max + first, top);
+      const VF nowhere = splat(kMinusInfinity);  // where minus itself would be no number
+      store(old_factors, old_max == nowhere ? VF{} : vexp2(old_max - top));
+      store(new_factors, new_max == nowhere ? VF{} : vexp2(new_max - top));
+      const int last = static_cast<int>(least(first + W, rows));
+      for (int row = first; row < last; row++) {
+        const VF old_factor = splat(old_factors[row - first]), new_factor = splat(new_factors[row - first]);
+        const float *from = segment.out + row * d_, *from_total = segment.total + row * W;
+        float *out = to.out + row * d_, *total = to.total + row * W;
+        for (int i = 0; i < v_; i += W) store(out + i, load(out + i) * old_factor + load(from + i) * new_factor);
+        store(total, load(total) * old_factor + load(from_total) * new_factor);
       }
-      const float smaller = exp2_1(new_max > old_max ? old_max - new_max : new_max - old_max);
-      const VF old_factor = splat(new_max > old_max ? smaller : 1.0f);
-      const VF new_factor = splat(new_max > old_max ? 1.0f : smaller);
-      for (int i = 0; i < v_; i += W) store(out + i, load(out + i) * old_factor + load(from + i) * new_factor);
-      store(total, load(total) * old_factor + load(from_total) * new_factor);
-      if (new_max > old_max) to.max[row] = new_max;
     }
   }
 

@@ -206,13 +206,14 @@ class MatrixUnit {
     tiles_.save<kSums + 3>(sums + 3 * kBlock, kUnitBytes);
   }
 
-  // c[16, columns] += a[16, lanes] x b[lanes, columns] of bf16: as multiply, for the shapes of multiply_blocks, so that
+  // c[16, columns] (+)= a[16, lanes] x b[lanes, columns] of bf16: as multiply, for the shapes of multiply_blocks, so that
   // these are not set anew. lanes is a multiple of 16, columns one of 32.
   void add_few(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b, std::int64_t b_stride, float* c,
-               std::int64_t c_stride, int columns, int lanes) {
+               std::int64_t c_stride, int columns, int lanes, bool adds) {
     set_rows(kMostPassRows);
+    const auto one_pass = adds ? &MatrixUnit::pass<true, false> : &MatrixUnit::pass<false, false>;
     for (int column = 0; column < columns; column += 2 * kUnitLanes) {
-      pass<true, false>(a, a_stride * 4, b + column, b_stride, c + column, c_stride * 4, lanes, nullptr, 0);
+      (this->*one_pass)(a, a_stride * 4, b + column, b_stride, c + column, c_stride * 4, lanes, nullptr, 0);
     }
   }
 

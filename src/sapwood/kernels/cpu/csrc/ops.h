@@ -34,7 +34,7 @@ enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, quick_gelu };
 constexpr int kKeyTile = 64;     // keys per tile; tiles begin at multiples of this position
 // Keys whose sums are made by themselves and then added to those of the keys before, at multiples of this position:
 // so a query's result does not depend on how its keys are shared among tasks.
-constexpr int kKeySegment = 4 * kKeyTile;
+constexpr int kKeySegment = 8 * kKeyTile;
 // Query rows (token x head of the group) per tile at most: a multiple of the register tile's rows
 // for the groups that models have.
 constexpr int kQueryTile = 120;

@@ -116,6 +116,57 @@ static inline void score_tile(const T* q, const T* const* keys, int d, float* sc
   }
 }
 
+// The scores of R rows and two vectors of keys, both repacked: lanes of a row one sum after the other, keys lane by lane.
+template <class T, int R>
+static inline void score_packed_tile(const std::uint32_t* q, int lanes, const std::uint32_t* keys, float* scores) {
+  const int each = lanes / kScoreSums;
+  VF totals[R][2];
+#pragma GCC unroll 4
+  for (int part = 0; part < kScoreSums; part++) {
+    VF sums[R][2] = {};
+    for (int i = 0; i < each; i++) {
+      const std::uint32_t* at = keys + (i * kScoreSums + part) * kKeyTile;
+      const VU first = load_lanes(at), second = load_lanes(at + W);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const Factor left = load_factor(q + r * lanes + part * each + i);
+        sums[r][0] = dot(tag<T>(), sums[r][0], left, first);
+        sums[r][1] = dot(tag<T>(), sums[r][1], left, second);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; v++) totals[r][v] = part == 0 ? sums[r][v] : totals[r][v] + sums[r][v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+    store(scores + r * kKeyTile, totals[r][0]);
+    store(scores + r * kKeyTile + W, totals[r][1]);
+  }
+}
+
+// columns: a multiple of two vectors
+template <class T>
+static inline void score_packed_rows(const std::uint32_t* q, int lanes, const std::uint32_t* keys, float* scores,
+                                     int rows, int columns) {
+  for (int column = 0; column < columns; column += 2 * W) {
+    for (int r = 0; r < rows; r += kTileRows) {
+      const std::uint32_t* from = q + r * lanes;
+      float* to = scores + r * kKeyTile + column;
+      switch (rows - r) {
+        case 1: score_packed_tile<T, 1>(from, lanes, keys + column, to); break;
+        case 2: score_packed_tile<T, 2>(from, lanes, keys + column, to); break;
+        case 3: score_packed_tile<T, 3>(from, lanes, keys + column, to); break;
+        case 4: score_packed_tile<T, 4>(from, lanes, keys + column, to); break;
+        case 5: score_packed_tile<T, least(5, kTileRows)>(from, lanes, keys + column, to); break;
+        default: score_packed_tile<T, kTileRows>(from, lanes, keys + column, to); break;
+      }
+    }
+  }
+}
+
 // Two vectors of columns of one lane's tokens, from column d on: lane j holds column d + j of each token.
 template <class T>
 SAPWOOD_INLINE void load_pair(const T* values, const std::int64_t* rows, int d, VU* lanes) {
