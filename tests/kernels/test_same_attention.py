@@ -1,5 +1,6 @@
-"""A query's attention depends on its keys alone, bit by bit: not on how a prompt is cut into chunks, who
-else is in the batch, whose pages are shared, how drafts stand in a tree, or the number of threads."""
+"""A query's attention depends on its keys alone, bit by bit: not on how a prompt is cut in chunks,
+who else is in the batch, whose pages are shared, how drafts stand in a tree, or the number of
+threads."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sapwood.kernels.attention_batch import AttentionBatch, AttentionTraits
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.cpu.shared import groups_of_decodes
-from sapwood.kernels.interface import AttentionBatch, AttentionTraits, kv_cache_shape
-from sapwood.kernels.kv_cache import move_tokens, write
+from sapwood.kernels.kv_cache import kv_cache_shape, move_tokens, write
 from sapwood.schema.draft_tree import ROOT, seen_nodes
 from tests.tiers import examples
 
@@ -34,7 +35,7 @@ TRAITS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a layer; a latent one has no values of its own, and rank entries of a key are its value."""
+    """Of a layer; a latent one has no values, but `rank` entries of a key are its value."""
 
     heads: int
     kv_heads: int
