@@ -141,9 +141,7 @@ class DiffusersPipeline:
             ) from error
         try:
             any_pipeline: Any = diffusers.DiffusionPipeline
-            pipeline = any_pipeline.from_pretrained(
-                str(folder), torch_dtype=dtype, local_files_only=True
-            )
+            pipeline = any_pipeline.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
         except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
             raise WeightError(f"diffusers cannot load {folder}: {error}") from error
         return DiffusersPipeline(pipeline)
