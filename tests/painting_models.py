@@ -85,8 +85,11 @@ def kl(**fields: Any) -> Any:
 def flux(*, has_guidance: bool = True, pipeline: str = "FluxPipeline") -> Any:
     import diffusers
 
+    # Fill's tokens have the latents, what stays of the picture, and 4 pixels of the mask each.
+    is_fill = pipeline == "FluxFillPipeline"
     transformer = diffusers.FluxTransformer2DModel(
-        in_channels=16,
+        in_channels=48 if is_fill else 16,
+        out_channels=16,
         num_layers=1,
         num_single_layers=2,
         attention_head_dim=16,
@@ -315,6 +318,59 @@ def stable_diffusion_3(*, is_dual: bool = True, has_t5: bool = True) -> Any:
             scaling_factor=1.5305,
             shift_factor=0.0609,
         ),
+    )
+
+
+def flux2_klein(*, is_distilled: bool = False) -> Any:
+    import diffusers
+
+    config = transformers.Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=600,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 24,
+        timestep_guidance_channels=256,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=64,
+    )
+    generator = torch.Generator().manual_seed(8)
+    vae.bn.running_mean.copy_(0.3 * torch.randn(16, generator=generator))
+    vae.bn.running_var.copy_(0.5 + torch.rand(16, generator=generator))
+    tokenizer = byte_tokenizer(2000, frames=False)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_random(vae, 3),
+        text_encoder=_random(transformers.Qwen3ForCausalLM(config), 1),
+        tokenizer=tokenizer,
+        transformer=_random(transformer, 4),
+        is_distilled=is_distilled,
     )
 
 

@@ -45,6 +45,9 @@ class Seeing:
     """A family: how its tiny model is made, and how a picture of it is.
 
     picture  from a seed and sizes to a picture without places
+    num_tokens  that it stands for
+    parts    into how many places, with text between, these are divided
+    has_batch  whether transformers' pixels have a dimension for prompts
     """
 
     model_type: str
@@ -55,6 +58,8 @@ class Seeing:
     sizes: Sequence[tuple[int, int, int]]
     fields: Mapping[str, Any] = field(default_factory=dict)
     video_sizes: Sequence[tuple[int, int, int]] = ()
+    parts: Callable[[Medium], int] = lambda _: 1
+    has_batch: bool = False
 
 
 def save(directory: Path, family: Seeing) -> Path:
@@ -110,6 +115,32 @@ def grid_tokens(merge: int) -> Callable[[Medium], int]:
     return count
 
 
+def tiles(side: int) -> Callable[[int, tuple[int, int, int]], Medium]:
+    """Pictures of as many tiles of that side as the first size says."""
+
+    def make(seed: int, size: tuple[int, int, int]) -> Medium:
+        generator = torch.Generator().manual_seed(seed)
+        return medium(
+            "image", pixel_values=torch.randn(size[0], 3, side, side, generator=generator)
+        )
+
+    return make
+
+
+def tile_tokens(count: int) -> Callable[[Medium], int]:
+    """count: tokens of a tile"""
+    return lambda one: int(one.tensors["pixel_values"].shape[0]) * count
+
+
+def num_frames(one: Medium) -> int:
+    name = "image_grid_thw" if one.kind == "image" else "video_grid_thw"
+    return int(np.frombuffer(one.tensors[name].data, np.int64)[0])
+
+
+def num_tiles(one: Medium) -> int:
+    return int(one.tensors["pixel_values"].shape[0])
+
+
 @dataclass(frozen=True)
 class Shown:
     """A prompt and what stands in it."""
@@ -125,8 +156,13 @@ class Shown:
         for part in parts:
             if isinstance(part, Medium):
                 length = family.num_tokens(part)
-                media.append(replace(part, spans=((len(ids), length),)))
-                ids += [IMAGE if part.kind == "image" else VIDEO] * length
+                count = family.parts(part)
+                token, spans = IMAGE if part.kind == "image" else VIDEO, []
+                for index in range(count):
+                    ids += words(2, index) if index else []
+                    spans.append((len(ids), length // count))
+                    ids += [token] * (length // count)
+                media.append(replace(part, spans=tuple(spans)))
             else:
                 ids += part
         return Shown(ids, media)
@@ -140,8 +176,11 @@ def words(count: int, seed: int) -> list[int]:
 class Peer:
     """transformers' model: log probabilities of what follows each token."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, family: Seeing) -> None:
         from transformers import AutoModelForImageTextToText
+
+        self._has_batch = family.has_batch
+        self._has_axes = family.model_type.startswith("qwen")
 
         self._model = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=torch.float32
@@ -162,7 +201,18 @@ class Peer:
                 whole = torch.from_numpy(array.copy())
                 whole = whole[None] if name.endswith(("thw", "sizes")) else whole
                 given[name] = torch.cat([given[name], whole]) if name in given else whole
-        found = self._model(input_ids=ids, mm_token_type_ids=types, use_cache=False, **given)
+        if self._has_batch and "pixel_values" in given:
+            given["pixel_values"] = given["pixel_values"][None]
+        if self._has_axes and shown.media:
+            # As transformers' generate: an output comes behind the farthest position of the prompt.
+            count = len(shown.token_ids)
+            grids = {name: one for name, one in given.items() if not name.startswith("pixel")}
+            of_prompt, delta = self._model.model.get_rope_index(
+                ids[:, :count], types[:, :count], **grids
+            )
+            after = torch.arange(count, ids.shape[1]).expand(3, 1, -1) + delta
+            given["position_ids"] = torch.cat((of_prompt, after), dim=-1)
+        found = self._model(input_ids=ids, use_cache=False, **given)
         return found.logits[0].double().log_softmax(-1)
 
 
@@ -216,5 +266,104 @@ FAMILIES: dict[str, Seeing] = {
         [(1, 4, 6), (1, 8, 4), (1, 2, 10)],
         {"image_token_id": IMAGE, "video_token_id": VIDEO},
         video_sizes=[(3, 4, 4)],
+    ),
+    "Qwen2.5-VL": Seeing(
+        "qwen2_5_vl",
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [4, 6, 6],
+            }
+        },
+        {"depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2}
+        | {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        | {"intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1]},
+        grid_picture(3 * 2 * 4 * 4),
+        grid_tokens(2),
+        [(1, 6, 10), (1, 8, 4), (1, 2, 10)],
+        {"image_token_id": IMAGE, "video_token_id": VIDEO},
+        video_sizes=[(3, 6, 4)],
+    ),
+    "Qwen3-VL": Seeing(
+        "qwen3_vl",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}
+            | {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
+        },
+        {"depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2}
+        | {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        | {"intermediate_size": 48, "num_position_embeddings": 25}
+        | {"deepstack_visual_indexes": [0, 2]},
+        grid_picture(3 * 2 * 4 * 4),
+        grid_tokens(2),
+        [(1, 4, 6), (1, 8, 4), (1, 2, 10)],
+        {"image_token_id": IMAGE, "video_token_id": VIDEO},
+        video_sizes=[(3, 4, 4)],
+        parts=num_frames,
+    ),
+    "Qwen3.5": Seeing(
+        "qwen3_5",
+        {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 32}
+        | {"linear_value_head_dim": 32, "num_hidden_layers": 4}
+        | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}
+            | {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.25}
+        },
+        {"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2}
+        | {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        | {"intermediate_size": 48, "num_position_embeddings": 25},
+        grid_picture(3 * 2 * 4 * 4),
+        grid_tokens(2),
+        [(1, 4, 6), (1, 8, 4), (1, 2, 10)],
+        {"image_token_id": IMAGE, "video_token_id": VIDEO},
+        video_sizes=[(3, 4, 4)],
+        parts=num_frames,
+    ),
+    "InternVL": Seeing(
+        "internvl",
+        {"model_type": "qwen2"},
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 2, "image_size": [24, 24], "patch_size": [4, 4]}
+        | {"use_qk_norm": True},
+        tiles(24),
+        tile_tokens(9),
+        [(1, 0, 0), (3, 0, 0), (2, 0, 0)],
+        {"image_token_id": IMAGE},
+    ),
+    "LLaVA 1.5": Seeing(
+        "llava",
+        {"model_type": "llama"},
+        {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48}
+        | {"num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 12, "patch_size": 4}
+        | {"projection_dim": 32},
+        tiles(12),
+        tile_tokens(9),
+        [(1, 0, 0), (1, 0, 0), (1, 0, 0)],
+        {"image_token_id": IMAGE},
+    ),
+    "SmolVLM": Seeing(
+        "smolvlm",
+        {"model_type": "llama"},
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 2, "image_size": 24, "patch_size": 4},
+        tiles(24),
+        tile_tokens(9),
+        [(1, 0, 0), (3, 0, 0), (2, 0, 0)],
+        {"image_token_id": IMAGE, "scale_factor": 2},
+        parts=num_tiles,
+        has_batch=True,
+    ),
+    "Idefics3": Seeing(
+        "idefics3",
+        {"model_type": "llama"},
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 2, "image_size": 24, "patch_size": 4},
+        tiles(24),
+        tile_tokens(9),
+        [(1, 0, 0), (2, 0, 0), (1, 0, 0)],
+        {"image_token_id": IMAGE, "scale_factor": 2},
+        parts=num_tiles,
+        has_batch=True,
     ),
 }

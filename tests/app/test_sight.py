@@ -26,8 +26,8 @@ def model_path(family: Seeing, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def peer(model_path: Path) -> Peer:
-    return Peer(model_path)
+def peer(model_path: Path, family: Seeing) -> Peer:
+    return Peer(model_path, family)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,8 @@ def test_another_picture_in_the_same_place_is_no_hit(llm: LLM, family: Seeing, p
     other = Shown.of(family, words(12, 20), family.picture(51, size), words(8, 21))
     outputs = ask(llm, [other])[0]
     check(outputs, other, peer)
-    assert outputs[-1].num_cached_tokens == 12
+    # Models with states go on where a state was kept, which is not there.
+    assert outputs[-1].num_cached_tokens == (0 if "linear_num_key_heads" in family.text else 12)
     longer = Shown.of(family, words(12, 20), family.picture(51, size), words(8, 21), words(3, 22))
     outputs = ask(llm, [longer])[0]
     check(outputs, longer, peer)

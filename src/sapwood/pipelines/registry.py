@@ -13,6 +13,8 @@ from sapwood.pipelines.components import ComponentFolder, Precisions
 from sapwood.pipelines.interface import Pipeline
 
 PIPELINES: dict[str, str] = {
+    "Flux2KleinPipeline": "sapwood.pipelines.flux2:Flux2KleinPipeline",
+    "FluxFillPipeline": "sapwood.pipelines.flux:FluxFillPipeline",
     "FluxKontextPipeline": "sapwood.pipelines.flux:FluxKontextPipeline",
     "FluxPipeline": "sapwood.pipelines.flux:FluxPipeline",
     "QwenImagePipeline": "sapwood.pipelines.qwen_image:QwenImagePipeline",

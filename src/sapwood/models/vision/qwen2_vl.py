@@ -5,31 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.texts import EqualTexts, group_texts
 from sapwood.layers.build import Build
 from sapwood.layers.mlp import PlainMLP
 from sapwood.layers.named_linear import linear
 from sapwood.layers.norm import LayerNorm
-from sapwood.layers.targets import Target, once_filled, prefixed, whole
+from sapwood.layers.targets import Target, once_filled, prefixed
 from sapwood.models.hf_fields import activation, integer
 from sapwood.models.vision.blocks import FusedAttention
-from sapwood.models.vision.grids import (
-    Grid,
-    GridForm,
-    axis_positions,
-    grid_of,
-    patches_of,
-    rotation_table,
-)
-from sapwood.schema.media import Medium
+from sapwood.models.vision.grid_tower import GridTower, frame_lengths
+from sapwood.models.vision.grids import Grid, rotation_table
 
 _EPS = 1e-6
 _THETA = 10_000.0
@@ -77,87 +66,31 @@ class Merger:
         return norm | self._first.targets() | self._second.targets()
 
 
-class Qwen2VLTower:
+class Qwen2VLTower(GridTower):
     """Patches of two frames each, whole attention within a frame, rotated by row and column."""
 
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
         hf = hf_config["vision_config"]
         size, out_size = integer(hf, "embed_dim"), integer(hf, "hidden_size")
+        super().__init__(hf_config, build, size=size, vector_size=out_size)
         num_heads = integer(hf, "num_heads", default=16)
-        self._build = build
         self._head_dim = size // num_heads
-        patch = integer(hf, "patch_size", default=14)
-        shape = (
-            integer(hf, "in_channels", default=3),
-            integer(hf, "temporal_patch_size", default=2),
-            patch,
-            patch,
-        )
-        self._patches = build.empty(size, *shape)
-        merge = integer(hf, "spatial_merge_size", default=2)
-        self._form = GridForm(merge=merge, patch_numbers=self._patches[0].numel())
         act = activation(hf, "hidden_act", default="quick_gelu")
         inner = size * integer(hf, "mlp_ratio", default=4)
         self._blocks = [
             Block(build, size, num_heads, inner, act) for _ in range(integer(hf, "depth"))
         ]
-        self._merger = Merger(build, size, merge**2, out_size)
-        self.vector_size = out_size
-        self._sections = sections_of(hf_config)
+        self._merger = Merger(build, size, self._form.merge**2, out_size)
 
-    @property
-    def axis_of_pair(self) -> Tensor | None:
-        return torch.repeat_interleave(
-            torch.arange(len(self._sections)) % 3, torch.tensor(self._sections)
-        ).to(self._build.device)
-
-    def why_unfit(self, medium: Medium) -> str | None:
-        return self._form.why_unfit(medium)
-
-    def num_patches(self, medium: Medium) -> int:
-        return grid_of(medium).num_patches
-
-    def encode(self, media: Sequence[Medium]) -> list[Tensor]:
-        grids = [grid_of(medium) for medium in media]
-        device = self._build.device
-        x = patches_of(media).to(device, self._build.dtype)
-        x = F.linear(x, self._patches.flatten(1))
-        table = rotation_table(grids, self._form.merge, self._head_dim, _THETA).to(device)
-        frames = group_texts(frame_lengths(grids), device)
+    def _encoded(self, x: Tensor, grids: Sequence[Grid]) -> Tensor:
+        table = rotation_table(grids, self._form.merge, self._head_dim, _THETA).to(x.device)
+        frames = group_texts(frame_lengths(grids), x.device)
         for block in self._blocks:
             x = block(x, frames, table)
-        return list(torch.split(self._merger(x), [medium.num_tokens for medium in media]))
+        return self._merger(x)
 
-    def positions(self, num_tokens: int, media: Sequence[Medium]) -> NDArray[np.int64] | None:
-        steps = [1.0] * len(media)
-        return axis_positions(num_tokens, media, self._form.merge, frame_steps=steps)
-
-    def targets(self) -> dict[str, Target]:
-        found = {"patch_embed.proj.weight": whole(self._patches)}
+    def _own_targets(self) -> dict[str, Target]:
+        found = prefixed("merger", self._merger.targets())
         for index, block in enumerate(self._blocks):
             found |= prefixed(f"blocks.{index}", block.targets())
-        return prefixed("visual", found | prefixed("merger", self._merger.targets()))
-
-    def ignorable_tensors(self) -> tuple[str, ...]:
-        return ()
-
-    def checkpoint_name(self, name: str) -> str:
-        return name.removeprefix("model.") if name.startswith("model.visual.") else name
-
-    def finalize(self) -> None:
-        """Each layer is packed once it is filled."""
-
-
-def frame_lengths(grids: Sequence[Grid]) -> list[int]:
-    """Patches of each frame of each medium."""
-    return [grid.height * grid.width for grid in grids for _ in range(grid.frames)]
-
-
-def sections_of(hf_config: Mapping[str, Any]) -> list[int]:
-    """How many pairs of a head's entries each of the three positions turns, in turns."""
-    text = hf_config.get("text_config") or hf_config
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    sections = rope.get("mrope_section") or [16, 24, 24]
-    if not isinstance(sections, list) or not all(isinstance(one, int) for one in sections):
-        raise ConfigError(f"config.json must have numbers as 'mrope_section', got {sections!r}")
-    return sections
+        return found

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 TOWERS: Registry[type[Tower]] = Registry(
     "tower",
     {
+        "Idefics3ForConditionalGeneration": "sapwood.models.vision.idefics3:Idefics3Tower",
+        "InternVLForConditionalGeneration": "sapwood.models.vision.internvl:InternVLTower",
+        "LlavaForConditionalGeneration": "sapwood.models.vision.llava:LlavaTower",
+        "Qwen2_5_VLForConditionalGeneration": "sapwood.models.vision.qwen2_5_vl:Qwen25VLTower",
         "Qwen2VLForConditionalGeneration": "sapwood.models.vision.qwen2_vl:Qwen2VLTower",
+        "Qwen3VLForConditionalGeneration": "sapwood.models.vision.qwen3_vl:Qwen3VLTower",
+        "Qwen3_5ForConditionalGeneration": "sapwood.models.vision.qwen3_vl:Qwen35Tower",
+        "SmolVLMForConditionalGeneration": "sapwood.models.vision.idefics3:Idefics3Tower",
     },
     entry_point="sapwood.towers",
 )
