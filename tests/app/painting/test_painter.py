@@ -90,6 +90,19 @@ def test_pictures_with_two_passes_drawn_together_are_those_of_diffusers(
         assert_same(picture.image, want)
 
 
+@pytest.mark.parametrize("backend", ["sapwood", "diffusers"])
+def test_tiles_are_turned_on(folders: dict[str, Path], backend: str) -> None:
+    """The autoencoder of the tiny pipeline has tiles of 64 pixels."""
+    asked = {"width": 160, "height": 96, "num_inference_steps": 1, "seed": 7}
+    pictures = []
+    for vae_tiling in (False, True):
+        with Painter(folders["sd"], backend=backend, vae_tiling=vae_tiling) as painter:
+            pictures.append(np.array(painter.paint("an oak", **asked)[0].image))
+    whole, tiled = pictures
+    assert whole.shape == tiled.shape
+    assert (whole != tiled).any(), "tiles know nothing of pixels outside of them"
+
+
 def test_steps_are_told(flux: Painter) -> None:
     told: list[tuple[int, int]] = []
     flux.paint("an oak", n=2, seed=1, on_step=lambda *step: told.append(step), **ASKED)
