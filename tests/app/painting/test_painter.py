@@ -93,7 +93,7 @@ def test_pictures_with_two_passes_drawn_together_are_those_of_diffusers(
 @pytest.mark.parametrize("backend", ["sapwood", "diffusers"])
 def test_tiles_are_turned_on(folders: dict[str, Path], backend: str) -> None:
     """The autoencoder of the tiny pipeline has tiles of 64 pixels."""
-    asked = {"width": 160, "height": 96, "num_inference_steps": 1, "seed": 7}
+    asked = {"width": 160, "height": 96, "num_inference_steps": 2, "seed": 7}
     pictures = []
     for vae_tiling in (False, True):
         with Painter(folders["sd"], backend=backend, vae_tiling=vae_tiling) as painter:
