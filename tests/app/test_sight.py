@@ -70,7 +70,14 @@ def test_in_chunks_beside_others_and_from_hits(llm: LLM, family: Seeing, peer: P
     # The second round ends in all but the last tokens of a prompt that the first has left.
     outputs = ask(llm, prompts[:1])[0]
     assert outputs[-1].num_cached_tokens > len(prompts[0].token_ids) - 8
-    assert llm.stats().num_leased_pages == 0
+    stats = llm.stats()
+    assert stats.num_leased_pages == 0
+    assert stats.media is not None
+    # One picture is in two prompts, and all were there in the second round.
+    assert stats.media.num_encoded == len({one.digest for shown in prompts for one in shown.media})
+    assert stats.media.num_shared > 0
+    assert 0 < stats.media.num_bytes <= stats.media.max_bytes
+    assert stats.media.encoding_s > 0
 
 
 def test_another_picture_in_the_same_place_is_no_hit(llm: LLM, family: Seeing, peer: Peer) -> None:

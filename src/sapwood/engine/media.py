@@ -14,6 +14,7 @@ from typing import Protocol
 
 from sapwood.engine.request_state import RequestState
 from sapwood.schema.media import Medium
+from sapwood.schema.output import MediaUse
 from sapwood.schema.request import Generate
 
 
@@ -60,6 +61,7 @@ class MediaVectors:
         self.num_bytes = 0
         self.num_encoded = 0
         self.num_shared = 0
+        self.encoding_s = 0.0
 
     @property
     def num_held(self) -> int:
@@ -67,9 +69,14 @@ class MediaVectors:
         return sum(map(len, self._held.values()))
 
     @property
-    def has_orders(self) -> bool:
-        """Whether ranks are to encode or to forget something."""
-        return bool(self._encodes or self._forgets)
+    def use(self) -> MediaUse:
+        return MediaUse(
+            num_encoded=self.num_encoded,
+            num_shared=self.num_shared,
+            num_bytes=self.num_bytes,
+            max_bytes=self._max_bytes,
+            encoding_s=self.encoding_s,
+        )
 
     def why_refused(self, request: Generate) -> str | None:
         """Why a request with its media cannot be served; None if it can."""

@@ -144,7 +144,6 @@ class Scheduler:
         self._ended_between_steps: list[RequestOutput] = []
         self._num_arrivals = 0
         self._counts: Counter[str] = Counter()
-        self.encoding_s = 0.0
         self._feeds_rows = token_feed is TokenFeed.ROW
         self._most_decodes = most_decodes
         self._step_time = StepTimeTarget(config.max_step_time_ms / 1000, clock)
@@ -311,7 +310,8 @@ class Scheduler:
         self._step_time.end(plan.step)
         if self._speculation is not None:
             self._speculation.end_step(plan.step, result.drafting_s)
-        self.encoding_s += result.encoding_s
+        if self._media is not None:
+            self._media.encoding_s += result.encoding_s
         sampled = iter(result.token_ids)
         pairs = zip(plan.scheduled, self._in_flight.pop(plan.step), strict=True)
         for index, (entry, (state, num_runs)) in enumerate(pairs):
@@ -365,6 +365,7 @@ class Scheduler:
             self._ledger,
             self._speculation,
             self._adapters,
+            self._media,
             running=self._running.states,
             num_waiting=len(self._waiting),
             open_requests=self._open.values(),
