@@ -86,8 +86,9 @@ def load_models(
         wanted=lambda name: not model.is_elsewhere(name),
         watch=watch,
     )
+    tower = load_tower(resolved, build, watch)
     if draft is None:
-        return Models(model, tower=load_tower(resolved, build, watch))
+        return Models(model, tower=tower)
     return Models(model, load_drafter(resolved, draft, model, watch))
 
 

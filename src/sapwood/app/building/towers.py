@@ -10,6 +10,7 @@ from sapwood.app.building.resolving import Resolved
 from sapwood.engine.media import MediaVectors
 from sapwood.layers.build import Build, Groups
 from sapwood.layers.quantization.dense import DENSE
+from sapwood.models.config import DecoderConfig
 from sapwood.models.vision.interface import Tower
 from sapwood.models.vision.registry import tower_class
 from sapwood.schema.config.decision import Decision
@@ -68,6 +69,10 @@ def _why_not(resolved: Resolved) -> str | None:
     """Why a model that sees serves only text here."""
     if resolved.config.vision.language_only:
         return "--language-only"
+    if resolved.draft is not None:
+        return "with a draft model, which sees nothing, models take only text"
+    if isinstance(resolved.shape, DecoderConfig) and resolved.shape.switch_length is not None:
+        return "models that rotate long texts otherwise take only text"
     if resolved.config.parallel.num_ranks > 1:
         return "models that several ranks share take only text"
     if resolved.config.parallel.enable_dp_attention:
