@@ -8,7 +8,7 @@ import io
 import struct
 import zlib
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -108,15 +108,25 @@ async def _loopback(host: str, port: int) -> Sequence[str]:
 
 @asynccontextmanager
 async def _server(answer: bytes, *, pause_s: float = 0.0) -> AsyncIterator[int]:
+    handlers = set[asyncio.Task[None]]()
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        await asyncio.sleep(pause_s)
-        writer.write(answer)
+        task = asyncio.current_task()
+        assert task is not None
+        handlers.add(task)
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(pause_s)
+            writer.write(answer)
+            await writer.drain()
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
+    await asyncio.gather(*handlers)
 
 
 def _answer(data: bytes, headers: str = "") -> bytes:
