@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.pipelines.interface import PictureRequest, PromptText, PromptVectors
+from sapwood.schema.painting import PictureDefaults, PipelineTraits
 
 
 @dataclass(eq=False)
@@ -42,6 +43,11 @@ class CountingPipeline:
         self.encoded: list[str] = []
         self.batches: list[int] = []
         self.pieces: list[int] = []
+
+    @property
+    def traits(self) -> PipelineTraits:
+        defaults = PictureDefaults(width=16, height=16, num_inference_steps=4)
+        return PipelineTraits(defaults=defaults, size_multiple=8)
 
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
         if request.prompt == "refuse":

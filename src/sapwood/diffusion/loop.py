@@ -282,6 +282,7 @@ class PaintingLoop:
                 num_steps=trajectory.num_steps,
                 queue_s=started_s - state.arrived_s,
                 paint_s=now_s - state.arrived_s,
+                peak_bytes=self._memory()[1],
             )
         )
 

@@ -474,6 +474,11 @@ def _engine_counters(model_name: str, facts: EngineFacts) -> Iterator[Family]:
     labels = (model_name,)
     simple: tuple[tuple[str, str, float], ...] = (
         ("num_retracted_requests", "Requests that gave their pages back.", facts.num_retractions),
+        (
+            "num_preemptions",
+            "Running requests that made room for a more urgent one.",
+            facts.num_preemptions,
+        ),
         ("num_steps", "Steps that the engine has made.", facts.num_steps),
     )
     if facts.kv_events is not None:
@@ -483,6 +488,17 @@ def _engine_counters(model_name: str, facts: EngineFacts) -> Iterator[Family]:
             ("kv_events_published", "Events of the prefix cache that were sent.", published),
             ("kv_events_dropped", "Such events for which there was no room.", dropped),
         )
+    media = facts.media
+    if media is not None:
+        simple = (
+            *simple,
+            ("media_encoded", "Pictures and videos that were encoded.", media.num_encoded),
+            ("media_shared", "Times that vectors of a medium were found.", media.num_shared),
+            ("media_encoding_seconds", "Time that encoding took.", media.encoding_s),
+        )
+        text = "Bytes of the vectors of pictures and videos that are kept."
+        rows_of_media = [(labels, float(media.num_bytes))]
+        yield Family("gauge", "media_vector_bytes", text, ("model_name",), rows_of_media)
     for name, text, value in simple:
         yield Family("counter", name, text, ("model_name",), [(labels, value)])
     num_decoded = facts.num_computed_tokens - facts.num_prefill_tokens

@@ -29,17 +29,22 @@ MODEL_INDEX = "model_index.json"
 _STEMS = ("diffusion_pytorch_model", "model")
 """Of weight files: diffusers' components, transformers' components."""
 _HEAD_DIM, _PAGE_SIZE = 64, 16
-"""For the choice of kernels, which is the same for all sizes that a transformer may have."""
+"""For the choice of kernels, if a component has no attention over pages: any size will do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precisions:
-    """The data type of each kind of component, and how the transformer's weights are stored."""
+    """The data type of each kind of component, and how the transformer's weights are stored.
+
+    vae_tiling  whether the autoencoder computes large pictures tile by tile: less memory, and a
+                stop between any two tiles, for pictures that differ a little from whole ones
+    """
 
     dit: torch.dtype = torch.float32
     text_encoders: tuple[torch.dtype, ...] = (torch.float32,)
     vae: torch.dtype = torch.float32
     dit_scheme: LinearScheme = DENSE
+    vae_tiling: bool = False
 
     def text_encoder(self, index: int) -> torch.dtype:
         """Of the first encoder, the second, …; the last type that is given is the others' too."""
@@ -94,9 +99,14 @@ class ComponentFolder:
         make: Callable[[Mapping[str, Any], Build], M],
         dtype: torch.dtype,
         scheme: LinearScheme = DENSE,
+        *,
+        head_dim: int = _HEAD_DIM,
     ) -> M:
-        """A component with its weights. Raises WeightError if they do not fit."""
-        need = Need(device=self.device.type, dtype=dtype, head_dim=_HEAD_DIM, page_size=_PAGE_SIZE)
+        """A component with its weights. Raises WeightError if they do not fit.
+
+        head_dim  of its attention over pages, if it has any, for the choice of kernels
+        """
+        need = Need(device=self.device.type, dtype=dtype, head_dim=head_dim, page_size=_PAGE_SIZE)
         kernels = select_kernels(need, self.kernels).kernels
         build = Build(kernels=kernels, device=self.device, dtype=dtype, scheme=scheme)
         model = make(self.config(name), build)

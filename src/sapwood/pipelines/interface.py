@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sapwood.models.dit.rows import DenoisingRow
+from sapwood.schema.painting import PipelineTraits
 
 T = TypeVar("T")
 
@@ -137,6 +138,9 @@ class Pipeline(Protocol):
     """The components of one model."""
 
     name: str
+
+    @property
+    def traits(self) -> PipelineTraits: ...
 
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
         """The texts to encode; those of equal requests are equal."""

@@ -120,11 +120,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             len(self.custom_logit_processor or ""), "custom_logit_processor"
         )
         if self.custom_params and self.custom_logit_processor is None:
-            raise InvalidRequest(
-                "custom_params are parameters of a custom_logit_processor, which is missing; name "
-                "one or leave them out",
-                param="custom_params",
-            )
+            raise params_of_nothing("custom_params")
         if self.custom_logit_processor == DISALLOWED_TOKENS:
             disallowed_token_ids(self.custom_params)
 
@@ -142,6 +138,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW or self.top_k == 1
+
+
+def params_of_nothing(name: str) -> InvalidRequest:
+    """name: of the field, in the request's own words"""
+    return InvalidRequest(
+        f"{name} are parameters of a custom_logit_processor, which is missing; name one or leave "
+        "them out",
+        param=name,
+    )
 
 
 def _check(

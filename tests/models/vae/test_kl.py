@@ -63,6 +63,7 @@ def test_pictures_and_latents_equal_diffusers(case: str) -> None:
 def test_tiles_equal_diffusers_tiles() -> None:
     peer, ours = pair_of("stable diffusion")
     peer.enable_tiling()
+    ours.tiles = True
     latents = numbers(1, 4, 13, 19, seed=1)
     want = peer.decode(from_model(peer, latents)).sample
     num_tiles, got = run(ours.decode_tiled(latents))
@@ -76,6 +77,7 @@ def test_tiles_equal_diffusers_tiles() -> None:
 
 def test_a_small_picture_is_one_tile() -> None:
     _, ours = pair_of("flux")
+    ours.tiles = True
     latents = numbers(1, 4, 8, 6, seed=1)
     num_tiles, got = run(ours.decode_tiled(latents))
     assert num_tiles == 0

@@ -16,6 +16,7 @@ from sapwood.app.building.drafters import (
 from sapwood.app.building.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
 from sapwood.app.building.model_impl import SLOW
 from sapwood.app.building.resolving import Resolved
+from sapwood.app.building.towers import load_tower
 from sapwood.app.ranks.expert_parts import expert_exchange, place_experts
 from sapwood.app.ranks.member import ALONE, RankMember
 from sapwood.executor.runner import DecoderModel
@@ -27,16 +28,18 @@ from sapwood.layers.shared_rows import SharedRows
 from sapwood.models.foreign.decoder import ForeignDecoder
 from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
+from sapwood.models.vision.interface import Tower
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """A model, and its draft model; None: it has none."""
+    """A model, its draft model, and what sees for it; None: it has none."""
 
     model: DecoderModel
     draft: LoadedDraft | None = None
+    tower: Tower | None = None
 
 
 def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
@@ -83,8 +86,9 @@ def load_models(
         wanted=lambda name: not model.is_elsewhere(name),
         watch=watch,
     )
+    tower = load_tower(resolved, build, watch)
     if draft is None:
-        return Models(model)
+        return Models(model, tower=tower)
     return Models(model, load_drafter(resolved, draft, model, watch))
 
 

@@ -44,6 +44,7 @@ from sapwood.executor.sampling.processors import (
 )
 from sapwood.executor.sampling.sampler import Sampler, SamplingOps
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
+from sapwood.executor.sight import Sight
 from sapwood.executor.stage_runner import StageRunner
 from sapwood.executor.warmup import measure_steps, warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
@@ -63,6 +64,7 @@ from sapwood.models.encoder.heads import decoder_head
 from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
+from sapwood.models.vision.interface import Tower
 from sapwood.schema.cache import CacheKind, shifted
 from sapwood.schema.config.decision import Decision
 from sapwood.schema.env import environment, home
@@ -82,6 +84,7 @@ class StepRunner:
               the model's requests have no tokens to guess
     adapters  loads LoRA adapters; None: there are none
     expert_record  records which experts are chosen; None: nobody can ask for that
+    tower     sees for the model; None: it takes only text
     """
 
     resolved: Resolved
@@ -91,6 +94,7 @@ class StepRunner:
     measure: Callable[[Execute, Sequence[int]], dict[int, float]] | None = None
     adapters: AdapterParts | None = None
     expert_record: ExpertRecord | None = None
+    tower: Tower | None = None
 
 
 def build_runner(
@@ -179,6 +183,7 @@ def build_runner(
         ),
         adapters=adapters,
         expert_record=record,
+        tower=models.tower,
     )
 
 
@@ -324,6 +329,9 @@ def _decoder_runner(
         adapters=None if adapters is None else adapters.pool,
         drafter=drafter,
         share=same_requests.broadcast if overlaps and same_requests.size > 1 else None,
+        sight=None
+        if models.tower is None
+        else Sight(models.tower, hidden_size=resolved.decoder.hidden_size, device=device),
     )
 
 

@@ -24,7 +24,7 @@ from sapwood.frontends.serving.generate import Choice, collect, generate
 from sapwood.frontends.serving.grammar import chosen_grammar
 from sapwood.frontends.serving.hidden_states import encoded_hidden_states
 from sapwood.frontends.serving.routed_experts import encoded_routed_experts
-from sapwood.frontends.serving.sampling import renamed
+from sapwood.frontends.serving.sampling import params_of, renamed
 from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response, native_body
@@ -239,13 +239,14 @@ def _sampling(
         structural_tag=fields.structural_tag,
         where=where,
     )
+    custom = params_of(processor, fields.custom_params, f"{where}.custom_params")
     try:
         params = SamplingParams(
             max_new_tokens=fields.max_new_tokens,
             min_new_tokens=fields.min_new_tokens,
             seed=fields.sampling_seed,
             custom_logit_processor=processor,
-            custom_params=fields.custom_params if processor is not None else {},
+            custom_params=custom,
             grammar=grammar,
             **fields.given(),
         )

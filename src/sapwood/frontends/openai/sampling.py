@@ -10,7 +10,7 @@ import msgspec
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.openai.protocol import GenerationRequest
 from sapwood.frontends.serving.grammar import chosen_grammar
-from sapwood.frontends.serving.sampling import renamed
+from sapwood.frontends.serving.sampling import params_of, renamed
 from sapwood.frontends.serving.services import Services
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.namespace import cache_namespace
@@ -51,8 +51,7 @@ def sampling_params(
             penalty_window=asked.repeat_last_n,
             seed=asked.seed,
             custom_logit_processor=asked.custom_logit_processor,
-            # Without a processor they are parameters of nothing.
-            custom_params=asked.custom_params if asked.custom_logit_processor else {},
+            custom_params=params_of(asked.custom_logit_processor, asked.custom_params),
             grammar=grammar,
             **chosen,
         )

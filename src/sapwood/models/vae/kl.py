@@ -15,7 +15,7 @@ from sapwood.layers.convolution import Conv2d, GroupNorm
 from sapwood.layers.masked_attention import attend
 from sapwood.layers.named_linear import NamedLinear, linear
 from sapwood.layers.residual_convolution import Downsample, ResidualBlock, Upsample
-from sapwood.layers.targets import Target, prefixed
+from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.vae.tiles import Tiling, compute_tiled
 
 EPS = 1e-6
@@ -99,6 +99,7 @@ class AutoencoderKL:
     """Pictures in -1..1 to latents that a diffusion model is given, and back.
 
     scale  pixels per latent, in height and in width
+    tiles  whether large pictures are computed tile by tile, which changes them a little
     """
 
     def __init__(self, config: Mapping[str, Any], build: Build) -> None:
@@ -114,6 +115,7 @@ class AutoencoderKL:
         self.scaling_factor = float(config.get("scaling_factor", 0.18215))
         self.shift_factor = float(config.get("shift_factor") or 0.0)
         self.dtype, self.device = build.dtype, build.device
+        self.tiles = False
         size = config.get("sample_size", 32)
         self.tile_size = int(size[0] if isinstance(size, (list, tuple)) else size)
         ends = (
@@ -142,10 +144,10 @@ class AutoencoderKL:
         return self._decoded(self._from_model(latents))
 
     def decode_tiled(self, latents: Tensor) -> Generator[None, None, Tensor]:
-        """The same of large pictures, yielding after every tile."""
+        """The same; of large pictures tile by tile where `tiles` is set, yielding after each."""
         tiling = Tiling.of(self.tile_size // self.scale, self.tile_size)
         own = self._from_model(latents)
-        if not tiling.is_needed(own):
+        if not self.tiles or not tiling.is_needed(own):
             return self._decoded(own)
         return (yield from compute_tiled(own, self._decoded, tiling))
 
@@ -157,9 +159,9 @@ class AutoencoderKL:
     def encode_tiled(
         self, pictures: Tensor, generator: torch.Generator | None = None
     ) -> Generator[None, None, Tensor]:
-        """The same of large pictures, yielding after every tile."""
+        """The same, as decode_tiled."""
         tiling = Tiling.of(self.tile_size, self.tile_size // self.scale)
-        if not tiling.is_needed(pictures):
+        if not self.tiles or not tiling.is_needed(pictures):
             return self.encode(pictures, generator)
         moments = yield from compute_tiled(pictures.to(self.dtype), self._encoded, tiling)
         return self._drawn(moments, generator)
@@ -201,6 +203,32 @@ class AutoencoderKL:
         for old, new in _FIRST_NAMES.items():
             name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
         return name
+
+
+class AutoencoderKLFlux2(AutoencoderKL):
+    """Flux.2's: four neighbouring latents are a token, whose entries have means and deviations."""
+
+    def __init__(self, config: Mapping[str, Any], build: Build) -> None:
+        other = config.get("decoder_block_out_channels")
+        if other and list(other) != list(config.get("block_out_channels", (64,))):
+            raise ConfigError("decoder_block_out_channels of its own is not implemented")
+        super().__init__({**config, "scaling_factor": 1.0, "shift_factor": 0.0}, build)
+        size = 4 * self.latent_channels
+        self._means, self._variances = build.empty(size), build.empty(size)
+        self._eps = float(config.get("batch_norm_eps", 1e-4))
+
+    def tokens_to_decode(self, tokens: Tensor) -> Tensor:
+        """tokens [S, 4 * channels], as a diffusion model has them -> as the decoder's latents"""
+        return tokens * (self._variances + self._eps).sqrt() + self._means
+
+    def targets(self) -> dict[str, Target]:
+        return super().targets() | {
+            "bn.running_mean": whole(self._means),
+            "bn.running_var": whole(self._variances),
+        }
+
+    def ignorable_tensors(self) -> tuple[str, ...]:
+        return ("bn.num_batches_tracked",)
 
 
 _FIRST_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
