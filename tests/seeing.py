@@ -127,6 +127,12 @@ def tiles(side: int) -> Callable[[int, tuple[int, int, int]], Medium]:
     return make
 
 
+def any_size(seed: int, size: tuple[int, int, int]) -> Medium:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(1, 3, *size[1:], generator=generator)
+    return medium("image", pixel_values=pixels, image_sizes=torch.tensor(size[1:]))
+
+
 def tile_tokens(count: int) -> Callable[[Medium], int]:
     """count: tokens of a tile"""
     return lambda one: int(one.tensors["pixel_values"].shape[0]) * count
@@ -330,6 +336,17 @@ FAMILIES: dict[str, Seeing] = {
         tile_tokens(9),
         [(1, 0, 0), (3, 0, 0), (2, 0, 0)],
         {"image_token_id": IMAGE},
+    ),
+    "Mistral 3": Seeing(
+        "mistral3",
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "patch_size": 4}
+        | {"num_hidden_layers": 2, "num_attention_heads": 2},
+        any_size,
+        lambda one: int(np.frombuffer(one.tensors["image_sizes"].data, np.int64).prod()) // 64,
+        [(1, 16, 24)] * 3,
+        {"image_token_id": IMAGE, "spatial_merge_size": 2},
+        parts=lambda _: 2,
     ),
     "LLaVA 1.5": Seeing(
         "llava",

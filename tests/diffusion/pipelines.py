@@ -65,6 +65,8 @@ class CountingPipeline:
         self, request: PictureRequest, vectors: Sequence[PromptVectors]
     ) -> Generator[None, None, CountingTrajectory]:
         yield
+        if request.prompt == "stumble":
+            raise IndexError("a bug in one picture's work")
         height, width = request.height or 16, request.width or 16
         return CountingTrajectory(
             request=request,

@@ -130,7 +130,7 @@ class DiffusersPipeline:
             raise ConfigError(f"{self.name} takes no prompt, so it cannot be served")
 
     @staticmethod
-    def load(folder: Path, dtype: torch.dtype) -> DiffusersPipeline:
+    def load(folder: Path, dtype: torch.dtype, *, vae_tiling: bool = False) -> DiffusersPipeline:
         """ConfigError without diffusers, WeightError if it cannot load the folder."""
         try:
             import diffusers
@@ -141,11 +141,17 @@ class DiffusersPipeline:
             ) from error
         try:
             any_pipeline: Any = diffusers.DiffusionPipeline
-            pipeline = any_pipeline.from_pretrained(
-                str(folder), torch_dtype=dtype, local_files_only=True
-            )
+            pipeline = any_pipeline.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
         except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
             raise WeightError(f"diffusers cannot load {folder}: {error}") from error
+        if vae_tiling:
+            vae = getattr(pipeline, "vae", None)
+            if vae is None or not callable(getattr(vae, "enable_tiling", None)):
+                raise ConfigError(
+                    f"--vae-tiling: {type(pipeline).__name__} of diffusers cannot decode in tiles; "
+                    "leave it out"
+                )
+            vae.enable_tiling()
         return DiffusersPipeline(pipeline)
 
     @property

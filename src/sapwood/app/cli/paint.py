@@ -22,6 +22,7 @@ _ENGINE_OPTIONS = (
     "dit_precision",
     "text_encoder_precisions",
     "vae_precision",
+    "vae_tiling",
     "max_step_tokens",
 )
 

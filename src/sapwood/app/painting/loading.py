@@ -32,6 +32,7 @@ class PaintingPlan:
 
     folder: PaintingFolder
     backend: str
+    vae_tiling: bool
     limits: PaintingLimits
     notes: tuple[str, ...]
     problem: str | None
@@ -72,7 +73,12 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
         max_step_tokens=config.max_step_tokens,
     )
     return PaintingPlan(
-        folder=folder, backend=backend, limits=limits, notes=tuple(notes), problem=problem
+        folder=folder,
+        backend=backend,
+        vae_tiling=config.vae_tiling,
+        limits=limits,
+        notes=tuple(notes),
+        problem=problem,
     )
 
 
@@ -88,13 +94,14 @@ def load_painting(
         dit=_TYPES[folder.precision("dit")],
         text_encoders=tuple(_TYPES[folder.precision("text", index)] for index in range(4)),
         vae=_TYPES[folder.precision("vae")],
+        vae_tiling=plan.vae_tiling,
     )
     beat("loading the weights")
     pipeline: Pipeline
     if plan.backend == "diffusers":
         from sapwood.pipelines.through_diffusers import DiffusersPipeline
 
-        pipeline = DiffusersPipeline.load(folder.path, precisions.dit)
+        pipeline = DiffusersPipeline.load(folder.path, precisions.dit, vae_tiling=plan.vae_tiling)
     else:
         pipeline = load_pipeline(folder.path, precisions)
     load_s = time.monotonic() - started_s

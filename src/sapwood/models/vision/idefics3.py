@@ -16,7 +16,7 @@ from sapwood.layers.named_linear import linear
 from sapwood.layers.targets import Target, prefixed
 from sapwood.models.hf_fields import integer
 from sapwood.models.vision.vit import ViT
-from sapwood.schema.media import Medium
+from sapwood.schema.media import MediaTensor, Medium
 
 _MASK = "pixel_attention_mask"
 
@@ -41,8 +41,8 @@ class Idefics3Tower:
 
     def why_unfit(self, medium: Medium) -> str | None:
         mask = medium.tensors.get(_MASK)
-        if mask is not None and not np.frombuffer(mask.data, np.uint8).any():
-            return f"{_MASK} of a prepared image hides all of it"
+        if mask is not None and not _shows_all(mask):
+            return f"{_MASK} hides a part of a prepared image; send tiles without padding"
         return self._vit.why_unfit(medium, (self._vit.side // self._scale) ** 2)
 
     def num_patches(self, medium: Medium) -> int:
@@ -75,3 +75,10 @@ class Idefics3Tower:
 
     def finalize(self) -> None:
         """Each layer is packed once it is filled."""
+
+
+def _shows_all(mask: MediaTensor) -> bool:
+    if mask.dtype not in ("int64", "int32", "uint8", "bool"):
+        return False
+    size = np.dtype(mask.dtype).itemsize
+    return len(mask.data) % size == 0 and bool(np.frombuffer(mask.data, mask.dtype).all())

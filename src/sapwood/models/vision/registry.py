@@ -17,6 +17,7 @@ TOWERS: Registry[type[Tower]] = Registry(
         "Idefics3ForConditionalGeneration": "sapwood.models.vision.idefics3:Idefics3Tower",
         "InternVLForConditionalGeneration": "sapwood.models.vision.internvl:InternVLTower",
         "LlavaForConditionalGeneration": "sapwood.models.vision.llava:LlavaTower",
+        "Mistral3ForConditionalGeneration": "sapwood.models.vision.pixtral:Mistral3Tower",
         "Qwen2_5_VLForConditionalGeneration": "sapwood.models.vision.qwen2_5_vl:Qwen25VLTower",
         "Qwen2VLForConditionalGeneration": "sapwood.models.vision.qwen2_vl:Qwen2VLTower",
         "Qwen3VLForConditionalGeneration": "sapwood.models.vision.qwen3_vl:Qwen3VLTower",

@@ -44,6 +44,11 @@ class PaintingConfig:
         "In which pictures are encoded and decoded; auto: as the weights are stored.",
         choices=PRECISIONS,
     )
+    vae_tiling: bool = option(
+        False,
+        "Decode large pictures tile by tile: less memory, and others are held up by a tile at "
+        "most; the picture differs a little where tiles meet.",
+    )
     max_running_pictures: int = option(16, "Pictures that have latents in memory at once.")
     max_waiting_pictures: int = option(256, "Pictures that may wait; more are refused with 503.")
     max_step_tokens: int = option(
