@@ -66,18 +66,18 @@ def _url(picture: Image.Image) -> str:
 
 
 def _ask(server: Server, *urls: str) -> Any:
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     parts: list[Any] = [{"type": "text", "text": "what is"}]
     for url in urls:
         parts += [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": " ?"}]
-    return client.chat.completions.create(
-        model="default",
-        messages=[{"role": "user", "content": parts}],
-        temperature=0,
-        max_tokens=8,
-        logprobs=True,
-        extra_body={"ignore_eos": True, "skip_special_tokens": False},
-    )
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        return client.chat.completions.create(
+            model="default",
+            messages=[{"role": "user", "content": parts}],
+            temperature=0,
+            max_tokens=8,
+            logprobs=True,
+            extra_body={"ignore_eos": True, "skip_special_tokens": False},
+        )
 
 
 def test_a_picture_is_answered_as_transformers_does(server: Server, model: Path) -> None:

@@ -218,11 +218,11 @@ def _part(
     others = (
         {key: value for key, value in asked.items() if key != "url"} if url is not asked else {}
     )
-    for name, value in others.items():
-        if value is not None and (name, value) != ("detail", "auto"):
+    for name, value in given_fields.items():
+        if name != "url" and value is not None and (name, value) != ("detail", "auto"):
             raise UnsupportedFeature(
-                f"{where}.{field}.{name} is not supported by this server: the model's files say how "
-                "its pictures are prepared; leave it out",
+                f"{where}.{field}.{name} is not supported by this server: the model's files say "
+                "how its pictures are prepared; leave it out",
                 param=f"{where}.{field}.{name}",
             )
     if not isinstance(url, str) or not url:
