@@ -215,9 +215,7 @@ def _part(
         return _text_part(given, where)
     asked = given.get(str(field))
     url = asked.get("url") if isinstance(asked, dict) else asked
-    others = (
-        {key: value for key, value in asked.items() if key != "url"} if url is not asked else {}
-    )
+    given_fields = asked if isinstance(asked, dict) else {}
     for name, value in given_fields.items():
         if name != "url" and value is not None and (name, value) != ("detail", "auto"):
             raise UnsupportedFeature(
