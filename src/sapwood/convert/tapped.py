@@ -75,6 +75,9 @@ class TappedLinear:
     def fp32(self, x: Tensor) -> Tensor:
         return self._layer.fp32(x)
 
+    def unpacked(self) -> None:
+        return None
+
 
 class _PerToken:
     """(codes of x) times (codes of the weight), both exact in x's dtype, then the two scales."""
@@ -95,6 +98,9 @@ class _PerToken:
         out = self._layer.fp32(codes.to(x.dtype)) * scale * self._scale
         return out if self._bias is None else out + self._bias
 
+    def unpacked(self) -> None:
+        return None
+
 
 class _PerBlock:
     def __init__(self, scheme: WeightScheme, layer: PackedLinear) -> None:
@@ -106,6 +112,9 @@ class _PerBlock:
 
     def fp32(self, x: Tensor) -> Tensor:
         return self._layer.fp32(rounded_inputs(x, self._scheme))
+
+    def unpacked(self) -> None:
+        return None
 
 
 def round_inputs(x: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:

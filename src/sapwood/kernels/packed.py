@@ -19,6 +19,10 @@ class PackedLinear(Protocol):
         bfloat16 tells apart only every eighth at 16 to 32."""
         ...
 
+    def unpacked(self) -> Tensor | None:
+        """The weight [out, in] as it was packed; None if the kernels keep it in another form."""
+        ...
+
 
 class PackedHeads(Protocol):
     """A linear layer of each head, [H, out, in]."""

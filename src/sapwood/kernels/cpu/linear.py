@@ -69,6 +69,15 @@ class Linear:
     def fp32(self, x: Tensor) -> Tensor:
         return self._multiply(x, torch.float32)
 
+    def unpacked(self) -> Tensor:
+        panels, num_in = self._weight, self._num_in + self._padding
+        if panels.dtype == torch.bfloat16:
+            pairs = panels.view(-1, num_in // 2, _native.PANEL, 2)
+            rows = pairs.permute(0, 2, 1, 3).reshape(-1, num_in)
+        else:
+            rows = panels.view(-1, num_in, _native.PANEL).transpose(1, 2).reshape(-1, num_in)
+        return rows[: self._num_out, : self._num_in]
+
     def _multiply(self, x: Tensor, out_dtype: torch.dtype) -> Tensor:
         rows, num_in = x.shape
         if num_in != self._num_in or x.dtype != self._dtype:

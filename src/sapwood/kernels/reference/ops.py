@@ -58,6 +58,9 @@ class _Linear:
         out = x.float() @ self.weight.float().T
         return out if self.bias is None else out + self.bias.float()
 
+    def unpacked(self) -> Tensor:
+        return self.weight
+
 
 @dataclass(frozen=True, slots=True)
 class _HeadProducts:

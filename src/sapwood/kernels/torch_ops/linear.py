@@ -32,6 +32,9 @@ class _Plain:
     def fp32(self, x: Tensor) -> Tensor:
         return self(x).float()  # torch rounds its products to x's dtype
 
+    def unpacked(self) -> Tensor:
+        return self.weight
+
 
 @dataclass(frozen=True, slots=True)
 class _Prepacked:
@@ -49,6 +52,9 @@ class _Prepacked:
     def fp32(self, x: Tensor) -> Tensor:
         return self(x).float()  # oneDNN rounds its products to x's dtype
 
+    def unpacked(self) -> None:
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class _Widened:
@@ -61,6 +67,9 @@ class _Widened:
 
     def fp32(self, x: Tensor) -> Tensor:
         return self.wide(x.float())
+
+    def unpacked(self) -> Tensor | None:
+        return self.wide.unpacked()
 
 
 def cpu_multiplies(dtype: torch.dtype) -> bool:
