@@ -78,6 +78,9 @@ class TappedLinear:
     def unpacked(self) -> None:
         return None
 
+    def refill(self, weight: Tensor) -> bool:
+        return False
+
 
 class _PerToken:
     """(codes of x) times (codes of the weight), both exact in x's dtype, then the two scales."""
@@ -101,6 +104,9 @@ class _PerToken:
     def unpacked(self) -> None:
         return None
 
+    def refill(self, weight: Tensor) -> bool:
+        return False
+
 
 class _PerBlock:
     def __init__(self, scheme: WeightScheme, layer: PackedLinear) -> None:
@@ -115,6 +121,9 @@ class _PerBlock:
 
     def unpacked(self) -> None:
         return None
+
+    def refill(self, weight: Tensor) -> bool:
+        return False
 
 
 def round_inputs(x: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
@@ -178,6 +187,9 @@ class TappedStorage:
 
     def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
         self.place(0, weight)
+
+    def repack(self, packed: PackedLinear, bias: Tensor | None) -> TappedLinear:
+        return self.pack(bias)
 
     def pack(self, bias: Tensor | None) -> TappedLinear:
         if not self._sources.keys() >= set(self._names):

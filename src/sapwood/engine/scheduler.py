@@ -142,6 +142,8 @@ class Scheduler:
         self._feeds_rows = token_feed is TokenFeed.ROW
         self._most_decodes = most_decodes
         self._speculation = speculation
+        self.admits = True
+        """Whether waiting requests may begin to run."""
 
     # ---- requests in -----------------------------------------------------------------------
 
@@ -228,13 +230,13 @@ class Scheduler:
             return None
         shares: list[tuple[RequestState, int]] = []
         num_retractions = self._counts["retracted"]
-        preferred = self._preempt()
+        preferred = self._preempt() if self.admits else None
         budget = self._serve_running(self._token_budget, shares)
         # A request that had to make room just now must not be admitted again by the same step.
         may_admit = self._counts["retracted"] == num_retractions and (
             preferred is not None or not self._is_held_back(budget)
         )
-        starts = self._admit(budget, shares, preferred) if may_admit else []
+        starts = self._admit(budget, shares, preferred) if may_admit and self.admits else []
         ends = self._running.take_ended_rows()
         if not shares and not ends and not self._adapters.has_copies:
             return None
@@ -334,10 +336,23 @@ class Scheduler:
 
     def flush_cache(self) -> bool:
         """Forget all prefixes; False, and no change, while requests are open."""
-        if self._open:
+        return not self._open and self.forget_prefixes()
+
+    def forget_prefixes(self) -> bool:
+        """The same, also while requests wait; False, and no change, while requests run."""
+        if self.has_running:
             return False
         self._ledger.flush()
         return True
+
+    @property
+    def has_running(self) -> bool:
+        return len(self._running) > 0
+
+    def retract_all(self) -> None:
+        """Let all running requests wait again. To be called while no step is in flight."""
+        for state in list(self._running):
+            self._requeue(state)
 
     def status(self, call_id: str = "") -> EngineStatus:
         return engine_status(

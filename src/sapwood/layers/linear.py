@@ -197,7 +197,10 @@ class Linear:
                 if rows is None:
                     raise RuntimeError("a part of a quantised layer has not been placed")
                 self._storage.place(part, rows)
-        self._packed = self._storage.pack(self._bias)
+        if self._packed is None:
+            self._packed = self._storage.pack(self._bias)
+        else:
+            self._packed = self._storage.repack(self._packed, self._bias)
         self._storage, self._placed = None, set()
 
     @property

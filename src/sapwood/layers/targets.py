@@ -96,8 +96,8 @@ class Target:
     is_elsewhere  whether other ranks have the tensor, so that this rank need not read it
     of_expert  whether the tensor is one of an expert that a router chooses
     fused_with  the layer that keeps the tensor beside others in one weight; None: it lies alone
-    read   the values of this rank's part as they are now, or None where kernels keep them in another
-           form; None: they cannot be read back
+    read   the values of this rank's part as they are now, or None where kernels keep them in
+           another form; None: they cannot be read back
     """
 
     shape: tuple[int, ...]

@@ -13,7 +13,14 @@ from sapwood.app.building.drafters import (
     load_drafter,
     own_heads,
 )
-from sapwood.app.building.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
+from sapwood.app.building.loading import (
+    LoadWatch,
+    Packable,
+    dense_weight_dtype,
+    fill,
+    linear_scheme,
+    timed,
+)
 from sapwood.app.building.model_impl import SLOW
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.ranks.expert_parts import expert_exchange, place_experts
@@ -33,10 +40,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """A model, and its draft model; None: it has none."""
+    """A model, and its draft model; None: it has none.
+
+    fillable  the model, with the heads that its checkpoint has, as it can be filled again; None: it
+              cannot be
+    """
 
     model: DecoderModel
     draft: LoadedDraft | None = None
+    fillable: Packable | None = None
 
 
 def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
@@ -72,8 +84,9 @@ def load_models(
     name_of = model.checkpoint_name
     if draft is not None and draft.kind is DraftKind.OWN:
         heads = own_heads(model, draft, build)
-        fill(WithHeads(model, heads), files, config, resolved.dtype, name_of=name_of, watch=watch)
-        return Models(model, head_drafter(resolved, model, heads))
+        both = WithHeads(model, heads)
+        fill(both, files, config, resolved.dtype, name_of=name_of, watch=watch)
+        return Models(model, head_drafter(resolved, model, heads), both)
     fill(
         model,
         files,
@@ -84,8 +97,8 @@ def load_models(
         watch=watch,
     )
     if draft is None:
-        return Models(model)
-    return Models(model, load_drafter(resolved, draft, model, watch))
+        return Models(model, None, model)
+    return Models(model, load_drafter(resolved, draft, model, watch), model)
 
 
 def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) -> DecoderModel:

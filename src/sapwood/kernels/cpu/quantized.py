@@ -178,6 +178,9 @@ class QuantizedLinear:
     def unpacked(self) -> None:
         return None
 
+    def refill(self, weight: Tensor) -> bool:
+        return False
+
     def _rows_of(self, x: Tensor) -> tuple[Tensor, int]:
         """x and the entries between its rows, in which entries lie one after another."""
         num_in = x.shape[1]

@@ -61,6 +61,10 @@ class _Linear:
     def unpacked(self) -> Tensor:
         return self.weight
 
+    def refill(self, weight: Tensor) -> bool:
+        self.weight.copy_(weight)
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class _HeadProducts:

@@ -167,6 +167,9 @@ class QuantizedLinear:
     def unpacked(self) -> None:
         return None
 
+    def refill(self, weight: Tensor) -> bool:
+        return False
+
 
 def multiply(x: Tensor, weight: LinearPart) -> Tensor:
     """x [T, in] -> [T, out] fp32."""

@@ -35,6 +35,10 @@ class _Plain:
     def unpacked(self) -> Tensor:
         return self.weight
 
+    def refill(self, weight: Tensor) -> bool:
+        self.weight.copy_(weight)
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class _Prepacked:
@@ -55,6 +59,9 @@ class _Prepacked:
     def unpacked(self) -> None:
         return None
 
+    def refill(self, weight: Tensor) -> bool:
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class _Widened:
@@ -70,6 +77,9 @@ class _Widened:
 
     def unpacked(self) -> Tensor | None:
         return self.wide.unpacked()
+
+    def refill(self, weight: Tensor) -> bool:
+        return self.wide.refill(weight.float())
 
 
 def cpu_multiplies(dtype: torch.dtype) -> bool:

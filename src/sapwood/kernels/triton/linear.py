@@ -49,6 +49,10 @@ class DenseLinear:
     def unpacked(self) -> Tensor:
         return self.weight
 
+    def refill(self, weight: Tensor) -> bool:
+        self.weight.copy_(weight)
+        return True
+
 
 class _Multiply(Protocol):
     num_out: int
@@ -85,6 +89,9 @@ class QuantizedLinear:
 
     def unpacked(self) -> None:
         return None
+
+    def refill(self, weight: Tensor) -> bool:
+        return False
 
     def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         rows, num_in = x.shape
