@@ -192,6 +192,6 @@ def weight_dialect(services: Services) -> Dialect:
         )
     )
     async def weight_version(request: Request) -> Response:
-        return json_response({"weight_version": services.control.weight_version})
+        return json_response({"weight_version": services.served.version})
 
     return dialect

@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.serving import control
 from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response
-from sapwood.schema.fields import FieldTable, parse
-from sapwood.schema.numbers import Int64
+from sapwood.schema.fields import FieldTable, Int64, parse
 from sapwood.schema.output import CallDone
 from sapwood.schema.weights import (
     CheckWeights,
@@ -241,12 +241,14 @@ async def init_group(request: Request, services: Services) -> Response:
         world_size=asked.world_size,
         backend=asked.backend,
     )
-    return _answer(await services.control.order(order))
+    return _answer(await control.order_weights(services, order))
 
 
 async def destroy_group(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request, optional=True), DESTROY_GROUP_FIELDS)
-    return _answer(await services.control.order(LeaveUpdateGroup(group_name=asked.group_name)))
+    return _answer(
+        await control.order_weights(services, LeaveUpdateGroup(group_name=asked.group_name))
+    )
 
 
 async def update_version(request: Request, services: Services) -> Response:
@@ -254,7 +256,7 @@ async def update_version(request: Request, services: Services) -> Response:
     if asked.abort_all_requests:
         for request_id in services.generator.open_ids(""):
             await services.generator.abort(request_id)
-    services.control.weight_version = asked.new_version
+    services.served.version = asked.new_version
     message = f"the weights are {asked.new_version} now"
     return json_response({"success": True, "message": message, "new_version": asked.new_version})
 
@@ -262,9 +264,9 @@ async def update_version(request: Request, services: Services) -> Response:
 async def read_weight(request: Request, services: Services) -> Response:
     """JSON numbers; of several replicas those of the first."""
     asked = parse(await read_json(request), READ_FIELDS)
-    engine = services.replicas[0] if services.replicas else services.engine
+    engine = services.replicas[0] if services.replicas else None
     order = ReadWeight(name=asked.name, most=asked.truncate_size)
-    done = await services.control.order(order, of=engine)
+    done = await control.order_weights(services, order, engine=engine)
     if not done.done:
         raise InvalidRequest(done.message)
     return json_response(json.loads(done.message))
@@ -272,12 +274,12 @@ async def read_weight(request: Request, services: Services) -> Response:
 
 async def check(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), CHECKER_FIELDS)
-    return _answer(await services.control.order(CheckWeights(action=asked.action)))
+    return _answer(await control.order_weights(services, CheckWeights(action=asked.action)))
 
 
 async def pause(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request, optional=True), PAUSE_FIELDS)
-    done = await services.control.pause(asked.mode)
+    done = await control.pause(services, asked.mode)
     if not done.done:
         raise InvalidRequest(done.message)
     return json_response({"message": done.message, "status": "ok"})
@@ -285,7 +287,7 @@ async def pause(request: Request, services: Services) -> Response:
 
 async def go_on(request: Request, services: Services) -> Response:
     parse(await read_json(request, optional=True), CONTINUE_FIELDS)
-    done = await services.control.go_on()
+    done = await control.go_on(services)
     return json_response({"message": done.message, "status": "ok"})
 
 
@@ -300,7 +302,7 @@ async def resume_memory(request: Request, services: Services) -> Response:
 
 
 async def _memory(services: Services, order: WeightOrder) -> Response:
-    return _answer(await services.control.order(order))
+    return _answer(await control.order_weights(services, order))
 
 
 async def _updated(
@@ -308,14 +310,14 @@ async def _updated(
     order: WeightOrder,
     asked: UpdateFromDiskRequest | UpdateFromTensorRequest | UpdateFromGroupRequest,
 ) -> Response:
-    control = services.control
-    done = await control.order(
+    done = await control.order_weights(
+        services,
         order,
         flush_cache=asked.flush_cache,
         abort_all=asked.abort_all_requests,
         weight_version=asked.weight_version,
     )
-    num_paused = len(services.generator.open_ids("")) if control.is_paused else 0
+    num_paused = len(services.generator.open_ids("")) if services.served.is_paused else 0
     answer = {"success": done.done, "message": done.message, "num_paused_requests": num_paused}
     return json_response(answer, status=200 if done.done else 400)
 
