@@ -123,7 +123,7 @@ class Steering:
             self._joining.append((message.call_id, memory.join(order)))
             return
         makes_stale = isinstance(order, UPDATES) and message.flush_cache
-        forgets = isinstance(order, ReleaseMemory) and "kv_cache" in order.tags
+        forgets = isinstance(order, ReleaseMemory) and (not order.tags or "kv_cache" in order.tags)
         if (makes_stale or forgets) and self._scheduler.has_running:
             tell(message.call_id, False, _HELD)
             return

@@ -73,7 +73,7 @@ class CheckWeights(_Order, frozen=True):
 
 
 class ReleaseMemory(_Order, frozen=True):
-    """Give memory back to the system. tags: kv_cache, weights, cuda_graph"""
+    """Give memory back to the system. tags: kv_cache, weights, cuda_graph; empty: all of them"""
 
     tags: list[str]
 

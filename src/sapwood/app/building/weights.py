@@ -272,7 +272,8 @@ class ServedWeights:
         if checkpoint_format(self._resolved.files) is not None or self._has_blocks:
             raise InvalidRequest(
                 "the served weights are quantised in the checkpoint's own form, into which tensors "
-                "cannot be turned here; update from disk with a checkpoint of that form"
+                "cannot be turned here; update from disk with a checkpoint of that form, or start "
+                "with --quantization none if the file is GGUF"
             )
         try:
             check_weights(self._fillable, self._named(tensors), source=UPDATE, may_be_partial=True)
@@ -280,7 +281,11 @@ class ServedWeights:
             raise InvalidRequest(error.message) from error
 
     def _named(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        return ((self._model.checkpoint_name(name), tensor) for name, tensor in tensors)
+        """By the model's names, and in the dtype in which a checkpoint's would come."""
+        dtype, name_of = self._resolved.dtype, self._model.checkpoint_name
+        for name, tensor in tensors:
+            is_wide = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
+            yield name_of(name), tensor.to(dtype) if is_wide else tensor
 
     def _finish(self) -> None:
         self._fillable.finalize()

@@ -104,7 +104,7 @@ def weight_dialect(services: Services) -> Dialect:
     @dialect.serves(
         Endpoint(
             paths=("/get_weights_by_name",),
-            methods=("POST",),
+            methods=("GET", "POST"),
             access="admin",
             body=weights.ReadWeightRequest,
             example={"name": "model.norm.weight"},
@@ -158,7 +158,7 @@ def weight_dialect(services: Services) -> Dialect:
     @dialect.serves(
         Endpoint(
             paths=("/release_memory_occupation",),
-            methods=("POST",),
+            methods=("GET", "POST"),
             access="admin",
             body=weights.MemoryRequest,
             is_body_required=False,
@@ -172,7 +172,7 @@ def weight_dialect(services: Services) -> Dialect:
     @dialect.serves(
         Endpoint(
             paths=("/resume_memory_occupation",),
-            methods=("POST",),
+            methods=("GET", "POST"),
             access="admin",
             body=weights.MemoryRequest,
             is_body_required=False,
