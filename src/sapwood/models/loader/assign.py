@@ -151,9 +151,15 @@ class _Intake:
 
 def _lacking_parts(intake: _Intake) -> list[str]:
     """The tensors without which a touched layer, which cannot keep its other parts, is no whole."""
-    touched = [intake.targets[name].fused_with for name in intake.placed]
-    whole_only = {id(layer) for layer in touched if layer is not None and not layer.keeps_parts}
-    return [name for name in intake.missing() if id(intake.targets[name].fused_with) in whole_only]
+    touched = {id(intake.targets[name].fused_with) for name in intake.placed}
+    # Asked last, of few: to know it a layer may have to unpack its weight.
+    return [
+        name
+        for name in intake.missing()
+        if (layer := intake.targets[name].fused_with) is not None
+        and id(layer) in touched
+        and not layer.keeps_parts
+    ]
 
 
 def _has_numbers_for(target: Target, tensor: Tensor) -> bool:
