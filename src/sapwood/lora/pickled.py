@@ -25,6 +25,9 @@ from sapwood.base.errors import ConfigError
 MAX_OPERATIONS = 2_000_000
 """Of one pickle, which takes some seconds; an adapter of 10,000 tensors has 500,000."""
 
+MOST_SHARING = 2
+"""Bytes of all tensors, which become tensors of their own, for each byte of the pickle."""
+
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _STORAGE = "torch.storage._load_from_bytes"
@@ -70,12 +73,18 @@ def read_pickle(data: bytes, source: str) -> dict[str, Tensor]:
     """The tensors by name; `source` names the adapter in errors.
 
     Raises ConfigError for anything but a table of dense tensors of floats."""
-    found = _guarded(lambda: _Machine(_call).run(io.BytesIO(data)), source)
+    found = _guarded(lambda: _Machine(_Calls(len(data)).answer).run(io.BytesIO(data)), source)
     is_table = isinstance(found, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
     )
     if not is_table:
         raise ConfigError(f"{source}: the pickle must have a dict of tensors by name")
+    num_bytes = sum(tensor.nbytes for tensor in found.values())
+    if num_bytes > MOST_SHARING * len(data):
+        raise ConfigError(
+            f"{source}: the tensors have {num_bytes} bytes, but the whole pickle has {len(data)}: "
+            "many of them share one storage; send copies of their own"
+        )
     return dict(found)
 
 
@@ -83,7 +92,7 @@ def read_weights(data: bytes, source: str) -> list[tuple[str, Tensor]]:
     """The tensors of a pickle of a dict by name, or of a list of (name, tensor).
 
     Raises ConfigError as `read_pickle` does."""
-    found = _guarded(lambda: _Machine(_call).run(io.BytesIO(data)), source)
+    found = _guarded(lambda: _Machine(_Calls(len(data)).answer).run(io.BytesIO(data)), source)
     pairs = list(found.items()) if isinstance(found, dict) else found
     if not isinstance(pairs, list) or not all(map(_is_named, pairs)):
         raise ConfigError(f"{source}: the pickle must have a list of (name, tensor)")
@@ -95,7 +104,7 @@ def read_bucket(data: bytes, source: str) -> list[tuple[str, Tensor]]:
     name, shape, dtype, start_idx, end_idx}, where they lie among these bytes.
 
     Raises ConfigError as `read_pickle` does, and for entries that are not within the bytes."""
-    found = _guarded(lambda: _Machine(_bucket_call).run(io.BytesIO(data)), source)
+    found = _guarded(lambda: _Machine(_BucketCalls(len(data)).answer).run(io.BytesIO(data)), source)
     is_bucket = isinstance(found, dict) and {"flattened_tensor", "metadata"} <= found.keys()
     flat = found["flattened_tensor"] if is_bucket else None
     entries = found["metadata"] if is_bucket else None
@@ -259,33 +268,63 @@ def _global(name: str) -> _Global:
     return _Global(name)
 
 
-def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    if not isinstance(name, _Global) or not isinstance(arguments, tuple):
-        raise _Refused("it calls something that is no name")
-    match name:
-        case _ if name == _ORDERED and not arguments:
-            return {}
-        case _ if name == _STORAGE and len(arguments) == 1:
-            return _storage(arguments[0])
-        case _ if name == _TENSOR and len(arguments) >= 5:
-            return _tensor(*arguments[:4])
-        case _ if name == _PARAMETER and arguments and isinstance(arguments[0], Tensor):
-            return arguments[0]
-    raise _Refused(f"it calls {name[:200]}")
+class _Calls:
+    """Answers the calls of one pickle, and of the pickles inside its storages.
+
+    A pickle may call for the same bytes as often as it likes, in a few bytes each time: they become
+    one storage. And all storages together have no more bytes than the pickle.
+    """
+
+    dtypes: Mapping[str, torch.dtype] = _DTYPES
+
+    def __init__(self, num_bytes: int) -> None:
+        """num_bytes: of the whole pickle"""
+        self._num_left = num_bytes
+        self._storages: dict[int, tuple[bytes, Tensor]] = {}
+
+    def answer(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        if not isinstance(name, _Global) or not isinstance(arguments, tuple):
+            raise _Refused("it calls something that is no name")
+        match name:
+            case _ if name == _ORDERED and not arguments:
+                return {}
+            case _ if name == _STORAGE and len(arguments) == 1:
+                return self._storage(arguments[0])
+            case _ if name == _TENSOR and len(arguments) >= 5:
+                return _tensor(*arguments[:4])
+            case _ if name == _PARAMETER and arguments and isinstance(arguments[0], Tensor):
+                return arguments[0]
+        raise _Refused(f"it calls {name[:200]}")
+
+    def _storage(self, data: Any) -> Tensor:
+        if not isinstance(data, bytes):
+            raise _Refused("a storage has no bytes")
+        known = self._storages.get(id(data))
+        if known is not None:
+            return known[1]
+        self._num_left -= len(data)
+        if self._num_left < 0:
+            raise _Refused("its storages have more bytes than it has itself")
+        made = _storage(data, self.answer, self.dtypes)
+        # With the bytes, so that no other object can have their id.
+        self._storages[id(data)] = data, made
+        return made
 
 
-def _bucket_call(name: str, arguments: tuple[Any, ...]) -> Any:
-    """As _call, and what a bucket has besides tensors; an entry is the dict of its attributes."""
-    if isinstance(name, _Global) and isinstance(arguments, tuple):
-        if name == _BUCKET_ENTRY and not arguments:
-            return {}
-        if name == _SIZE and len(arguments) == 1 and isinstance(arguments[0], tuple | list):
-            if len(arguments[0]) > _MAX_DIMS:
-                raise _Refused("a tensor has too many dimensions")
-            return tuple(arguments[0])
-        if name == _STORAGE and len(arguments) == 1:
-            return _storage(arguments[0], _BYTES)
-    return _call(name, arguments)
+class _BucketCalls(_Calls):
+    """And what a bucket has besides tensors; an entry is the dict of its attributes."""
+
+    dtypes = _BYTES
+
+    def answer(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        if isinstance(name, _Global) and isinstance(arguments, tuple):
+            if name == _BUCKET_ENTRY and not arguments:
+                return {}
+            if name == _SIZE and len(arguments) == 1 and isinstance(arguments[0], tuple | list):
+                if len(arguments[0]) > _MAX_DIMS:
+                    raise _Refused("a tensor has too many dimensions")
+                return tuple(arguments[0])
+        return super().answer(name, arguments)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
@@ -300,17 +339,19 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
     return torch.as_strided(storage, shape, strides, offset)  # RuntimeError if it is not within
 
 
-def _storage(data: Any, dtypes: Mapping[str, torch.dtype] = _DTYPES) -> Tensor:
+def _storage(
+    data: bytes,
+    call: Callable[[str, tuple[Any, ...]], Any],
+    dtypes: Mapping[str, torch.dtype],
+) -> Tensor:
     """The numbers [n] of a storage, as `torch.save` writes it in its older format: five pickles,
     then how many numbers there are, then the numbers."""
-    if not isinstance(data, bytes):
-        raise _Refused("a storage has no bytes")
     file = io.BytesIO(data)
-    magic, _, info = (_Machine(_call).run(file) for _ in range(3))
+    magic, _, info = (_Machine(call).run(file) for _ in range(3))
     if magic != _MAGIC or not isinstance(info, dict) or info.get("little_endian") is not True:
         raise _Refused("a storage is not as PyTorch writes it on this kind of machine")
     dtype = _Machine(partial(_dtype_of, dtypes)).run(file)
-    _Machine(_call).run(file)  # the storage's key, which is not needed for one
+    _Machine(call).run(file)  # the storage's key, which is not needed for one
     (count,) = _COUNT.unpack(file.read(_COUNT.size))
     numbers = bytearray(file.read())
     if not isinstance(dtype, torch.dtype) or count * dtype.itemsize != len(numbers):
