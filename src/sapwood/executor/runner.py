@@ -22,6 +22,7 @@ from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.spans import choose_spans
+from sapwood.executor.sight import Sight
 from sapwood.executor.step_adapters import StepAdapterPool, change_slots, knowing_adapters
 from sapwood.executor.trees import TreeMover
 from sapwood.kernels.recording import Program
@@ -66,6 +67,7 @@ class Launched:
     jumps       by row: tokens that must follow because the grammar leaves no choice
     guesses     of the tokens that follow, by index in the plan
     drafting_s  seconds that they took
+    encoding_s  seconds that the tower took
     states      of the model, for the drafter; None: it takes none
     """
 
@@ -83,6 +85,7 @@ class Launched:
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
     guesses: dict[int, GuessedTokens] = field(default_factory=dict)
     drafting_s: float = 0.0
+    encoding_s: float = 0.0
     states: Tensor | None = None
 
     def done(self) -> bool:
@@ -95,7 +98,9 @@ class Launched:
         assert self.token_ids is not None, "the step was collected"
         plan = self.plan
         told = (self.of_outputs, self.of_prompts, self.hidden, self.routed)
-        if not any((*told, self.failures, self.jumps, self.guesses, self.drafting_s)):
+        if not any(
+            (*told, self.failures, self.jumps, self.guesses, self.drafting_s, self.encoding_s)
+        ):
             return StepResult(step=plan.step, token_ids=self.token_ids)
         scheduled = list(enumerate(plan.scheduled))
         sampling = [index for index, entry in scheduled if entry.num_output is not None]
@@ -121,6 +126,7 @@ class Launched:
             },
             guesses=self.guesses,
             drafting_s=self.drafting_s,
+            encoding_s=self.encoding_s,
         )
 
 
@@ -150,6 +156,7 @@ class Runner:
         download: Callable[[Tensor], Download] = download,
         share: Callable[[Tensor], Tensor] | None = None,
         record_anew: Callable[[], RecordedSteps] | None = None,
+        sight: Sight | None = None,
     ) -> None:
         """A runner of one rank.
 
@@ -161,9 +168,11 @@ class Runner:
         share     makes the tokens that rank 0 has chosen those of every rank, before anybody else
                   knows them; None: this is the only rank, or every plan brings its tokens
         record_anew  records the steps again, with the weights that the model has by then
+        sight     encodes what prompts show; None: no prompt shows anything
         """
         self._record_anew = record_anew
         self._share = share
+        self._sight = sight
         self._model = model
         self._recorded = recorded
         self._kv_caches = kv_caches
@@ -203,10 +212,14 @@ class Runner:
         for row in plan.ends:
             self._sampler.end(row)
         change_slots(self._adapters, plan)
+        if self._sight is not None:
+            launched.encoding_s = self._sight.follow(plan)
         if not plan.scheduled:
             return launched
         for start in plan.starts:
             self._rows.start(start)
+            if self._sight is not None:
+                self._sight.start(start, self._rows)
             self._sampler.start(start)
             self._logprobs.start(start)
         for entry in plan.scheduled:
@@ -220,6 +233,7 @@ class Runner:
             device=self._device,
             places=self._places,
             adapters=None if self._adapters is None else self._adapters.of_step,
+            sight=self._sight,
         )
         with knowing_adapters(self._adapters, inputs.batch):
             logits = self._compute(launched, inputs.batch)

@@ -8,6 +8,7 @@ import msgspec
 
 from sapwood.schema.limits import ROUTING_KEY
 from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.media import Medium
 from sapwood.schema.namespace import DIGEST_CHARACTERS
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.weights import WeightOrder
@@ -91,6 +92,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
     prompt_ids  at least one token id; with input_embeds, a zero for each vector
     input_embeds  vectors that take the place of the token embeddings: fp32, little endian, one
                 piece per token; empty: the prompt consists of token ids
+    media       the pictures and videos that stand in the prompt, in its order
     options     what the request asks for; with `embed`, sampling.max_new_tokens is 0
     trace       set if the request is traced
     """
@@ -99,6 +101,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
     prompt_ids: list[int]
     options: RequestOptions
     input_embeds: list[bytes] = []
+    media: list[Medium] = []
     trace: TraceContext | None = None
 
 

@@ -23,6 +23,7 @@ from sapwood.app.building.loading import (
 )
 from sapwood.app.building.model_impl import SLOW
 from sapwood.app.building.resolving import Resolved
+from sapwood.app.building.towers import load_tower
 from sapwood.app.ranks.expert_parts import expert_exchange, place_experts
 from sapwood.app.ranks.member import ALONE, RankMember
 from sapwood.executor.runner import DecoderModel
@@ -34,13 +35,14 @@ from sapwood.layers.shared_rows import SharedRows
 from sapwood.models.foreign.decoder import ForeignDecoder
 from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
+from sapwood.models.vision.interface import Tower
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """A model, and its draft model; None: it has none.
+    """A model, its draft model, and what sees for it; None: it has none.
 
     fillable  the model, with the heads that its checkpoint has, as it can be filled again; None: it
               cannot be
@@ -49,6 +51,7 @@ class Models:
     model: DecoderModel
     draft: LoadedDraft | None = None
     fillable: Packable | None = None
+    tower: Tower | None = None
 
 
 def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
@@ -96,8 +99,10 @@ def load_models(
         wanted=lambda name: not model.is_elsewhere(name),
         watch=watch,
     )
+    tower = load_tower(resolved, build, watch)
     if draft is None:
-        return Models(model, None, model)
+        # A checkpoint with a tower has tensors that the model alone does not know.
+        return Models(model, None, model if tower is None else None, tower)
     return Models(model, load_drafter(resolved, draft, model, watch), model)
 
 

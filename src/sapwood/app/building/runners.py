@@ -45,6 +45,7 @@ from sapwood.executor.sampling.processors import (
 )
 from sapwood.executor.sampling.sampler import Sampler, SamplingOps
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
+from sapwood.executor.sight import Sight
 from sapwood.executor.stage_runner import StageRunner
 from sapwood.executor.warmup import measure_steps, warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
@@ -64,6 +65,7 @@ from sapwood.models.encoder.heads import decoder_head
 from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
+from sapwood.models.vision.interface import Tower
 from sapwood.schema.cache import CacheKind, shifted
 from sapwood.schema.config.decision import Decision
 from sapwood.schema.env import environment, home
@@ -84,6 +86,7 @@ class StepRunner:
     adapters  loads LoRA adapters; None: there are none
     expert_record  records which experts are chosen; None: nobody can ask for that
     memory    carries out orders about weights and memory; None: it cannot be asked to
+    tower     sees for the model; None: it takes only text
     """
 
     resolved: Resolved
@@ -94,6 +97,7 @@ class StepRunner:
     adapters: AdapterParts | None = None
     expert_record: ExpertRecord | None = None
     memory: ServedWeights | None = None
+    tower: Tower | None = None
 
 
 def build_runner(
@@ -186,6 +190,7 @@ def build_runner(
         adapters=adapters,
         expert_record=record,
         memory=memory,
+        tower=models.tower,
     )
 
 
@@ -334,6 +339,9 @@ def _decoder_runner(
         drafter=drafter,
         share=same_requests.broadcast if overlaps and same_requests.size > 1 else None,
         record_anew=lambda: record().steps,
+        sight=None
+        if models.tower is None
+        else Sight(models.tower, hidden_size=resolved.decoder.hidden_size, device=device),
     )
 
 

@@ -32,6 +32,7 @@ from sapwood.schema.config.options import (
     gather_given,
     option_specs,
 )
+from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.config.server import ServerConfig
 from sapwood.schema.env import environment
 
@@ -40,6 +41,7 @@ SHARED_CONFIGS: tuple[type, ...] = (
     ServerConfig,
     ObservabilityConfig,
     GatewayConfig,
+    PaintingConfig,
 )
 """Configs whose keys every --config file may have, so that all commands can share one file."""
 
