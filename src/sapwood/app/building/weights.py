@@ -26,7 +26,7 @@ from sapwood.app.building.resolving import Resolved, fetch_files, read_shape
 from sapwood.base.errors import ConfigError, InvalidRequest, SapwoodError, WeightError
 from sapwood.distributed.update_group import UpdateGroup
 from sapwood.executor.captured_memory import CapturePlan
-from sapwood.kernels.interface import DTYPES
+from sapwood.kernels.kv_cache import DTYPES
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.quantization.dense import check_range
 from sapwood.lora.pickled import read_bucket, read_weights
