@@ -33,8 +33,9 @@ QUANTIZATIONS = tuple(dict.fromkeys(("none", *ON_THE_FLY, *GGUF_BLOCKS, *CHECKPO
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     model: str = option(
-        "smollm2-135m",
-        "Catalogue name, hub repository id (owner/name), or path of a model.",
+        "default",
+        "Catalogue name, hub repository id (owner/name), or path of a model; default: "
+        "qwen2.5-coder-0.5b, or smollm2-135m where memory, disk or network do not allow that.",
         aliases=["model-path"],
     )
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
