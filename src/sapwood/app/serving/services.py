@@ -12,7 +12,7 @@ from sapwood.app.serving.media import build_preparer
 from sapwood.app.serving.observability import build_observer
 from sapwood.frontends.serving.adapters import AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
-from sapwood.frontends.serving.services import Services
+from sapwood.frontends.serving.services import ServedWeights, Services
 from sapwood.models.pooling import pooling_of
 from sapwood.schema.client import EngineClient
 from sapwood.schema.config.decision import Decision
@@ -76,6 +76,7 @@ def build_services(
         formats=_answer_formats(config.model, template, architectures),
         model_name=config.model.served_model_name or config.model.model,
         model_path=config.model.model,
+        served=ServedWeights(version=config.model.weight_version),
         tokenizer_path=str(tokenizer_path),
         model_type=model.get("model_type"),
         architectures=architectures,

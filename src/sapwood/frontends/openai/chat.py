@@ -32,7 +32,7 @@ from sapwood.frontends.openai.stream import (
     usage,
 )
 from sapwood.frontends.serving.chat import Conversation, Turn, collect_turn, plan_turn
-from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.frontends.serving.services import Services
 from sapwood.frontends.serving.tools import openai_tool_use
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response, openai_body
@@ -89,7 +89,7 @@ async def answer_chat(asked: ChatRequest, request: Request, services: Services) 
                 for index, (choice, sample) in enumerate(samples)
             ],
             "usage": usage(choices, choices[:1]),
-            "metadata": {"weight_version": WEIGHT_VERSION},
+            "metadata": {"weight_version": services.served.version},
         }
         | routed[0]
     )

@@ -45,6 +45,9 @@ class ModelConfig:
     served_model_name: str | None = option(
         None, "Name that the API shows and accepts; default: the model's."
     )
+    weight_version: str = option(
+        "default", "Name of the weights of the start, which answers tell in meta_info."
+    )
     chat_template: str | None = option(
         None, "Chat template: a file, a built-in name, or jinja text; default: the model's own."
     )
