@@ -148,6 +148,8 @@ class Scheduler:
         self._most_decodes = most_decodes
         self._step_time = StepTimeTarget(config.max_step_time_ms / 1000, clock)
         self._speculation = speculation
+        self.admits = True
+        """Whether waiting requests may begin to run."""
 
     # ---- requests in -----------------------------------------------------------------------
 
@@ -236,7 +238,7 @@ class Scheduler:
         if self._media is not None:
             self._media.begin_step()
         num_retractions = self._counts["retracted"]
-        preferred = self._preempt()
+        preferred = self._preempt() if self.admits else None
         budget = self._serve_running(
             self._step_time.budget(self._running, self._token_budget), shares
         )
@@ -244,7 +246,7 @@ class Scheduler:
         may_admit = self._counts["retracted"] == num_retractions and (
             preferred is not None or not self._is_held_back(budget)
         )
-        starts = self._admit(budget, shares, preferred) if may_admit else []
+        starts = self._admit(budget, shares, preferred) if may_admit and self.admits else []
         ends = self._running.take_ended_rows()
         if not shares and not ends and not self._adapters.has_copies:
             return None
@@ -353,10 +355,23 @@ class Scheduler:
 
     def flush_cache(self) -> bool:
         """Forget all prefixes; False, and no change, while requests are open."""
-        if self._open:
+        return not self._open and self.forget_prefixes()
+
+    def forget_prefixes(self) -> bool:
+        """The same, also while requests wait; False, and no change, while requests run."""
+        if self.has_running:
             return False
         self._ledger.flush()
         return True
+
+    @property
+    def has_running(self) -> bool:
+        return len(self._running) > 0
+
+    def retract_all(self) -> None:
+        """Let all running requests wait again. To be called while no step is in flight."""
+        for state in list(self._running):
+            self._requeue(state)
 
     def status(self, call_id: str = "") -> EngineStatus:
         return engine_status(

@@ -155,6 +155,7 @@ class Runner:
         drafter: Drafter | None = None,
         download: Callable[[Tensor], Download] = download,
         share: Callable[[Tensor], Tensor] | None = None,
+        record_anew: Callable[[], RecordedSteps] | None = None,
         sight: Sight | None = None,
     ) -> None:
         """A runner of one rank.
@@ -166,8 +167,10 @@ class Runner:
         download  copies tokens and log probabilities to the host
         share     makes the tokens that rank 0 has chosen those of every rank, before anybody else
                   knows them; None: this is the only rank, or every plan brings its tokens
+        record_anew  records the steps again, with the weights that the model has by then
         sight     encodes what prompts show; None: no prompt shows anything
         """
+        self._record_anew = record_anew
         self._share = share
         self._sight = sight
         self._model = model
@@ -186,6 +189,15 @@ class Runner:
         self._uncollected: deque[Launched] = deque()
         self._mover: TreeMover | None = None
         self._open_ends = OpenEnds()
+
+    @property
+    def kv_caches(self) -> Sequence[tuple[Tensor, ...]]:
+        return self._kv_caches
+
+    def renew(self) -> None:
+        """Record the steps anew, after the model was filled again."""
+        if self._record_anew is not None:
+            self._recorded = self._record_anew()
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step and wait for it; plans come in the order in which they were made."""

@@ -11,6 +11,7 @@ from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.media import Medium
 from sapwood.schema.namespace import DIGEST_CHARACTERS
 from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.weights import WeightOrder
 
 FLOAT32_BYTES = 4
 """Bytes of each number in the vectors of `Generate.input_embeds`."""
@@ -207,6 +208,38 @@ class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
     adapter_id: str
 
 
+class OrderWeights(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """An order about weights or memory; answered by a `CallDone` with the same id.
+
+    Updates wait until no request runs, or are carried out at once while the engine is paused.
+
+    abort_all    whether to end all open requests first
+    flush_cache  whether to forget the prefixes that were computed with the old weights
+    """
+
+    call_id: str
+    order: WeightOrder
+    abort_all: bool = False
+    flush_cache: bool = True
+
+
+class Pause(msgspec.Struct, frozen=True, tag=True):
+    """Compute no more steps until `Continue`; answered by a `CallDone` with the same id.
+
+    mode  abort: open requests end; retract: running requests wait again, without their KV;
+          in_place: they keep it
+    """
+
+    call_id: str
+    mode: str
+
+
+class Continue(msgspec.Struct, frozen=True, tag=True):
+    """Go on after a `Pause`; answered by a `CallDone` with the same id."""
+
+    call_id: str
+
+
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """Refuse new requests, finish the open ones, then end the loop.
 
@@ -239,6 +272,9 @@ EngineInput = (
     | SlowDown
     | LoadAdapter
     | UnloadAdapter
+    | OrderWeights
+    | Pause
+    | Continue
     | Drain
     | StepBegun
     | EngineEnds

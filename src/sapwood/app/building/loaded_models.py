@@ -13,7 +13,14 @@ from sapwood.app.building.drafters import (
     load_drafter,
     own_heads,
 )
-from sapwood.app.building.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
+from sapwood.app.building.loading import (
+    LoadWatch,
+    Packable,
+    dense_weight_dtype,
+    fill,
+    linear_scheme,
+    timed,
+)
 from sapwood.app.building.model_impl import SLOW
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.towers import load_tower
@@ -35,10 +42,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """A model, its draft model, and what sees for it; None: it has none."""
+    """A model, its draft model, and what sees for it; None: it has none.
+
+    fillable  the model, with the heads that its checkpoint has, as it can be filled again; None: it
+              cannot be
+    """
 
     model: DecoderModel
     draft: LoadedDraft | None = None
+    fillable: Packable | None = None
     tower: Tower | None = None
 
 
@@ -75,8 +87,9 @@ def load_models(
     name_of = model.checkpoint_name
     if draft is not None and draft.kind is DraftKind.OWN:
         heads = own_heads(model, draft, build)
-        fill(WithHeads(model, heads), files, config, resolved.dtype, name_of=name_of, watch=watch)
-        return Models(model, head_drafter(resolved, model, heads))
+        both = WithHeads(model, heads)
+        fill(both, files, config, resolved.dtype, name_of=name_of, watch=watch)
+        return Models(model, head_drafter(resolved, model, heads), both)
     fill(
         model,
         files,
@@ -88,8 +101,9 @@ def load_models(
     )
     tower = load_tower(resolved, build, watch)
     if draft is None:
-        return Models(model, tower=tower)
-    return Models(model, load_drafter(resolved, draft, model, watch))
+        # A checkpoint with a tower has tensors that the model alone does not know.
+        return Models(model, None, model if tower is None else None, tower)
+    return Models(model, load_drafter(resolved, draft, model, watch), model)
 
 
 def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) -> DecoderModel:

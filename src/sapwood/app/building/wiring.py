@@ -27,6 +27,7 @@ from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
+from sapwood.engine.steering import Steering
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.launch import (
     OverlappedExecutor,
@@ -208,6 +209,7 @@ def _build_engine(
         joint=None if joint is None else joint.steps(config.parallel.tp_size),
         experts=runner.expert_record,
         kv_events=kv_events,
+        steering=Steering(scheduler, runner.memory),
     )
     return Engine(
         loop=loop,

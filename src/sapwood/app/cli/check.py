@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sapwood.app.cli.engine import fetch_with_bar
+from sapwood.app.cli.engine import engine_of, fetch_with_bar
 from sapwood.app.cli.kinds import draws
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.base.errors import StartupError
@@ -72,6 +72,7 @@ def inspect(asked: Asked) -> Report:
     engine = asked.engine()
     resolved, problem = None, None
     try:
+        engine = engine_of(asked)
         fetch_with_bar(engine.model)
         resolved = resolve_config(engine, home=home(environment()), is_verified=True)
         if resolved.pooling is None:
