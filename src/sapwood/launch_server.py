@@ -1,4 +1,4 @@
-"""`python -m sapwood.launch_server` is `sapwood serve`, for scripts that started SGLang's server."""
+"""`python -m sapwood.launch_server` is `sapwood serve`, for scripts that start SGLang's server."""
 
 import sys
 
