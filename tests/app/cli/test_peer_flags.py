@@ -40,6 +40,10 @@ def test_no_row_is_for_a_flag_that_sglang_lacks() -> None:
     assert sorted(set(PEER_ROWS) - set(SGLANG)) == []
 
 
+def test_no_row_is_for_an_option() -> None:
+    assert sorted(set(PEER_ROWS) & OWN) == []
+
+
 @pytest.mark.parametrize("flag", sorted(set(PEER_ROWS) - OWN))
 def test_each_row_does_what_it_says(flag: str) -> None:
     row = PEER_ROWS[flag]

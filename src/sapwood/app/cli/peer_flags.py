@@ -96,7 +96,6 @@ _HINTS = [
     *_hints(
         _GRAPHS,
         takes="piecewise-cuda-graph-compiler piecewise-cuda-graph-max-tokens torch-compile-max-bs",
-        many="piecewise-cuda-graph-tokens",
         switches="disable-cuda-graph-padding enable-cudagraph-gc enable-torch-compile "
         "enable-piecewise-cuda-graph",
     ),
@@ -164,13 +163,16 @@ _REFUSED_SERVING = [
         "enable-layerwise-nvtx-marker enable-expert-distribution-metrics",
     ),
     *_refused(
-        "the buckets of histograms are fixed; leave the flag out",
+        "the prefill delayer has no histograms; leave the flag out",
         many="prefill-delayer-forward-passes-buckets prefill-delayer-wait-seconds-buckets",
     ),
     *_refused("give the template itself with --chat-template", takes="hf-chat-template-name"),
     *_refused("prompts of /v1/completions are taken as they are", takes="completion-template"),
     *_refused("files are kept below --state-dir", takes="file-storage-path"),
-    *_refused("the server calls no tools; the client does", takes="tool-server"),
+    *_refused(
+        "the engine's server calls no tools; `sapwood gateway` calls those of MCP servers",
+        takes="tool-server",
+    ),
     *_refused(
         "put the values into generation_config.json of a copy of the model's folder",
         takes="preferred-sampling-params",
@@ -202,9 +204,8 @@ _REFUSED_MODEL = [
         "remote-instance-weight-loader-start-seed-via-transfer-engine delete-ckpt-after-loading",
     ),
     *_refused(
-        "weights stay where they were loaded; restart the server to change or free them",
-        takes="weight-version",
-        switches="enable-memory-saver enable-weights-cpu-backup enable-draft-weights-cpu-backup",
+        "a draft model's weights are never released, so that they need no copy; leave it out",
+        switches="enable-draft-weights-cpu-backup",
     ),
     *_refused(
         "scales of the KV cache are read from the checkpoint; write them there",
@@ -301,7 +302,7 @@ _REFUSED_MACHINES = [
         switches="encoder-only",
     ),
     *_refused(
-        "experts are placed by --moe-a2a-backend and --ep-size alone; leave the flag out",
+        "it is no choice here; see --ep-size, --moe-a2a-backend and --enable-eplb",
         takes="ep-dispatch-algorithm eplb-algorithm eplb-min-rebalancing-utilization-threshold "
         "deepep-config moe-dense-tp-size elastic-ep-backend mooncake-ib-device "
         "speculative-moe-a2a-backend",
