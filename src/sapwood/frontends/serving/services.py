@@ -62,6 +62,7 @@ class Services:
     on_unsupported    what becomes of a call with a field that asks for what the server does not do
     pooling           how the model makes embeddings or scores; None: the model generates
     adapters          the LoRA adapters by name
+    sees              whether the model takes pictures or videos
     served            which weights the engine has now
     replicas          the engines behind `engine`, in the order of their ranks; (): that one alone
     """
@@ -92,6 +93,7 @@ class Services:
     on_unsupported: OnUnsupported = "error"
     adapters: AdapterRegistry | None = None
     replicas: tuple[EngineClient, ...] = ()
+    sees: bool = False
     served: ServedWeights = field(default_factory=ServedWeights)
 
     def __post_init__(self) -> None:
