@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import Request, Response
 
 from sapwood.frontends.native import weights
@@ -108,7 +110,7 @@ def weight_dialect(services: Services) -> Dialect:
             access="admin",
             body=weights.ReadWeightRequest,
             example={"name": "model.norm.weight"},
-            answers=(list[float] | list[list[float]],),
+            answers=(list[Any],),
         )
     )
     async def get_weights_by_name(request: Request) -> Response:
