@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
-from sapwood.app.cli.peer_flags import PEER_ROWS, Fate, Values
-from sapwood.app.cli.serve import say_hints, serve
+from sapwood.app.cli.peer_flags import PEER_ROWS, Fate, Values, say_hints
+from sapwood.app.cli.serve import serve
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.server import ServerConfig
@@ -101,6 +102,19 @@ def test_hints_are_said_and_strict_flags_refuse_them(capsys: pytest.CaptureFixtu
     assert "--stream-interval 4" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="--stream-interval 4"):
         say_hints(hints, is_strict=True)
+
+
+def test_every_command_says_hints_and_serve_may_refuse_them() -> None:
+    @click.command(cls=ConfigCommand)
+    @config_options(*COMPONENTS, ServerConfig)
+    def command(asked: Asked) -> None:
+        click.echo(asked.build(ServerConfig).port)
+
+    said = CliRunner().invoke(command, ["--stream-interval", "4"])
+    assert (said.exit_code, said.stdout) == (0, "30000\n")
+    assert "--stream-interval 4 has nothing to choose here" in said.stderr
+    refused = CliRunner().invoke(command, ["--stream-interval", "4", "--strict-flags"])
+    assert isinstance(refused.exception, ConfigError)
 
 
 def test_launch_server_is_serve() -> None:

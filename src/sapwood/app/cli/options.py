@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from sapwood.app.cli.peer_flags import Hint, file_without_peer_keys, without_peer_flags
+from sapwood.app.cli.peer_flags import (
+    Hint,
+    file_without_peer_keys,
+    say_hints,
+    without_peer_flags,
+)
 from sapwood.app.cli.suggestions import flag_hint
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
@@ -247,7 +252,10 @@ def config_options(
         @functools.wraps(function)
         def call(*, config_file: str | None, **values: Any) -> Any:
             flags = {name: value for name in names if (value := values.pop(name)) is not None}
-            return function(asked=read_asked(configs, flags, config_file), **values)
+            asked = read_asked(configs, flags, config_file)
+            strict = asked.given.get("strict_flags")
+            say_hints(asked.hints, is_strict=strict is not None and bool(strict.value))
+            return function(asked=asked, **values)
 
         params: list[click.Parameter] = getattr(call, "__click_params__", [])
         own = [ConfigOption(spec, component_title(config)) for spec, config in shown]

@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import click
+
 from sapwood.base.errors import ConfigError
 
 
@@ -396,3 +398,14 @@ def as_markdown() -> str:
         fate = f"{row.fate.value}{harmless if row.harmless else ''}"
         lines.append(f"| `{row.flag}` | {fate} | {row.says} |")
     return "\n".join(lines)
+
+
+def say_hints(hints: Sequence[Hint], *, is_strict: bool) -> None:
+    """A line per flag of SGLang that has nothing to choose here; ConfigError if --strict-flags."""
+    for hint in hints:
+        if is_strict:
+            raise ConfigError(
+                f"{hint.written} has nothing to choose here: {hint.says}; leave it out, or "
+                "--strict-flags"
+            )
+        click.echo(f"sapwood: {hint.written} has nothing to choose here: {hint.says}", err=True)

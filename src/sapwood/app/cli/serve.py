@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import click
 
 from sapwood.app.cli.kinds import draws, refuse_for_painting, refuse_without_painting
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
-from sapwood.app.cli.peer_flags import Hint
 from sapwood.app.serving.engine_start import start_engine_process
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS
@@ -17,17 +14,6 @@ from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.config.parallel import LOCAL
 from sapwood.schema.config.server import ServerConfig
-
-
-def say_hints(hints: Sequence[Hint], *, is_strict: bool) -> None:
-    """A line per flag of SGLang that has nothing to choose here; ConfigError if --strict-flags."""
-    for hint in hints:
-        if is_strict:
-            raise ConfigError(
-                f"{hint.written} has nothing to choose here: {hint.says}; leave it out, or "
-                "--strict-flags"
-            )
-        click.echo(f"sapwood: {hint.written} has nothing to choose here: {hint.says}", err=True)
 
 
 @click.command(cls=ConfigCommand)
@@ -43,7 +29,6 @@ def serve(ctx: click.Context, name: str | None, asked: Asked) -> None:
     """
     asked = asked.with_model(name)
     server, observability = asked.build(ServerConfig), asked.build(ObservabilityConfig)
-    say_hints(asked.hints, is_strict=server.strict_flags)
     if draws(asked):
         refuse_for_painting(asked)
         # Nothing of it is imported for a language model.
