@@ -71,12 +71,17 @@ class PNDMSchedule(_ByTimestep):
             raise ConfigError(
                 "PNDM with Runge-Kutta steps (skip_prk_steps false) is not implemented"
             )
+        if num_steps < 2:
+            raise InvalidRequest(
+                f"num_inference_steps is {num_steps}, but the noise schedule PNDM of this model "
+                "repeats its first step and takes at least 2",
+                param="num_inference_steps",
+            )
         training = Training({"set_alpha_to_one": False, **config})
         spaced = training.spaced(num_steps, usual="leading")
         if config.get("timestep_spacing", "leading") == "linspace":
             spaced = np.round(spaced)
         twice = np.concatenate([spaced[:1], spaced[1:2], spaced[1:2], spaced[2:]])
-        twice = twice if num_steps > 1 else np.concatenate([spaced, spaced])
         super().__init__(training, twice, first_step(num_steps, strength))
         self._stride = training.num_timesteps // num_steps
         self._known: list[Tensor] = []
