@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_wrong_values_are_refused_by_name(wrong: dict[str, Any]) -> None:
 class _Slow(Fetcher):
     """Counts what is fetched at a time, and refuses it."""
 
-    busy: list[int] = []
+    busy: ClassVar[list[int]] = []
     most = 0
 
     async def bytes_of(self, url: str, kind: MediaKind) -> bytes:
