@@ -179,6 +179,7 @@ def test_help_tells_all_of_an_option():
         "Drafting:",
         "Lora:",
         "Vision:",
+        "Media:",
         "Server:",
     ]
     words = " ".join(text.split())
