@@ -108,11 +108,18 @@ class CpuKernels:
     can_be_captured = False
     captures_experts = False
 
-    def __init__(self, *, num_threads: int | None = None, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_threads: int | None = None,
+        isa: str | None = None,
+        exact_products: bool = True,
+    ) -> None:
         if _missing is not None:
             raise RuntimeError(_missing)
         threads = torch.get_num_threads() if num_threads is None else num_threads
         self._context = _native.Context("" if isa is None else isa, threads)
+        self._context.exact_products = exact_products
         self._memory = WeightMemory()
         self._mixture = _native.Mixture()
 

@@ -195,6 +195,8 @@ SAPWOOD_WITH_BYTES(avx512_vnni)
     table.linear_int8 = SET::linear_int8;                     \
     table.linear_many = SET::linear_many;                     \
     table.linear_many_scratch = SET::linear_many_scratch;     \
+    table.linear_digits = SET::linear_digits;                 \
+    table.linear_digits_scratch = SET::linear_digits_scratch; \
     table.decoded_rows_bf16 = 9;                              \
     return table;                                             \
   }
