@@ -59,7 +59,7 @@ void Products::linear(const LinearWeight& weight, DType dtype, const void* x, st
   if (is_dense(weight.kind)) {
     if (weight.next != nullptr) throw std::invalid_argument("a dense weight has no parts");
     dense({x, x_stride, weight.kind, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}, false,
-           false, weight.out_stride}, dtype);
+           false, true, weight.out_stride}, dtype);
     return;
   }
   std::byte* begin = static_cast<std::byte*>(out);
@@ -76,7 +76,7 @@ void Products::linear(const LinearWeight& weight, DType dtype, const void* x, st
     if (part->fine && !ops.exact_products &&
         rows >= (dtype == DType::f32 ? ops.decoded_rows : ops.decoded_rows_bf16)) {
       dense({x, x_stride, part->kind, part->data, part->bias, begin, rows, part->n, part->k, nullptr, {}, false,
-             false, part->out_stride}, dtype);
+             false, true, part->out_stride}, dtype);
       begin += part->n * (dtype == DType::f32 ? 4 : 2);
       continue;
     }
@@ -118,7 +118,7 @@ void Products::linear_fp32(const LinearWeight& weight, DType dtype, const void* 
   }
   if (weight.kind == WeightKind::bf16) {
     dense({x, x_stride, weight.kind, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}, true,
-           false, weight.out_stride}, dtype);
+           false, true, weight.out_stride}, dtype);
     return;
   }
   if (weight.coded != nullptr && weight.next == nullptr) {
