@@ -193,6 +193,7 @@ SAPWOOD_WITH_BYTES(avx512_vnni)
     table.linear = SET::linear;                               \
     table.linear_scratch = SET::linear_scratch;               \
     table.linear_int8 = SET::linear_int8;                     \
+    table.linear_grouped = SET::linear_grouped;               \
     table.linear_many = SET::linear_many;                     \
     table.linear_many_scratch = SET::linear_many_scratch;     \
     table.linear_digits = SET::linear_digits;                 \

@@ -1,18 +1,13 @@
-// out = x w^T + bias for any number of rows of bf16 and a quantised weight, on the matrix unit: a row's result
-// depends on that row and the weight alone.
+// out = x w^T + bias for any number of rows of bf16 and codes times scales (coded.h), on the matrix unit: a
+// row's result depends on that row and the weight alone.
 //
-// A weight is whole numbers (or the values of codes) times scales. The numbers, which bf16 holds exactly, are
-// multiplied with x as it is; the sums of a run, which are the inputs that share a scale, are scaled and added in
-// fp32, run after run. One row goes the same way as a thousand: what differs is only how much of a weight becomes
-// bf16 before rows pass over it, and that does not change a number.
-//
-// Numbers of fewer than 8 bits become bf16 by setting bits: 128 and what is added to it are one bf16. The 128
-// and the kind's offset are taken off with the sum of a run of x, together with the minimum.
+// The values of codes, which bf16 holds exactly, are multiplied with x as it is; the sums of a run, which are inputs
+// that share a scale, are scaled and added in fp32, run after run. One row goes the same way as a thousand: what
+// differs is only how much of a weight becomes bf16 before rows pass over it, and that does not change a number.
 #include <cstring>
 
 #include "coded.h"
 #include "decoding.h"
-#include "groups.h"
 #include "resident.h"
 #include "table.h"
 
@@ -47,18 +42,14 @@ Shape shape_of(const LinearWeight& w) {
   Shape shape;
   shape.k = w.k;
   shape.lanes = w.k / 2;
-  if (is_grouped(w.kind)) {
-    shape.run = layout_of(w.kind).run / 2;
-    shape.panel_bytes = panel_bytes(w.kind, w.k);
-  } else if (w.kind == WeightKind::coded) {
-    const Extent e = extent_of(*w.coded);
-    const std::int64_t group = least(e.group, e.padded);
-    shape.panel_bytes = e.panel_bytes;
-    if (e.padded != w.k || group % (2 * kUnitLanes) != 0 || w.k % group != 0) return shape;
-    const std::int64_t units = group / 2 / kUnitLanes;
-    for (std::int64_t i = 1; i <= kMostRunLanes / kUnitLanes; i++) {
-      if (units % i == 0) shape.run = i * kUnitLanes;
-    }
+  if (w.kind != WeightKind::coded) return shape;
+  const Extent e = extent_of(*w.coded);
+  const std::int64_t group = least(e.group, e.padded);
+  shape.panel_bytes = e.panel_bytes;
+  if (e.padded != w.k || group % (2 * kUnitLanes) != 0 || w.k % group != 0) return shape;
+  const std::int64_t units = group / 2 / kUnitLanes;
+  for (std::int64_t i = 1; i <= kMostRunLanes / kUnitLanes; i++) {
+    if (units % i == 0) shape.run = i * kUnitLanes;
   }
   return shape;
 }
@@ -73,79 +64,8 @@ SAPWOOD_INLINE void put_scales(float* scales, const VF (&scale)[kVectors], const
   }
 }
 
-// Four numbers per lane as two lanes of bf16: of bytes 0 and 2, and of bytes 1 and 3.
-template <int kBits>
-SAPWOOD_INLINE void put_numbers(VU numbers, std::uint32_t* out) {
-  if constexpr (kBits == 8) {  // signed, plus 128
-    const VI bytes = bits_as<VI>(numbers ^ 0x80808080u);
-    const auto pair = [](VI low, VI high) {
-      return (bits_as<VU>(to_floats(low)) >> 16) | (bits_as<VU>(to_floats(high)) & 0xffff0000u);
-    };
-    store_lanes(out, pair((bytes << 24) >> 24, (bytes << 8) >> 24));
-    store_lanes(out + kPanel, pair((bytes << 16) >> 24, bytes >> 24));
-  } else {
-    store_lanes(out, (numbers & 0x00ff00ffu) | 0x43004300u);
-    store_lanes(out + kPanel, ((numbers >> 8) & 0x00ff00ffu) | 0x43004300u);
-  }
-}
-
-template <WeightKind kKind>
-struct Blocks {
-  static constexpr bool kSwapsMiddle = true;  // x's inputs 4 i + 1 and 4 i + 2 change places
-  static constexpr Layout kLayout = layout_of(kKind);
-  static constexpr int kRuns = kGroup / kLayout.run;
-
-  explicit Blocks(const LinearWeight&) {}
-
-  void read(const std::byte* panel, std::int64_t lane, std::int64_t lanes, std::uint32_t* digits,
-            float* scales) const {
-    constexpr std::int64_t kGroupLanes = kGroup / 2, kGroups = block_groups(kLayout);
-    for (std::int64_t group = lane / kGroupLanes; group < (lane + lanes) / kGroupLanes; group++) {
-      const std::byte* block = panel + group / kGroups * block_bytes(kLayout);
-      const std::byte* from = block + head_bytes(kLayout) + group % kGroups * group_bytes(kLayout);
-      for (std::int64_t i = 0; i < group_bytes(kLayout); i += kCacheLine) {
-        __builtin_prefetch(from + kAheadBytes + i, 0, 2);
-      }
-      VF d[kVectors] = {}, smallest[kVectors] = {};
-      for (int v = 0; v < kVectors; v++) {
-        if (!kLayout.heads) break;
-        d[v] = load_halves(block + v * W * 2);
-        if (kLayout.minima) smallest[v] = load_halves(block + (kPanel + v * W) * 2);
-      }
-      put_run<0>(from, d, smallest, scales);
-      if constexpr (kRuns == 2) put_run<1>(from, d, smallest, scales + 2 * kPanel);
-      const std::byte* numbers = from + scale_bytes(kLayout);
-      constexpr int kSecond = kLayout.bits == 8 ? 4 : 0;
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; v++) {
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-          std::uint32_t* out = digits + 2 * i * kPanel + v * W;
-          put_numbers<kLayout.bits>(numbers_of<kLayout.bits, false>(numbers + v * W * 4, i), out);
-          put_numbers<kLayout.bits>(numbers_of<kLayout.bits, true>(numbers + v * W * 4, kSecond + i), out + 8 * kPanel);
-        }
-      }
-      digits += kGroupLanes * kPanel;
-      scales += kRuns * 2 * kPanel;
-    }
-  }
-
- private:
-  template <int kRun>
-  SAPWOOD_INLINE void put_run(const std::byte* group, const VF (&d)[kVectors], const VF (&smallest)[kVectors],
-                              float* scales) {
-    constexpr float kAdded = kLayout.bits == 8 ? 0.0f : 128.0f + (kLayout.minima ? 0 : kLayout.offset);
-    VF scale[kVectors], minimum[kVectors] = {}, of_sum[kVectors];
-    read_scales<kKind, kRun>(group, 0, d, smallest, scale, minimum);
-    for (int v = 0; v < kVectors; v++) of_sum[v] = minimum[v] - scale[v] * splat(kAdded);
-    put_scales(scales, scale, of_sum);
-  }
-};
-
 template <class Decode>
 struct CodedBlocks {
-  static constexpr bool kSwapsMiddle = false;
-
   explicit CodedBlocks(const LinearWeight& weight)
       : layout(*weight.coded), e(extent_of(layout)), decode(layout.codes), run(2 * shape_of(weight).run) {}
 
@@ -185,16 +105,8 @@ struct CodedBlocks {
 
 // ---- x ----
 
-template <bool kSwapsMiddle>
 void prepare_row(const bf16* x, const Shape& shape, const std::int32_t* order, std::byte* out) {
-  if constexpr (kSwapsMiddle) {
-    for (std::int64_t i = 0; i < shape.k / 4; i++) {
-      std::uint64_t four;
-      std::memcpy(&four, x + 4 * i, 8);
-      four = (four & 0xffff00000000ffffu) | (four & 0xffff0000u) << 16 | (four >> 16 & 0xffff0000u);
-      std::memcpy(out + 8 * i, &four, 8);
-    }
-  } else if (order != nullptr) {
+  if (order != nullptr) {
     for (std::int64_t i = 0; i < shape.k; i++) std::memcpy(out + 2 * i, x + order[i], 2);
   } else {
     std::memcpy(out, x, static_cast<std::size_t>(2 * shape.k));
@@ -219,8 +131,7 @@ struct Cut {
     const auto pieces = [](std::int64_t all, std::int64_t of) { return (all + of - 1) / of; };
     threads = worth_threads(all_threads, n * shape.k * ((m + 7) / 8), kElementsPerThread);
     const std::int64_t all_panels = pieces(n, kPanel);
-    // Whole groups of blocks: two runs of 8 lanes are one.
-    const std::int64_t step = most(shape.run, kUnitLanes);
+    const std::int64_t step = shape.run;
     tiles = pieces(m, kMostPassRows);
     height = pieces(m, tiles);
     tiles = pieces(m, height);
@@ -389,7 +300,7 @@ class Digits {
 };
 
 // For a few rows it is cheaper to prepare them once per thread than to wait for another thread.
-constexpr bool has_own_rows(std::int64_t m) { return m <= kOwnRows; }
+constexpr bool has_own_rows(std::int64_t m) { return m <= 12; }
 
 template <class Weight>
 bool multiply(const QuantizedArgs& a) {
@@ -398,12 +309,11 @@ bool multiply(const QuantizedArgs& a) {
   const Cut cut(shape, w.n, a.m, a.team.threads);
   const Weight weight(w);
   const std::int64_t row_bytes = shape.row_bytes();
-  const std::int32_t* order = w.coded == nullptr ? nullptr : w.coded->order;
+  const std::int32_t* order = w.coded->order;
   std::byte* const shared = a.scratch + a.team.threads * kOwnBytes;
   const auto prepare = [&](std::int64_t begin, std::int64_t end, std::byte* to) {
     for (std::int64_t row = begin; row < end; row++) {
-      prepare_row<Weight::kSwapsMiddle>(static_cast<const bf16*>(a.x) + row * a.x_stride, shape, order,
-                                        to + row * row_bytes);
+      prepare_row(static_cast<const bf16*>(a.x) + row * a.x_stride, shape, order, to + row * row_bytes);
     }
   };
   const bool own = has_own_rows(a.m);
@@ -426,26 +336,13 @@ bool multiply(const QuantizedArgs& a) {
   return true;
 }
 
-bool multiply_codes(const QuantizedArgs& a) {
+}  // namespace
+
+bool linear_digits(const QuantizedArgs& a) {
   switch (a.weight->coded->codes) {
     case Codes::int8: return multiply<CodedBlocks<Int8<bf16>>>(a);
     case Codes::e4m3: return multiply<CodedBlocks<E4m3<bf16>>>(a);
     default: return multiply<CodedBlocks<Nibbles<bf16>>>(a);
-  }
-}
-
-}  // namespace
-
-bool linear_digits(const QuantizedArgs& a) {
-  switch (a.weight->kind) {
-    case WeightKind::coded: return multiply_codes(a);
-#define SAPWOOD_KIND(kind) \
-  case WeightKind::kind: return multiply<Blocks<WeightKind::kind>>(a);
-    SAPWOOD_KIND(q8_0) SAPWOOD_KIND(q4_0) SAPWOOD_KIND(q4_1) SAPWOOD_KIND(q5_0) SAPWOOD_KIND(q5_1)
-    SAPWOOD_KIND(q2_k) SAPWOOD_KIND(q3_k) SAPWOOD_KIND(q4_k) SAPWOOD_KIND(q5_k) SAPWOOD_KIND(q6_k)
-    SAPWOOD_KIND(iq4_xs)
-#undef SAPWOOD_KIND
-    default: return false;
   }
 }
 

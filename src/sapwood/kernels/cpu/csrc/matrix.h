@@ -252,11 +252,12 @@ class MatrixUnit {
   }
 
   // sums[rows, 32] = a x b of bytes: rows of 64 signed ones a_stride bytes apart, up to
-  // kMostPassRows; and 16 x 32 lanes of four unsigned ones each, one after the other.
+  // kMostPassRows; and 16 x 32 lanes of four unsigned ones each, one after the other. With another `depth` than 16,
+  // rows of a have as many lanes, and there are so many rows of lanes of b.
   void multiply_bytes(const std::byte* a, std::int64_t a_stride, const std::byte* b, std::int32_t* sums,
-                      int rows) {
+                      int rows, int depth = kUnitLanes) {
     constexpr std::int64_t stride = 2 * kUnitBytes;  // of b and of the sums
-    set_rows(rows);
+    set_rows(rows, depth);
     tiles_.zero<kSums>();
     tiles_.zero<kSums + 1>();
     tiles_.load<kLeft>(a, a_stride);
