@@ -18,7 +18,7 @@ from sapwood.app.building.resolving import Resolved, resolve_config
 from sapwood.app.building.wiring import Engine, build_engine
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.interface import KV_CACHE_DTYPES
+from sapwood.kernels.kv_cache import KV_CACHE_DTYPES
 from sapwood.kernels.registry import Need
 from sapwood.models.lm.decoder import Decoder
 from sapwood.schema.config.engine import EngineConfig

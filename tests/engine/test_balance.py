@@ -97,11 +97,11 @@ class TestPrefixAware:
     def test_only_one_namespace_shares_prefixes(self):
         balancer, loads = PrefixAware(), [Load(rank) for rank in range(3)]
         tokens = prompt(0, 5000)
-        known = place(balancer, loads, ask(tokens, extra_key="a"))
+        known = place(balancer, loads, ask(tokens, namespace="a"))
         known.close()
-        for options in ({}, {"extra_key": "b"}, {"adapter": "a"}):
+        for options in ({}, {"namespace": "b"}, {"adapter": "a"}):
             assert place(balancer, loads, ask(tokens, **options)).num_new == 5000
-        again = place(balancer, loads, ask(tokens, extra_key="a"))
+        again = place(balancer, loads, ask(tokens, namespace="a"))
         assert (again.load, again.num_new) == (known.load, 1)
 
     def test_what_a_replica_has_lost_is_not_counted(self):

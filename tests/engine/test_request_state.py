@@ -9,11 +9,11 @@ from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 
 
-def state(prompt: list[int], *, max_new_tokens: int = 4, extra_key: str = "") -> RequestState:
+def state(prompt: list[int], *, max_new_tokens: int = 4, namespace: str = "") -> RequestState:
     request = Generate(
         request_id="a",
         prompt_ids=prompt,
-        options=RequestOptions(sampling=SamplingParams(), extra_key=extra_key),
+        options=RequestOptions(sampling=SamplingParams(), namespace=namespace),
     )
     return RequestState(request, max_new_tokens=max_new_tokens, seed=1, arrival=0, arrival_s=0.0)
 
@@ -92,7 +92,7 @@ def test_page_hashes_stand_for_whole_pages_from_the_start() -> None:
     assert longer.page_hashes(2)[:2] == one.page_hashes(2)
     assert other.page_hashes(2)[0] != one.page_hashes(2)[0]
     assert other.page_hashes(2)[1] != one.page_hashes(2)[1]
-    assert state([1, 2, 3, 4], extra_key="x").page_hashes(2) != one.page_hashes(2)
+    assert state([1, 2, 3, 4], namespace="x").page_hashes(2) != one.page_hashes(2)
     assert state([1]).page_hashes(2) == []
 
 
@@ -116,9 +116,9 @@ def test_an_activated_adapter_shares_the_pages_before_it_begins() -> None:
     assert hashes("a", 2)[1] != inside[1], "token 2 is the base's in one of them"
 
 
-def test_no_extra_key_names_the_prefixes_of_an_adapter() -> None:
+def test_no_namespace_names_the_prefixes_of_an_adapter() -> None:
     def namespace(adapter: str, key: str) -> Namespace:
-        options = RequestOptions(adapter=adapter, extra_key=key)
+        options = RequestOptions(adapter=adapter, namespace=key)
         request = Generate(request_id="r", prompt_ids=[1], options=options)
         return RequestState(request, max_new_tokens=1, seed=0, arrival=0, arrival_s=0.0).namespace
 

@@ -345,7 +345,7 @@ def _generate(request_id: str, one: dict[str, object]) -> Generate:
         prompt_ids=one["prompt"],
         options=RequestOptions(
             sampling=SamplingParams(max_new_tokens=one["max_new"], temperature=0.0),
-            extra_key=one["extra_key"],
+            namespace=one["extra_key"],
             priority=one["priority"],
             routing_key=one["routing_key"],
             adapter=one["adapter"],

@@ -122,7 +122,7 @@ def test_requests_of_another_namespace_do_not_wait() -> None:
                 request_id=key,
                 prompt_ids=prefix,
                 options=RequestOptions(
-                    sampling=SamplingParams(max_new_tokens=1, temperature=0.0), extra_key=key
+                    sampling=SamplingParams(max_new_tokens=1, temperature=0.0), namespace=key
                 ),
             )
         )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits
+from sapwood.kernels.attention_batch import PLAIN, AttentionBatch, AttentionTraits
 from sapwood.kernels.packed import PackedExperts, PackedLinear
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.kernels.torch_ops.experts import activation_of, check_experts

@@ -36,7 +36,7 @@ _SGLANG_COMMON: dict[str, Any] = {
     "return_routed_experts": False, "return_cached_tokens_details": False, "min_tokens": 0,
     "regex": None, "ebnf": None, "stop_token_ids": None, "stop_regex": None,
     "no_stop_trim": False, "ignore_eos": False, "skip_special_tokens": True, "lora_path": None,
-    "session_params": None, "custom_logit_processor": None, "custom_params": {"a": 1},
+    "session_params": None, "custom_logit_processor": None, "custom_params": {},
     "rid": None, "extra_key": None, "cache_salt": None, "priority": None,
     "bootstrap_host": None, "bootstrap_port": None, "bootstrap_room": None,
     "data_parallel_rank": 0,

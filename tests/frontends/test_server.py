@@ -199,3 +199,12 @@ def test_64_streams_at_once_are_whole(live, engine):
     assert all(text.endswith("data: [DONE]\n\n") for text in texts)
     assert {text.count("data: ") for text in texts} == {16}
     assert engine.abandoned == {}
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/default", "/metrics", "/"])
+def test_head_is_answered_as_get_without_its_body(api, path):
+    """Review 2, number 11: load balancers ask so, and got 405."""
+    got, asked = api.get(path), api.request("HEAD", path)
+    assert asked.status_code == got.status_code != 405
+    assert asked.headers["content-type"] == got.headers["content-type"]
+    assert asked.content == b""

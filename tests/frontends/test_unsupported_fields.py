@@ -336,13 +336,25 @@ def test_a_response_passes_on_its_bias_of_tokens(api, engine):
     assert engine.submitted[0].options.sampling.skip_special_tokens is False
 
 
-def test_parameters_of_no_processor_change_nothing(api, engine):
-    for path, body in (
-        (CHAT, CHAT_BODY | {"custom_params": {"a": 1}}),
-        ("/generate", {"text": "a", "sampling_params": {"custom_params": {"a": 1}}}),
-    ):
-        assert api.post(path, body).status_code == 200
-    assert [one.options.sampling.custom_params for one in engine.submitted] == [{}, {}]
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        (CHAT, CHAT_BODY | {"custom_params": {"a": 1}}, "custom_params"),
+        (
+            "/generate",
+            {"text": "a", "sampling_params": {"custom_params": {"a": 1}}},
+            "sampling_params.custom_params",
+        ),
+    ],
+)
+def test_parameters_of_no_processor_are_refused(api, warns, engine, path, body, name):
+    """Review 2, number 9."""
+    refused = api.post(path, body)
+    error = refused.json()
+    assert (refused.status_code, error.get("error", error)["param"]) == (400, name)
+    answered = warns.post(path, body)
+    assert (answered.status_code, answered.headers[HEADER]) == (200, name)
+    assert engine.submitted[-1].options.sampling.custom_params == {}
 
 
 def test_reasoning_of_openais_servers_with_its_text_is_taken(api, prompt_of):

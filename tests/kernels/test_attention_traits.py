@@ -18,20 +18,19 @@ from transformers.models.gpt_oss.modeling_gpt_oss import (
 )
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.cpu.shared import groups_of_decodes
-from sapwood.kernels.interface import (
+from sapwood.kernels.attention_batch import (
     ALIBI,
     SINKS,
     SLIDING_WINDOW,
     SOFT_CAP,
     AttentionBatch,
     AttentionTraits,
-    Kernels,
-    kv_cache_shape,
     lacking,
 )
-from sapwood.kernels.kv_cache import LARGEST_NUMBER, write
+from sapwood.kernels.cpu import CpuKernels
+from sapwood.kernels.cpu.shared import groups_of_decodes
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.kv_cache import LARGEST_NUMBER, kv_cache_shape, write
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import IMPLEMENTATIONS as REGISTERED
 from sapwood.kernels.registry import Need, select_kernels

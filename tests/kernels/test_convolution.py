@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.interface import AttentionBatch, Kernels
+from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
 from tests.tiers import examples

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
+from sapwood.kernels.kv_cache import kv_cache_shape
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need, select_kernels
 from tests.tiers import sweep

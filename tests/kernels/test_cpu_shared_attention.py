@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.cpu.shared import groups_of_decodes
-from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
+from sapwood.kernels.kv_cache import kv_cache_shape
 from sapwood.kernels.reference import ReferenceKernels
 from tests.tiers import examples
 

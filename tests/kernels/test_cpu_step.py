@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
+from sapwood.kernels.attention_batch import PLAIN, AttentionBatch
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.interface import PLAIN, AttentionBatch, Kernels, kv_cache_shape
-from sapwood.kernels.kv_cache import LARGEST_NUMBER
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.kv_cache import LARGEST_NUMBER, kv_cache_shape
 from sapwood.kernels.recording import (
     Activate,
     Add,
     Attend,
-    Buffer,
     CannotRecord,
     Embed,
     Join,
@@ -31,6 +31,7 @@ from sapwood.kernels.recording import (
     ResizeHeads,
     RotateAndWrite,
 )
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.reference import ReferenceKernels
 
 pytest.importorskip(

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.interface import Kernels, kv_cache_shape
+from sapwood.kernels.interface import Kernels
 from sapwood.kernels.kv_cache import (
     LARGEST_NUMBER,
     dequantize_pages,
+    kv_cache_shape,
     numbers_and_scales,
     quantize,
     top_numbers,

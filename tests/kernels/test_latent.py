@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.kv_cache import kv_cache_shape
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import PLAIN
+from sapwood.kernels.attention_batch import PLAIN
 from sapwood.kernels.recording import (
     Activate,
     Add,
     Attend,
-    Buffer,
     CannotRecord,
     Program,
     SelectRows,
     read_by,
     written_by,
 )
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.recording_states import Convolve
 
 

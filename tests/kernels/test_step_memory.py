@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.recording import Activate, Add, Buffer, Op, Program, Scale, buffers_of
+from sapwood.kernels.recording import Activate, Add, Op, Program, Scale, buffers_of
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.step_memory import plan_memory
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
+from sapwood.kernels.attention_batch import AttentionBatch
+from sapwood.kernels.kv_cache import kv_cache_shape
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.kernels.torch_ops.attention import group_by_length

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch, AttentionTraits, kv_cache_shape
-from sapwood.kernels.kv_cache import dequantize_pages, move_tokens, write
+from sapwood.kernels.attention_batch import AttentionBatch, AttentionTraits
+from sapwood.kernels.kv_cache import dequantize_pages, kv_cache_shape, move_tokens, write
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.schema.draft_tree import ROOT, seen_nodes
 from tests.kernels.conftest import IMPLEMENTATIONS, make_kernels

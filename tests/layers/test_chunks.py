@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.layers.chunks import in_chunks
 
 

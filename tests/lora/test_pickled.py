@@ -135,3 +135,40 @@ def nested(wrap: bytes) -> bytes:
 def test_tuples_that_hold_themselves_twice_over_cost_nothing(wrap: bytes) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_pickle(nested(wrap), "it")
+
+
+def many_calls(storage: bytes, count: int, sizes: tuple[int, ...]) -> bytes:
+    """A pickle in which so many calls make a storage of the same bytes, each in 40 bytes."""
+
+    def text(value: str) -> bytes:
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    shape = b"(" + b"".join(map(number, sizes)) + b"t"
+    stride = b"(" + b"".join(number(1) for _ in sizes) + b"t"
+    rest = number(0) + shape + stride + b"\x89NtR"
+    data = b"B" + struct.pack("<I", len(storage)) + storage + b"q\x00"
+    first = b"ctorch._utils\n_rebuild_tensor_v2\nq\x02(ctorch.storage\n_load_from_bytes\nq\x01"
+    items = [text("t0") + first + data + b"\x85R" + rest]
+    items += [text(f"t{i}") + b"h\x02(h\x01h\x00\x85R" + rest for i in range(1, count)]
+    return b"\x80\x04}(" + b"".join(items) + b"u."
+
+
+def storage_bytes(tensor: Tensor) -> bytes:
+    """The bytes of the tensor's storage, as its pickle has them."""
+    called, arguments = tensor.storage().__reduce__()  # type: ignore[no-untyped-call]
+    assert called.__name__ == "_load_from_bytes"
+    found: bytes = arguments[0]
+    return found
+
+
+def test_the_same_bytes_become_one_storage() -> None:
+    """Review 2, number 5: 10 MB became 3 GB, by 300 calls of 37 bytes."""
+    storage = storage_bytes(torch.arange(50_000.0))
+    found = read_pickle(many_calls(storage, 300, (1,)), "it")
+    assert len(found) == 300
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == 1
+    with pytest.raises(ConfigError, match="share one storage"):
+        read_pickle(many_calls(storage, 300, (50_000,)), "it")

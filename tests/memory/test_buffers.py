@@ -1,7 +1,7 @@
 import torch
 
 from sapwood.base.dtypes import KV_CACHE_8_BIT
-from sapwood.kernels.interface import KV_CACHE_DTYPES
+from sapwood.kernels.kv_cache import KV_CACHE_DTYPES
 from sapwood.memory.buffers import allocate_caches
 from sapwood.schema.cache import CacheGroup, CacheKind, CacheTensor, keys_and_values
 

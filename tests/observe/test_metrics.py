@@ -18,6 +18,7 @@ FACTS = SimpleNamespace(
     num_cached_tokens=100,
     num_output_tokens=101,
     num_retractions=1,
+    num_preemptions=2,
     new_token_ratio=0.5,
     adapters=None,
     kv_events=None,
@@ -221,3 +222,10 @@ def test_replicas_have_a_row_each_in_one_family():
         assert f'sapwood:num_running_reqs{{dp_rank="{rank}",model_name="m"}}' in text
     cpu = FACTS.cpu_seconds * 2
     assert f'sapwood:process_cpu_seconds_total{{component="engine"}} {float(cpu)}' in text
+
+
+def test_preemptions_are_counted_apart_from_retractions():
+    """Review 2, number 10."""
+    metrics = with_engine()
+    assert value(metrics, "sapwood:num_preemptions_total") == 2
+    assert value(metrics, "sapwood:num_retracted_requests_total") == 1

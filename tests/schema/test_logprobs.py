@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema.limits import LOGPROB_TOKEN_IDS
 from sapwood.schema.logprobs import (
-    MAX_TOKEN_IDS,
     MAX_TOP_LOGPROBS,
     LogprobOptions,
     TokenLogprobs,
@@ -58,7 +58,7 @@ def test_a_token_costs_a_few_bytes_on_the_wire() -> None:
         ({"prompt_start": -1}, "prompt_start"),
         ({"num_top": -1}, "num_top"),
         ({"num_top": MAX_TOP_LOGPROBS + 1}, "num_top"),
-        ({"token_ids": (0,) * (MAX_TOKEN_IDS + 1)}, "token_ids"),
+        ({"token_ids": (0,) * (LOGPROB_TOKEN_IDS.most + 1)}, "token_ids"),
     ],
 )
 def test_options_out_of_range_are_named(fields: dict[str, object], param: str) -> None:

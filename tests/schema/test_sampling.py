@@ -7,8 +7,8 @@ import pytest
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.schema.grammar import Grammar
-from sapwood.schema.logits_processors import MAX_DISALLOWED
-from sapwood.schema.sampling import MAX_STOP_CHARACTERS, MAX_STOPS, SamplingParams
+from sapwood.schema.limits import DISALLOWED_TOKENS, STOP_CHARACTERS, STOPS
+from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.thinking import ThinkingBudget
 
 OUT_OF_RANGE = [
@@ -41,9 +41,9 @@ def test_min_new_tokens_may_not_exceed_max_new_tokens() -> None:
 
 @pytest.mark.parametrize("name", ["stop", "stop_regex"])
 def test_stops_are_bounded(name: str) -> None:
-    SamplingParams(**{name: ("a",) * MAX_STOPS})
-    with pytest.raises(InvalidRequest, match=f"{name} has {MAX_STOPS + 1} entries"):
-        SamplingParams(**{name: ("a",) * (MAX_STOPS + 1)})
+    SamplingParams(**{name: ("a",) * STOPS.most})
+    with pytest.raises(InvalidRequest, match=f"{name} has {STOPS.most + 1} entries"):
+        SamplingParams(**{name: ("a",) * (STOPS.most + 1)})
 
 
 def test_parameters_of_no_processor_are_refused() -> None:
@@ -60,7 +60,7 @@ def test_parameters_of_no_processor_are_refused() -> None:
         {"token_ids": "x"},
         {"token_ids": [True]},
         {"token_ids": [1], "a": 1},
-        {"token_ids": [1] * (MAX_DISALLOWED + 1)},
+        {"token_ids": [1] * (DISALLOWED_TOKENS.most + 1)},
     ],
 )
 def test_disallowed_tokens_must_be_a_list_of_ids(params: dict[str, Any]) -> None:
@@ -99,9 +99,9 @@ def test_they_cross_processes_unchanged() -> None:
 
 
 def test_stop_strings_are_bounded_together():
-    SamplingParams(stop=("a" * (MAX_STOP_CHARACTERS - 1), "b"))
-    with pytest.raises(InvalidRequest, match=f"at most {MAX_STOP_CHARACTERS}") as caught:
-        SamplingParams(stop=("a" * MAX_STOP_CHARACTERS, "b"))
+    SamplingParams(stop=("a" * (STOP_CHARACTERS.most - 1), "b"))
+    with pytest.raises(InvalidRequest, match=f"at most {STOP_CHARACTERS.most}") as caught:
+        SamplingParams(stop=("a" * STOP_CHARACTERS.most, "b"))
     assert caught.value.param == "stop"
 
 

@@ -25,7 +25,7 @@ from sapwood.convert.options import DEFAULT_CALIBRATION_TOKENS, ConvertOptions
 from sapwood.convert.plan import Plan, make_plan
 from sapwood.convert.walk import Walk
 from sapwood.convert.writer import check_target, new_directory, write_json
-from sapwood.kernels.interface import DTYPES
+from sapwood.kernels.kv_cache import DTYPES
 from sapwood.layers.build import Build
 from sapwood.lora.config import read_config
 from sapwood.lora.tensors import read_tensors

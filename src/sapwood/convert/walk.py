@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sapwood.convert.tapped import TappedLinear, TappedScheme
 from sapwood.executor.cache_inputs import CachePlaces
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.layers.embedding import VocabEmbedding
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 from sapwood.layers.layer import Layer

@@ -161,8 +161,8 @@ def _key(request: Generate) -> bytes:
     """The prompt as bytes, behind those of its namespace: only in one are prefixes shared."""
     options = request.options
     space = b""
-    if options.adapter or options.extra_key:
-        name = f"{len(options.adapter)}:{options.adapter}{options.extra_key}"
+    if options.adapter or options.namespace:
+        name = f"{len(options.adapter)}:{options.adapter}{options.namespace}"
         space = blake2b(name.encode(), digest_size=16).digest()
     return space + array("i", request.prompt_ids).tobytes()
 

@@ -106,7 +106,7 @@ class RequestState:
     def text_namespace(self) -> str:
         """The name of the requests whose prefixes it may reuse from the first token on: the keys of
         short and of long texts are rotated differently."""
-        adapter, key = self.adapter, self.options.extra_key
+        adapter, key = self.adapter, self.options.namespace
         if (adapter and not self.adapter_start) or "\0" in key:  # no adapter's name has a zero
             key = f"{adapter}\0{key}"
         if self._switch_length is None:

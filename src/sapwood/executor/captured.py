@@ -25,8 +25,8 @@ from sapwood.executor.buckets import smallest_that_holds
 from sapwood.executor.captured_memory import CapturePlan, StepMemory
 from sapwood.executor.captured_pieces import CapturedPieces, Pieces, Spaces
 from sapwood.executor.captured_sampling import CapturableSamplingOps, CapturedSampling
+from sapwood.kernels.attention_batch import AttentionBatch, CapturedSharing
 from sapwood.kernels.capture import Capture, Replayable, capture
-from sapwood.kernels.interface import AttentionBatch, CapturedSharing
 from sapwood.kernels.low_rank import CapturedAdapters
 from sapwood.layers.adapters import AdapterContext, StepAdapters
 from sapwood.layers.forward_batch import ForwardBatch, Work

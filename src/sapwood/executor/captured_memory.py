@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.cache_inputs import GroupPlace, SparePlaces, inputs_of_groups
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.rows import RowTable
 from sapwood.executor.trees import lay_out
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.transfer import upload, upload_one
 from sapwood.layers.adapters import StepAdapters
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch, InputEmbeds

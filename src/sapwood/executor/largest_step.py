@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sapwood.executor.captured import Capturable
-from sapwood.kernels.interface import AttentionBatch, Kernels
+from sapwood.kernels.attention_batch import AttentionBatch
+from sapwood.kernels.interface import Kernels
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 

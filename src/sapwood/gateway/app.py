@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING, Protocol
 
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sapwood.base.errors import ConfigError, Overloaded
@@ -34,7 +34,7 @@ from sapwood.http.access import Access, Guarded
 from sapwood.http.auth import CALLER
 from sapwood.http.body import BodyLimits
 from sapwood.http.callers import Caller
-from sapwood.http.endpoints import Dialect, EndpointTable, FixedRoutes, Handler
+from sapwood.http.endpoints import Dialect, EndpointRoute, EndpointTable, FixedRoutes, Handler
 from sapwood.http.errors import TooManyRequests, error_response
 from sapwood.http.failures import answer_errors
 from sapwood.observe.metrics import CONTENT_TYPE
@@ -169,9 +169,9 @@ class Gateway:
                 handler = self._handler(dialect, handler)
                 for path in endpoint.paths:
                     if "{" in path:
-                        routes.append(Route(path, handler, methods=list(endpoint.methods)))
+                        routes.append(EndpointRoute(path, handler, endpoint.answered_methods))
                     else:
-                        fixed.add(path, endpoint.methods, handler)
+                        fixed.add(path, endpoint.answered_methods, handler)
         app = Starlette(routes=routes)
         app.router.redirect_slashes = False
         app.state.body_limits = BodyLimits(

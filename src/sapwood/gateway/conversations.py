@@ -27,8 +27,9 @@ from sapwood.http.body import read_json
 from sapwood.http.endpoints import Dialect, Endpoint
 from sapwood.http.errors import NATIVE_ERRORS, json_response
 from sapwood.http.listing import CURSOR_QUERY, check_query, cursor, page
+from sapwood.schema import limits
 
-MAX_ITEMS = 20
+MAX_ITEMS = limits.CONVERSATION_ITEMS.most
 """Items that one call adds to a conversation."""
 
 _ID = re.compile(r"conv_[0-9a-f]{32}")
@@ -37,7 +38,11 @@ _ONE = "/v1/conversations/{conversation_id}"
 _ITEMS = "/v1/conversations/{conversation_id}/items"
 _ITEM = "/v1/conversations/{conversation_id}/items/{item_id}"
 
-MAX_PAIRS, MAX_NAME_CHARS, MAX_VALUE_CHARS = 16, 64, 512
+MAX_PAIRS, MAX_NAME_CHARS, MAX_VALUE_CHARS = (
+    limits.METADATA_PAIRS.most,
+    limits.METADATA_NAME.most,
+    limits.METADATA_VALUE.most,
+)
 """Of metadata."""
 
 

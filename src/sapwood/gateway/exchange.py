@@ -28,10 +28,10 @@ from sapwood.gateway.worker import Worker, WorkerType
 from sapwood.http.raw_headers import RawHeaders, find
 from sapwood.http.routing import ROUTING_KEY_HEADER
 from sapwood.observe.tracing import Tracing
+from sapwood.schema.limits import ROUTING_KEY
 
 log = logging.getLogger(__name__)
 
-MAX_KEY_BYTES = 1024
 WATCH_AFTER_S = 0.02
 """A client that leaves earlier is noticed then."""
 _ROUTING_KEY = ROUTING_KEY_HEADER.encode()
@@ -341,7 +341,7 @@ class Exchange(Generic[A]):
             fields = routing_fields(body) if is_needed else RoutingFields()
         key = find(self._headers, _ROUTING_KEY, b"")
         return Call(
-            text=fields.text, ids=fields.ids, key=key[:MAX_KEY_BYTES].decode("latin-1")
+            text=fields.text, ids=fields.ids, key=key[: ROUTING_KEY.most].decode("latin-1")
         ), fields.model
 
     def _give_back(self, taken: Taken[A]) -> None:

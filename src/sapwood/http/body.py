@@ -14,6 +14,7 @@ from sapwood.base.errors import InvalidRequest
 from sapwood.base.nesting import is_deeper
 from sapwood.http.errors import BodyTooLarge, BodyTooSlow
 from sapwood.http.raw_headers import find
+from sapwood.schema.limits import BODY_BYTES, BODY_DEPTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +25,8 @@ class BodyLimits:
     timeout_s  seconds from the request's head to the end of its body; 0: no limit
     """
 
-    max_bytes: int = 64 * 2**20
-    max_depth: int = 100
+    max_bytes: int = BODY_BYTES.most
+    max_depth: int = BODY_DEPTH.most
     timeout_s: float = 60.0
 
 

@@ -73,6 +73,13 @@ class Endpoint:
         if self.body is not None and self.example is None:
             raise ValueError(f"{where} takes a body, but has no example of one")
 
+    @property
+    def answered_methods(self) -> tuple[str, ...]:
+        """With HEAD where there is a GET: load balancers ask so whether a server is healthy."""
+        if "GET" in self.methods and "HEAD" not in self.methods:
+            return (*self.methods, "HEAD")
+        return self.methods
+
     def has_effect(self, method: str) -> bool:
         """Whether a call with that method changes something or costs computation."""
         return method not in SAFE_METHODS or self.access == "admin" or self.get_has_effect
@@ -146,18 +153,20 @@ class EndpointTable:
     def find(self, method: str, path: str) -> Endpoint | None:
         """The endpoint that answers the call; if no method fits, any endpoint of the path."""
         for endpoint in self._fixed.get(path, ()):
-            if method in endpoint.methods:
+            if method in endpoint.answered_methods:
                 return endpoint
         first = None
         for endpoint in self.at(path):
-            if method in endpoint.methods:
+            if method in endpoint.answered_methods:
                 return endpoint
             first = first or endpoint
         return first
 
     def methods(self, path: str) -> list[str]:
         """What a call of that path may have as its method."""
-        return sorted({method for endpoint in self.at(path) for method in endpoint.methods})
+        return sorted(
+            {method for endpoint in self.at(path) for method in endpoint.answered_methods}
+        )
 
     def error_form(self, path: str) -> ErrorForm:
         """How errors are spelled at that path, whether there is an endpoint or not."""
@@ -175,7 +184,9 @@ class EndpointTable:
         for dialect in self.dialects:
             for endpoint, handler in dialect.rows:
                 for path in endpoint.paths:
-                    app.router.routes.append(EndpointRoute(path, handler, endpoint.methods))
+                    app.router.routes.append(
+                        EndpointRoute(path, handler, endpoint.answered_methods)
+                    )
 
     def check_routes(self, routes: Iterable[BaseRoute]) -> None:
         """RuntimeError if one of an application's routes is in no dialect's table.
@@ -208,6 +219,9 @@ class EndpointRoute(Route):
             found["route"] = self
         return match, found
 
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().handle(_as_get(scope), receive, send)
+
 
 class FixedRoutes(BaseRoute):
     """The routes of all paths without parameters, of which one look-up finds the called one.
@@ -222,8 +236,6 @@ class FixedRoutes(BaseRoute):
         of_path = self._handlers.setdefault(path, {})
         for method in methods:
             of_path[method] = handler
-            if method == "GET":
-                of_path.setdefault("HEAD", handler)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         found = self._handlers.get(scope["path"]) if scope["type"] == "http" else None
@@ -238,12 +250,19 @@ class FixedRoutes(BaseRoute):
         handler: Handler | None = scope.get("endpoint")
         if handler is None:
             raise HTTPException(405)
+        scope = _as_get(scope)
         response = await handler(Request(scope, receive, send))
         await response(scope, receive, send)
 
 
+def _as_get(scope: Scope) -> Scope:
+    """A HEAD is answered as the GET of the same path, by handlers and by servers behind them; the
+    HTTP server, which has the scope that came, leaves the body out."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
+
 def _all(endpoints: Iterable[Endpoint]) -> list[str]:
-    return [method for endpoint in endpoints for method in endpoint.methods]
+    return [method for endpoint in endpoints for method in endpoint.answered_methods]
 
 
 def query_parameter(name: str, **schema: Any) -> dict[str, Any]:

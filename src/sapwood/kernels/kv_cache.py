@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sapwood.base.dtypes import KV_SCALE_BYTES
+from sapwood.base.dtypes import DTYPE_BYTES, KV_CACHE_8_BIT, KV_SCALE_BYTES
 
 LARGEST_NUMBER = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 """Cache dtype -> its largest number. These are the 8-bit dtypes."""
@@ -129,3 +129,23 @@ def move_tokens(cache: Tensor, source: Tensor, target: Tensor) -> None:
         views = numbers_and_scales(cache, cache.shape[3] - KV_SCALE_BYTES)
     for view in views:
         view[there] = view[here]
+
+
+def kv_cache_shape(
+    num_pages: int,
+    num_kv_heads: int,
+    page_size: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[int, int, int, int]:
+    """The shape of one layer's key cache, and of its value cache, of `dtype`."""
+    width = head_dim + KV_SCALE_BYTES if is_8_bit(dtype) else head_dim
+    return (num_pages, num_kv_heads, page_size, width)
+
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
+
+KV_CACHE_DTYPES: dict[str, torch.dtype] = {
+    **DTYPES,
+    **{name: getattr(torch, torch_name) for name, torch_name in KV_CACHE_8_BIT.items()},
+}

@@ -13,29 +13,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.recording_states import Convolve, DeltaRule, GatedNorm, SelectiveScan
 
 if TYPE_CHECKING:
     from sapwood.kernels.activations import Activation
-    from sapwood.kernels.interface import AttentionBatch, AttentionTraits, Kernels
+    from sapwood.kernels.attention_batch import AttentionBatch, AttentionTraits
     from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
+    from sapwood.kernels.ops.sampling import SamplingOps
     from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
     from sapwood.kernels.routing import Routing
 
 
 class CannotRecord(Exception):
     """These kernels cannot run this model's step in one call; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """Activations [rows, width] of the program's dtype, one row per token of the step.
-
-    index  tells the buffers of a program apart
-    """
-
-    index: int
-    width: int
 
 
 # The ops. Of their buffers, `out` is written, `residual` is read and written, and others are read.
@@ -384,7 +375,7 @@ class Logits:
 
 
 def finish_logits(
-    kernels: Kernels,
+    kernels: SamplingOps,
     logits: Tensor,
     scale: float,
     soft_cap: float | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from sapwood.kernels.recording import Buffer
+    from sapwood.kernels.recording_buffers import Buffer
     from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
     from sapwood.kernels.state_space import StateSpace
 

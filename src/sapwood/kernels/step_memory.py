@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sapwood.kernels.recording import Buffer, Op, buffers_of, written_by
+from sapwood.kernels.recording import Op, buffers_of, written_by
+from sapwood.kernels.recording_buffers import Buffer
 
 
 def plan_memory(ops: Sequence[Op]) -> tuple[list[int], dict[Buffer, int]]:

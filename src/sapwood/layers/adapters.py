@@ -14,7 +14,8 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.low_rank import AdapterRows, LowRank, LowRankLayer
-from sapwood.kernels.recording import AddLowRank, Buffer, Program
+from sapwood.kernels.recording import AddLowRank, Program
+from sapwood.kernels.recording_buffers import Buffer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.kernels.interface import PLAIN, AttentionTraits
+from sapwood.kernels.attention_batch import PLAIN, AttentionTraits
 from sapwood.kernels.recording import (
     Attend,
-    Buffer,
     CannotRecord,
     Clip,
     GateColumns,
@@ -25,6 +24,7 @@ from sapwood.kernels.recording import (
     ScaleByPosition,
     ScaleColumns,
 )
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.build import Build
 from sapwood.layers.chunks import in_chunks
 from sapwood.layers.forward_batch import ForwardBatch

@@ -6,7 +6,8 @@ from collections.abc import Generator
 
 from torch import Tensor
 
-from sapwood.kernels.recording import Buffer, CannotRecord, Program
+from sapwood.kernels.recording import CannotRecord, Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.texts import group_texts
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch

@@ -9,7 +9,8 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from sapwood.kernels.recording import Buffer, Program
+from sapwood.kernels.recording import Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.build import Build
 from sapwood.layers.delta import Columns, DeltaCore, DeltaLayout, DeltaNames
 from sapwood.layers.forward_batch import ForwardBatch

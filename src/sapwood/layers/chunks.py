@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 
 
 def in_chunks(batch: AttentionBatch, chunk: int, page_size: int) -> AttentionBatch:

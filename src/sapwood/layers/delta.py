@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sapwood.kernels.recording import Buffer, Program
+from sapwood.kernels.recording import Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.recording_states import Convolve, DeltaRule, GatedNorm
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.layers.build import Build

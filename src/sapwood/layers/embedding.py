@@ -14,14 +14,8 @@ from torch import Tensor
 from sapwood.distributed.groups import Group
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.packed import PackedLinear
-from sapwood.kernels.recording import (
-    AddPositions,
-    Buffer,
-    Embed,
-    Logits,
-    Program,
-    finish_logits,
-)
+from sapwood.kernels.recording import AddPositions, Embed, Logits, Program, finish_logits
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.adapted_vocab import (
     EmbeddingAddition,
     EmbeddingSite,

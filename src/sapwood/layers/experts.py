@@ -14,7 +14,8 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.packed import PackedExperts
-from sapwood.kernels.recording import Add, Buffer, CannotRecord, GateRows, Multiply, Program
+from sapwood.kernels.recording import Add, CannotRecord, GateRows, Multiply, Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.layers.adapted_experts import AdaptedExperts
 from sapwood.layers.build import Build

@@ -11,8 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch
-from sapwood.kernels.recording import Buffer, ChooseKeys, Norm, Program, RotateAndWriteLatent
+from sapwood.kernels.attention_batch import AttentionBatch
+from sapwood.kernels.recording import ChooseKeys, Norm, Program, RotateAndWriteLatent
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.heads import halves_of_pairs

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.recording import Activate, Buffer, Join, Program, TakeColumns
+from sapwood.kernels.recording import Activate, Join, Program, TakeColumns
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.recording_states import Convolve
 from sapwood.layers.build import Build
 from sapwood.layers.delta import Columns, DeltaCore, DeltaLayout, DeltaNames

@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.interface import PLAIN, AttentionBatch
+from sapwood.kernels.attention_batch import PLAIN, AttentionBatch
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.packed import PackedHeads, PackedLinear
 from sapwood.kernels.recording import (
     Attend,
-    Buffer,
     GateRows,
     MultiplyHeads,
     Program,
     RotateAndWriteLatent,
     TakeColumns,
 )
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.torch_ops.latent import read_rows
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch

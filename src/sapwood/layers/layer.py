@@ -9,7 +9,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.recording import Add, Buffer, CannotRecord, Program, Scale
+from sapwood.kernels.recording import Add, CannotRecord, Program, Scale
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.norm import Norm
 from sapwood.layers.targets import Target, prefixed

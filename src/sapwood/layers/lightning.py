@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.recording import Activate, Buffer, Program
+from sapwood.kernels.recording import Activate, Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.recording_states import GatedNorm, SelectiveScan
 from sapwood.kernels.state_forms import GatedNormForm
 from sapwood.kernels.state_space import StateSpace

@@ -20,7 +20,8 @@ from sapwood.base.errors import ConfigError
 from sapwood.distributed.groups import Group
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.packed import PackedLinear
-from sapwood.kernels.recording import Buffer, Multiply, Program
+from sapwood.kernels.recording import Multiply, Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build
 from sapwood.layers.quantization.interface import LinearStorage

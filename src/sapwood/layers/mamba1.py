@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.recording import Buffer, Multiply, Program
+from sapwood.kernels.recording import Multiply, Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.recording_states import Convolve, SelectiveScan
 from sapwood.kernels.state_space import StateSpace
 from sapwood.layers.build import Build

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.recording import Buffer, Program, ScaleColumns
+from sapwood.kernels.recording import Program, ScaleColumns
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.recording_states import Convolve, GatedNorm, SelectiveScan
 from sapwood.kernels.state_forms import GatedNormForm
 from sapwood.kernels.state_space import StateSpace

@@ -12,14 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.recording import (
-    Activate,
-    Buffer,
-    CannotRecord,
-    Program,
-    ScaleColumns,
-    Xielu,
-)
+from sapwood.kernels.recording import Activate, CannotRecord, Program, ScaleColumns, Xielu
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.build import Build
 from sapwood.layers.linear import (
     Addition,

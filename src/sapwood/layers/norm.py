@@ -10,7 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from sapwood.kernels import recording
-from sapwood.kernels.recording import Buffer, NormColumns, Program, ScaleColumns
+from sapwood.kernels.recording import NormColumns, Program, ScaleColumns
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.build import Build
 from sapwood.layers.targets import Slice, Target, unused, whole
 

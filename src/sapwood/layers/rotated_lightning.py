@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.recording import Buffer, Program, RotateAndWrite, TakeColumns
+from sapwood.kernels.recording import Program, RotateAndWrite, TakeColumns
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.state_forms import GatedNormForm
 from sapwood.layers.build import Build
 from sapwood.layers.delta import Columns

@@ -11,7 +11,8 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.low_rank import LowRankLayer
 from sapwood.kernels.packed import PackedExperts
-from sapwood.kernels.recording import Buffer, Mix, Program
+from sapwood.kernels.recording import Mix, Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.routing import Routing
 from sapwood.layers.build import Build
 from sapwood.layers.linear import Linear

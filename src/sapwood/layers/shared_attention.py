@@ -8,8 +8,9 @@ from collections.abc import Generator
 
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionTraits
-from sapwood.kernels.recording import Buffer, CannotRecord, Program
+from sapwood.kernels.attention_batch import AttentionTraits
+from sapwood.kernels.recording import CannotRecord, Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.attention import RMSNormMaker
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch

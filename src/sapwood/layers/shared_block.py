@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.recording import Add, Buffer, Join, Program, TakeColumns
+from sapwood.kernels.recording import Add, Join, Program, TakeColumns
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.attention import Attention
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch

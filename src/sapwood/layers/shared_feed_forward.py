@@ -7,7 +7,8 @@ from collections.abc import Generator
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.recording import Buffer, CannotRecord, Program
+from sapwood.kernels.recording import CannotRecord, Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.layer import FeedForward
 from sapwood.layers.shared_rows import SharedRows
 from sapwood.layers.targets import Target

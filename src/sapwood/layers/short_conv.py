@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.recording import Buffer, Multiply, Program
+from sapwood.kernels.recording import Multiply, Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.recording_states import Convolve
 from sapwood.layers.adapters import AdapterTarget
 from sapwood.layers.build import Build

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sapwood.kernels.recording import Add, Buffer, Program, Scale
+from sapwood.kernels.recording import Add, Program, Scale
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import Mixer
 from sapwood.layers.targets import Target, prefixed

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sapwood.kernels.recording import Buffer, CannotRecord, Multiply, Program
+from sapwood.kernels.recording import CannotRecord, Multiply, Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.build import Build
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.linear import Linear

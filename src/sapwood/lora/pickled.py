@@ -24,6 +24,9 @@ from sapwood.base.errors import ConfigError
 MAX_OPERATIONS = 2_000_000
 """Of one pickle, which takes some seconds; an adapter of 10,000 tensors has 500,000."""
 
+MOST_SHARING = 2
+"""Bytes of all tensors, which become tensors of their own, for each byte of the pickle."""
+
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _STORAGE = "torch.storage._load_from_bytes"
@@ -52,7 +55,7 @@ def read_pickle(data: bytes, source: str) -> dict[str, Tensor]:
 
     Raises ConfigError for anything but a table of dense tensors of floats."""
     try:
-        found = _Machine(_call).run(io.BytesIO(data))
+        found = _Machine(_Calls(len(data)).answer).run(io.BytesIO(data))
     except _Refused as error:
         raise ConfigError(
             f"{source}: the pickle cannot be read: {error}; send pickle.dumps of a dict of tensors "
@@ -73,6 +76,12 @@ def read_pickle(data: bytes, source: str) -> dict[str, Tensor]:
     )
     if not is_table:
         raise ConfigError(f"{source}: the pickle must have a dict of tensors by name")
+    num_bytes = sum(tensor.nbytes for tensor in found.values())
+    if num_bytes > MOST_SHARING * len(data):
+        raise ConfigError(
+            f"{source}: the tensors have {num_bytes} bytes, but the whole pickle has {len(data)}: "
+            "many of them share one storage; send copies of their own"
+        )
     return dict(found)
 
 
@@ -189,19 +198,45 @@ def _global(name: str) -> _Global:
     return _Global(name)
 
 
-def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    if not isinstance(name, _Global) or not isinstance(arguments, tuple):
-        raise _Refused("it calls something that is no name")
-    match name:
-        case _ if name == _ORDERED and not arguments:
-            return {}
-        case _ if name == _STORAGE and len(arguments) == 1:
-            return _storage(arguments[0])
-        case _ if name == _TENSOR and len(arguments) >= 5:
-            return _tensor(*arguments[:4])
-        case _ if name == _PARAMETER and arguments and isinstance(arguments[0], Tensor):
-            return arguments[0]
-    raise _Refused(f"it calls {name[:200]}")
+class _Calls:
+    """Answers the calls of one pickle, and of the pickles inside its storages.
+
+    A pickle may call for the same bytes as often as it likes, in a few bytes each time: they become
+    one storage. And all storages together have no more bytes than the pickle.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        """num_bytes: of the whole pickle"""
+        self._num_left = num_bytes
+        self._storages: dict[int, tuple[bytes, Tensor]] = {}
+
+    def answer(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        if not isinstance(name, _Global) or not isinstance(arguments, tuple):
+            raise _Refused("it calls something that is no name")
+        match name:
+            case _ if name == _ORDERED and not arguments:
+                return {}
+            case _ if name == _STORAGE and len(arguments) == 1:
+                return self._storage(arguments[0])
+            case _ if name == _TENSOR and len(arguments) >= 5:
+                return _tensor(*arguments[:4])
+            case _ if name == _PARAMETER and arguments and isinstance(arguments[0], Tensor):
+                return arguments[0]
+        raise _Refused(f"it calls {name[:200]}")
+
+    def _storage(self, data: Any) -> Tensor:
+        if not isinstance(data, bytes):
+            raise _Refused("a storage has no bytes")
+        known = self._storages.get(id(data))
+        if known is not None:
+            return known[1]
+        self._num_left -= len(data)
+        if self._num_left < 0:
+            raise _Refused("its storages have more bytes than it has itself")
+        made = _storage(data, self.answer)
+        # With the bytes, so that no other object can have their id.
+        self._storages[id(data)] = data, made
+        return made
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
@@ -216,17 +251,15 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
     return torch.as_strided(storage, shape, strides, offset)  # RuntimeError if it is not within
 
 
-def _storage(data: Any) -> Tensor:
+def _storage(data: bytes, call: Callable[[str, tuple[Any, ...]], Any]) -> Tensor:
     """The numbers [n] of a storage, as `torch.save` writes it in its older format: five pickles,
     then how many numbers there are, then the numbers."""
-    if not isinstance(data, bytes):
-        raise _Refused("a storage has no bytes")
     file = io.BytesIO(data)
-    magic, _, info = (_Machine(_call).run(file) for _ in range(3))
+    magic, _, info = (_Machine(call).run(file) for _ in range(3))
     if magic != _MAGIC or not isinstance(info, dict) or info.get("little_endian") is not True:
         raise _Refused("a storage is not as PyTorch writes it on this kind of machine")
     dtype = _Machine(_dtype_of).run(file)
-    _Machine(_call).run(file)  # the storage's key, which is not needed for one
+    _Machine(call).run(file)  # the storage's key, which is not needed for one
     (count,) = _COUNT.unpack(file.read(_COUNT.size))
     numbers = bytearray(file.read())
     if not isinstance(dtype, torch.dtype) or count * dtype.itemsize != len(numbers):

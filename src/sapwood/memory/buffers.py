@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sapwood.kernels.interface import KV_CACHE_DTYPES, kv_cache_shape
+from sapwood.kernels.kv_cache import KV_CACHE_DTYPES, kv_cache_shape
 from sapwood.kernels.large_pages import large_pages
 from sapwood.schema.cache import CacheGroup, CacheKind, CacheTensor, pools_of
 

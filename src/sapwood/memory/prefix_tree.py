@@ -1,6 +1,6 @@
 """The radix tree of computed prefixes: token ids to what these tokens left behind in each pool.
 
-One tree per namespace (`extra_key`); a `Branch` begins below a page of another. An edge carries
+One tree per namespace; a `Branch` begins below a page of another. An edge carries
 whole pages only: its key is the bytes of its tokens (4 per token, little-endian) and its length is
 a multiple of the page size. A node that some request uses is locked, and so is every node above it;
 the rest can be evicted.

@@ -474,6 +474,11 @@ def _engine_counters(model_name: str, facts: EngineFacts) -> Iterator[Family]:
     labels = (model_name,)
     simple: tuple[tuple[str, str, float], ...] = (
         ("num_retracted_requests", "Requests that gave their pages back.", facts.num_retractions),
+        (
+            "num_preemptions",
+            "Running requests that made room for a more urgent one.",
+            facts.num_preemptions,
+        ),
         ("num_steps", "Steps that the engine has made.", facts.num_steps),
     )
     if facts.kv_events is not None:

@@ -27,7 +27,6 @@ Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 PenaltyWindow = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
-NumSamples = Annotated[int, msgspec.Meta(ge=1, le=128)]
 
 _EMPTY: tuple[object, ...] = (None, False, "", [], {})
 _AT = re.compile(r" - at (?:`key` in )?`\$\.?(.*?)`$")

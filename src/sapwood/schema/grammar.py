@@ -15,12 +15,12 @@ import msgspec
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.base.nesting import is_deeper
+from sapwood.schema import limits
 
 Kind = Literal["json_schema", "regex", "ebnf", "structural_tag", "choice"]
 
-MAX_DEPTH = 64
+MAX_DEPTH = limits.SCHEMA_DEPTH.most
 """Levels of nesting in a schema or a structural tag."""
-MAX_CHOICES = 4096
 
 
 class Thinking(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,12 +94,7 @@ def choice(options: Sequence[str], *, param: str = "choice") -> Grammar:
     """One of those strings."""
     if not options or not all(isinstance(option, str) and option for option in options):
         raise InvalidRequest(f"{param} must be a list of strings, none of them empty", param=param)
-    if len(options) > MAX_CHOICES:
-        raise InvalidRequest(
-            f"{param} has {len(options)} strings but at most {MAX_CHOICES} are accepted; use a "
-            "regex or an ebnf",
-            param=param,
-        )
+    limits.CHOICES.check(len(options), param, hint="use a regex or an ebnf")
     return Grammar(kind="choice", text=_canonical(list(options), param))
 
 

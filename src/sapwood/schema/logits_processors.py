@@ -9,13 +9,12 @@ from typing import Any
 import msgspec
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema import limits
 
 ENTRY_POINT = "sapwood.logits_processors"
 """The group of entry points by which other packages add processors."""
 
 DISALLOWED_TOKENS = "disallowed_tokens"
-MAX_DISALLOWED = 2**20
-"""Token ids that one request may forbid; no vocabulary is larger."""
 
 BUILT_IN = {DISALLOWED_TOKENS: "sapwood.executor.sampling.disallowed_tokens:disallowed_tokens"}
 
@@ -30,12 +29,8 @@ def disallowed_token_ids(params: Mapping[str, Any]) -> list[int]:
 
     Raises InvalidRequest if there are none, or other parameters."""
     token_ids = params.get("token_ids")
-    if isinstance(token_ids, list) and len(token_ids) > MAX_DISALLOWED:
-        raise InvalidRequest(
-            f"custom_params has {len(token_ids)} token ids but at most {MAX_DISALLOWED} are "
-            "accepted; send each id once",
-            param="custom_params",
-        )
+    if isinstance(token_ids, list):
+        limits.DISALLOWED_TOKENS.check(len(token_ids), "custom_params", hint="send each id once")
     if isinstance(token_ids, list) and token_ids and set(params) == {"token_ids"}:
         ids: list[int] = [token_id for token_id in token_ids if type(token_id) is int]
         if len(ids) == len(token_ids):

@@ -13,11 +13,10 @@ from typing import TypeVar
 import msgspec
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema import limits
 
-MAX_TOP_LOGPROBS = 256
+MAX_TOP_LOGPROBS = limits.TOP_LOGPROBS.most
 """Likeliest tokens per position; SGLang sets no limit, OpenAI's is 20."""
-MAX_TOKEN_IDS = 1024
-"""Further tokens per position whose log probabilities one request may ask for."""
 LEAST_LOGPROB = -9999.0
 """Shown for any lower log probability, as in OpenAI's API: JSON has no minus infinity."""
 
@@ -51,11 +50,7 @@ class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 f"num_top is {self.num_top} but must be in [0, {MAX_TOP_LOGPROBS}]",
                 param="num_top",
             )
-        if len(self.token_ids) > MAX_TOKEN_IDS:
-            raise InvalidRequest(
-                f"token_ids has {len(self.token_ids)} ids but at most {MAX_TOKEN_IDS} are accepted",
-                param="token_ids",
-            )
+        limits.LOGPROB_TOKEN_IDS.check(len(self.token_ids), "token_ids")
 
     @property
     def num_per_token(self) -> int:

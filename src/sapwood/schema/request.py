@@ -6,7 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from sapwood.schema.limits import ROUTING_KEY
 from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.namespace import DIGEST_CHARACTERS
 from sapwood.schema.sampling import SamplingParams
 
 FLOAT32_BYTES = 4
@@ -36,7 +38,8 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     return_hidden_states  whether the request wants the hidden state of every token, except that of
                   its last output token
     return_routed_experts  the same for the experts that compute a token
-    extra_key     prefix pages are shared only among requests with the same key
+    namespace     prefix pages are shared only among requests with the same one: a digest
+                  (`schema.namespace.cache_namespace`); "": that of requests that name none
     priority      larger is sooner, unless the server is told the opposite; None: its default
     routing_key   requests with the same key probably share prefixes; "": none
     adapter       id of the LoRA adapter (`LoadAdapter`); "": the base model
@@ -48,11 +51,16 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     embed: Embed | None = None
     return_hidden_states: bool = False
     return_routed_experts: bool = False
-    extra_key: str = ""
+    namespace: str = ""
     priority: int | None = None
     routing_key: str = ""
     adapter: str = ""
     data_parallel_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        ROUTING_KEY.check(len(self.routing_key), "routing_key")
+        if len(self.namespace) > DIGEST_CHARACTERS:
+            raise ValueError("a request's namespace must be a digest")
 
     @property
     def tells_of_tokens(self) -> bool:

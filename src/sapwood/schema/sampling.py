@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema import limits
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.logits_processors import DISALLOWED_TOKENS, disallowed_token_ids
 from sapwood.schema.thinking import ThinkingBudget
@@ -17,10 +18,6 @@ GREEDY_BELOW = 1e-6
 """Temperatures below this mean greedy decoding."""
 DEFAULTABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Sampling parameters whose defaults a model may set in its generation_config.json."""
-MAX_STOPS = 1024
-"""Stop strings, and regular expressions, of one request."""
-MAX_STOP_CHARACTERS = 16_384
-"""Of all stop strings of one request together."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -113,24 +110,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if any(not text for text in self.stop):
             raise InvalidRequest("stop has an empty string; leave it out", param="stop")
         for name, given in (("stop", self.stop), ("stop_regex", self.stop_regex)):
-            if len(given) > MAX_STOPS:
-                raise InvalidRequest(
-                    f"{name} has {len(given)} entries but at most {MAX_STOPS} are accepted",
-                    param=name,
-                )
-        num_characters = sum(map(len, self.stop))
-        if num_characters > MAX_STOP_CHARACTERS:
-            raise InvalidRequest(
-                f"stop has {num_characters} characters but at most {MAX_STOP_CHARACTERS} are "
-                "accepted, of all its strings together; shorten them or leave some out",
-                param="stop",
-            )
+            limits.STOPS.check(len(given), name)
+        limits.STOP_CHARACTERS.check(
+            sum(map(len, self.stop)),
+            "stop",
+            hint="all its strings count together; shorten them or leave some out",
+        )
+        limits.CUSTOM_PROCESSOR.check(
+            len(self.custom_logit_processor or ""), "custom_logit_processor"
+        )
         if self.custom_params and self.custom_logit_processor is None:
-            raise InvalidRequest(
-                "custom_params are parameters of a custom_logit_processor, which is missing; name "
-                "one or leave them out",
-                param="custom_params",
-            )
+            raise params_of_nothing("custom_params")
         if self.custom_logit_processor == DISALLOWED_TOKENS:
             disallowed_token_ids(self.custom_params)
 
@@ -148,6 +138,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW or self.top_k == 1
+
+
+def params_of_nothing(name: str) -> InvalidRequest:
+    """name: of the field, in the request's own words"""
+    return InvalidRequest(
+        f"{name} are parameters of a custom_logit_processor, which is missing; name one or leave "
+        "them out",
+        param=name,
+    )
 
 
 def _check(

@@ -22,6 +22,7 @@ import msgspec
 
 from sapwood.base.errors import InvalidRequest, PromptTooLong
 from sapwood.observe.tracing import RequestTrace
+from sapwood.schema import limits
 from sapwood.schema.client import EngineClient
 from sapwood.schema.logits_processors import code_of
 from sapwood.schema.logprobs import LogprobOptions
@@ -36,7 +37,7 @@ from sapwood.text.sample import TextChunk as TextChunk
 from sapwood.text.stop_regex import check_patterns
 from sapwood.text.tokenizer import Tokenizer
 
-MAX_SAMPLES = 128
+MAX_SAMPLES = limits.SAMPLES.most
 """Samples that one request may ask for, as in OpenAI's API."""
 
 MAX_CHARS_PER_TOKEN = 128
@@ -181,8 +182,9 @@ class TextGenerator:
         `abort` finds the request, even during its encoding.
 
         This is the one place where ids are compared: the engine relies on it.
-        Raises  InvalidRequest if an open request has one of these ids
+        Raises  InvalidRequest if the id is too long, or an open request has one of these ids
         """
+        limits.REQUEST_ID.check(len(request_id), "rid")
         ids = {request_id, *part_ids(request_id, n)}
         taken = ids & self._ids
         if taken:

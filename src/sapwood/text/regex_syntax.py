@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-MAX_NESTING = 50
+from sapwood.schema.limits import REGEX_NESTING
+
+MAX_NESTING = REGEX_NESTING.most
 """How deeply groups may be nested."""
 MAX_REPEAT = 2**32 - 2
 """The largest count of a repeat, as in Python's `re`."""

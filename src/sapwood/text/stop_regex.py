@@ -17,14 +17,15 @@ from functools import lru_cache
 from typing import TypeVar
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema import limits
 from sapwood.text import regex_syntax as syntax
 from sapwood.text.regex_syntax import Accepts, Node, RegexError, UnsupportedRegex, is_word
 
-MAX_STATES = 1000
+MAX_STATES = limits.STOP_REGEX_STATES.most
 """States of all regular expressions of one request together; `x{500}` takes 500."""
-MAX_LENGTH = 2000
+MAX_LENGTH = limits.STOP_REGEX_LENGTH.most
 """Characters of one pattern."""
-MAX_CLASSES = 100
+MAX_CLASSES = limits.STOP_REGEX_CLASSES.most
 """Different classes of characters, such as `[a-z]`, of all regular expressions of one request."""
 MAX_KEPT = 1024
 """Entries of each table that is filled while text is searched; a full one begins anew."""

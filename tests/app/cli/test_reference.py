@@ -67,7 +67,7 @@ def test_only_what_is_between_markers_changes():
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in ("configuration.md", "command-line.md", "fields.md", "models.md"):
+    for name in ("configuration.md", "command-line.md", "fields.md", "limits.md", "models.md"):
         (tmp_path / name).write_text((DOCS / name).read_text("utf-8"), "utf-8")
     return tmp_path
 
@@ -76,6 +76,7 @@ def copy(tmp_path):
     ("name", "right", "wrong"),
     [
         ("configuration.md", "`--page-size`", "`--page-sise`"),
+        ("limits.md", "256 characters", "255 characters"),
         ("fields.md", "`top_logprobs_num`", "`top_logprobs_sum`"),
     ],
 )

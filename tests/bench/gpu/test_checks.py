@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sapwood.bench.gpu.checks import CHECKS, Case, run_checks
 from sapwood.kernels.activations import Activation
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.cpu import CpuKernels
-from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need, select_kernels
 from sapwood.kernels.sampling_settings import SamplingSettings

@@ -14,7 +14,7 @@ from sapwood.bench.ops.limits import Limits
 from sapwood.bench.ops.measure import bench_ops, measure_ops
 from sapwood.bench.ops.options import DENSE, MIXTURE, SHAPES, OpsOptions, Shape
 from sapwood.bench.report import OutputOptions
-from sapwood.kernels.interface import DTYPES
+from sapwood.kernels.kv_cache import DTYPES
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.reference import ReferenceKernels
 

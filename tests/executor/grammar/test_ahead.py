@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sapwood.executor.grammar.ahead import GrammarsAhead
-from sapwood.executor.grammar.interface import MAX_ROLLBACK, GrammarFailed
-from sapwood.executor.grammar.masks import SLOW_STEP_S, GrammarMasks
+from sapwood.executor.grammar.interface import MAX_ROLLBACK, SLOW_STEP_S, GrammarFailed
+from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.kernels.torch_ops import TorchKernels
 from tests.executor.grammar.conftest import EOS
 from tests.executor.grammar.test_masks import left, start

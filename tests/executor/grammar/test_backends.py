@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jsonschema
 import pytest
@@ -17,6 +21,7 @@ from sapwood.schema import grammar as grammars
 from sapwood.schema.config.grammar import GrammarConfig
 from tests.executor.grammar.conftest import EOS, allowed
 from tests.executor.grammar.schemas import random_ebnf, random_regex, random_schema
+from tests.tiny import VOCAB, write_tokenizer
 
 PERSON = {
     "type": "object",
@@ -263,7 +268,7 @@ def test_a_special_token_may_be_a_tags_mark(backend, vocabulary):
 )
 def test_what_cannot_be_enforced_is_refused_by_name(backend, grammar, named):
     with pytest.raises(InvalidRequest) as caught:
-        FirstThatCan([backend]).compile(grammar)
+        FirstThatCan({backend.name: lambda: backend}).compile(grammar)
     assert named in caught.value.message
     assert grammar.kind in caught.value.message
 
@@ -347,3 +352,27 @@ def test_a_matcher_does_not_disturb_another(backend, accepts, vocabulary):
     assert first.accept(vocabulary.encode("a")[0])
     assert accepts(compiled, "ab")
     assert first.accept(vocabulary.encode("b")[0])
+
+
+def test_a_server_without_a_choice_takes_bounded_repeats_in_milliseconds(vocabulary):
+    """Review 2, number 6: xgrammar walks through the vocabulary for a second, and is imported for
+    another three; nothing of it may be needed."""
+    script = (
+        "import sys, pathlib\n"
+        "from sapwood.executor.grammar.backends import make_backend\n"
+        "from sapwood.executor.grammar.vocabulary import vocabulary_of\n"
+        "from sapwood.schema import grammar as grammars\n"
+        "from sapwood.schema.config.grammar import GrammarConfig\n"
+        "from sapwood.text.tokenizer import Tokenizer\n"
+        "tokenizer = Tokenizer.from_directory(pathlib.Path(sys.argv[1]))\n"
+        "vocabulary = vocabulary_of(tokenizer, size=int(sys.argv[2]), ends=[int(sys.argv[3])])\n"
+        "backend = make_backend(GrammarConfig(), vocabulary)\n"
+        "backend.compile(grammars.regex('[a-zA-Z ,.]{10,200}'))\n"
+        "backend.compile(grammars.json_schema({'type': 'string', 'maxLength': 500}))\n"
+        "assert not {'xgrammar', 'torch'} & sys.modules.keys(), 'imported'\n"
+    )
+    with TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        subprocess.run(
+            [sys.executable, "-c", script, folder, str(VOCAB), str(EOS)], check=True, timeout=60
+        )

@@ -8,8 +8,9 @@ import pytest
 from sapwood.base.clock import ManualClock
 from sapwood.base.errors import InvalidRequest, SapwoodError
 from sapwood.executor.grammar import compiler as compilers
-from sapwood.executor.grammar.compiler import NUM_WORKERS, GrammarCompiler
-from sapwood.executor.grammar.sandbox import TrialCancelled
+from sapwood.executor.grammar.compiler import NUM_WORKERS, GrammarCompiler, Way
+from sapwood.executor.grammar.interface import GrammarFailed
+from sapwood.executor.grammar.sandbox import BackendRefused, TrialCancelled
 from sapwood.schema import grammar as grammars
 from sapwood.schema.output import Finish
 from sapwood.schema.rank import CompileGrammar, GrammarAnswer, ReleaseGrammar
@@ -74,6 +75,9 @@ class Sandbox:
         self.trials.append(trial)
         return trial
 
+    def prepare(self):
+        raise NotImplementedError
+
     def close(self):
         self.is_closed = True
         self.may_end.set()
@@ -102,8 +106,7 @@ class Scheduler:
     def __init__(self, backend, sandbox, clock) -> None:
         self.answers: dict[int, GrammarAnswer] = {}
         self.compiler = GrammarCompiler(
-            lambda: backend,
-            sandbox,
+            [Way(lambda: backend, sandbox)],
             self._hear,
             rank=3,
             patience_s=5.0,
@@ -315,3 +318,77 @@ def test_closing_does_not_wait_for_ever(scheduler, backend, sandbox, monkeypatch
     scheduler.compiler.close()
     assert not may_end.is_set()
     may_end.set()
+
+
+def test_a_grammar_that_was_too_slow_is_refused_from_then_on(backend, sandbox, clock):
+    scheduler = Scheduler(backend, sandbox, clock)
+    sandbox.may_end.set()
+    grammar = grammars.regex("slow")
+    scheduler.compiler.take(CompileGrammar(id=1, grammar=grammar))
+    until(lambda: 1 in scheduler.answers)
+    scheduler.compiler.refuse_slow(grammar, "it takes too long")
+    with pytest.raises(GrammarFailed, match="too long"):
+        scheduler.compiler.compiled(grammar)
+    # While another request still has it, and when none has.
+    scheduler.compiler.take(CompileGrammar(id=2, grammar=grammar))
+    for order in (1, 2):
+        scheduler.compiler.take(ReleaseGrammar(id=order))
+    scheduler.compiler.take(CompileGrammar(id=3, grammar=grammar))
+    for order in (2, 3):
+        refusal = scheduler.answers[order].refusal
+        assert refusal is not None
+        assert (refusal.status, refusal.message) == (400, "it takes too long")
+    assert backend.calls == ["slow"]
+    scheduler.compiler.close()
+
+
+class Refusing(Sandbox):
+    """The backend behind it can enforce nothing."""
+
+    def begin(self, grammar):
+        self.may_end.set()
+        self.tried.append(grammar.text)
+        return Trial(self.may_end, BackendRefused("it cannot"))
+
+
+def test_what_one_backend_refuses_another_may_compile_once(backend, sandbox, clock):
+    first, unused = Refusing(), Backend()
+    answers: list[GrammarAnswer] = []
+    sandbox.may_end.set()
+    compiler = GrammarCompiler(
+        [Way(lambda: unused, first), Way(lambda: backend, sandbox)],
+        answers.append,
+        patience_s=5.0,
+        max_bytes=100,
+        clock=clock,
+    )
+    for order, text in enumerate(("a", "hang")):
+        compiler.take(CompileGrammar(id=order, grammar=grammars.regex(text)))
+        until(lambda count=order: len(answers) > count)
+    assert (first.tried, sandbox.tried) == (["a", "hang"], ["a", "hang"])
+    assert (unused.calls, backend.calls) == ([], ["a"])
+    assert answers[0].refusal is None
+    assert answers[1].refusal is not None
+    assert "it hangs" in (answers[1].refusal.message or "")
+    compiler.close()
+
+
+def test_the_first_backend_is_made_in_the_background(backend, clock):
+    class Prepared(Sandbox):
+        is_ready = False
+
+        def prepare(self):
+            self.is_ready = True
+
+    sandbox, made = Prepared(), []
+    compiler = GrammarCompiler(
+        [Way(lambda: made.append(backend) or backend, sandbox), Way(lambda: 1 / 0, Sandbox())],
+        lambda answer: None,
+        patience_s=5.0,
+        max_bytes=100,
+        clock=clock,
+    )
+    compiler.prepare()
+    until(lambda: bool(made))
+    assert sandbox.is_ready
+    compiler.close()

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 import torch
 
-from sapwood.executor.grammar.interface import GrammarFailed
+from sapwood.executor.grammar.interface import SLOW_BUDGET_S, SLOW_STEP_S, GrammarFailed
 from sapwood.executor.grammar.jump import MAX_FORCED_TOKENS
-from sapwood.executor.grammar.masks import GrammarMasks
+from sapwood.executor.grammar.masks import SLOW_SHARE, GrammarMasks
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Grammar
@@ -21,14 +21,26 @@ def failures():
     return {}
 
 
+class Now:
+    """Compiles at once, and remembers what is refused."""
+
+    def __init__(self, backend) -> None:
+        self.backend = backend
+        self.refused: dict[str, str] = {}
+
+    def compiled(self, grammar):
+        if grammar.text in self.refused:
+            raise GrammarFailed(self.refused[grammar.text])
+        return self.backend.compile(grammar)
+
+    def refuse_slow(self, grammar, reason):
+        self.refused[grammar.text] = reason
+
+
 @pytest.fixture
 def masks(backend, vocabulary, failures):
-    class Now:
-        def compiled(self, grammar):
-            return backend.compile(grammar)
-
     return GrammarMasks(
-        Now(),
+        Now(backend),
         TorchKernels(),
         num_rows=32,
         vocab_size=vocabulary.size,
@@ -160,7 +172,7 @@ def test_a_grammar_that_is_slow_to_follow_ends_its_request_only(masks, vocabular
         has_ended = False
 
         def fill(self, masks, index):
-            now_s[0] += 0.2
+            now_s[0] += SLOW_STEP_S + 0.4 * SLOW_BUDGET_S
             masks[index] = -1
 
     masks.start(start(0, "a"))
@@ -173,6 +185,42 @@ def test_a_grammar_that_is_slow_to_follow_ends_its_request_only(masks, vocabular
     assert list(failures) == [0]
     assert "too long to follow" in failures[0]
     assert 1 in masks.stateful_rows
+    # The same grammar is not followed once more.
+    masks.start(start(2, "a"))
+    assert failures[2] == failures[0]
+    masks.start(start(3, "c"))
+    assert 3 in masks.stateful_rows
+
+
+def test_slow_grammars_share_a_tenth_of_each_second(masks, vocabulary, failures):
+    """Review 2, number 2: each of many requests had half a second of its own."""
+    now_s, passed_s = [0.0], [0.0]
+    masks._clock_s = lambda: now_s[0]
+    masks._wall_s = lambda: passed_s[0]
+    masks._refilled_s = 0.0
+
+    class Slow:
+        has_ended = False
+
+        def fill(self, masks, index):
+            now_s[0] += SLOW_STEP_S + 0.9 * SLOW_BUDGET_S
+            masks[index] = -1
+
+    for row in range(8):
+        masks.start(start(row, f"a{row}"))
+        masks._rows[row].matcher = Slow()
+    masks.start(start(8, "b"))
+    masks.apply(torch.zeros(9, vocabulary.size), list(range(9)))
+    allowed_rows = int(SLOW_SHARE / (0.9 * SLOW_BUDGET_S))
+    assert sorted(failures) == list(range(allowed_rows, 8))
+    assert all("together" in reason for reason in failures.values())
+    assert 8 in masks.stateful_rows
+    assert masks._grammars.refused == {}, "it is not these texts' fault"
+    passed_s[0] = 10.0
+    masks.start(start(9, "c"))
+    masks._rows[9].matcher = Slow()
+    masks.apply(torch.zeros(1, vocabulary.size), [9])
+    assert 9 not in failures
 
 
 def test_long_forced_text_is_put_out_in_parts(masks, vocabulary, failures):

@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from sapwood.base.errors import InvalidRequest, Overloaded
+from sapwood.executor.grammar.backends import make_one
 from sapwood.executor.grammar.sandbox import GrammarSandbox, Setting, TrialCancelled
+from sapwood.executor.grammar.sandbox_process import try_out
 from sapwood.schema import grammar as grammars
 from sapwood.schema.config.grammar import GrammarConfig
 from sapwood.schema.grammar import Grammar
@@ -52,6 +54,7 @@ def sandbox(tmp_path_factory):
             vocab_size=VOCAB,
             ends=[EOS],
             config=GrammarConfig(),
+            backend="llguidance",
             timeout_s=LIMIT_S,
         )
     )
@@ -136,3 +139,16 @@ def test_nothing_is_left_when_it_closes(sandbox):
     assert alive == []
     with pytest.raises(Overloaded, match="ending"):
         sandbox.begin(grammars.regex("c"))
+
+
+HOSTILE = "(((a{1,1000}){1,1000}){1,1000})"
+
+
+@pytest.mark.parametrize("backend", ["llguidance", "xgrammar"])
+def test_a_grammar_that_becomes_slow_is_refused_before_it_is_followed(vocabulary, backend):
+    """Review 2, number 2: a regex of 31 characters stalled all other requests."""
+    made = make_one(backend, GrammarConfig(), vocabulary)
+    with pytest.raises(InvalidRequest, match="cannot be followed"):
+        try_out(made, grammars.regex(HOSTILE), vocabulary)
+    for usual in (grammars.regex("[a-zA-Z ,.]{10,200}"), grammars.json_object()):
+        try_out(made, usual, vocabulary)

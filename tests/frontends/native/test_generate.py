@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from sapwood.schema.namespace import cache_namespace
+
 GREEDY = {"temperature": 0, "max_new_tokens": 5}
 
 
@@ -25,7 +27,7 @@ def test_one_text(api, engine, method):
         "queue_time": 0.25,
     }
     [request] = engine.submitted
-    assert (request.options.priority, request.options.extra_key) == (2, "k")
+    assert (request.options.priority, request.options.namespace) == (2, cache_namespace("k"))
     assert request.options.sampling.is_greedy
 
 
@@ -75,7 +77,7 @@ def test_parameters_per_prompt(api, engine):
     answers = api.post("/generate", body).json()
     assert [answer["text"] for answer in answers] == ["H", "He"]
     by_id = {request.request_id: request for request in engine.submitted}
-    assert (by_id["x"].options.extra_key, by_id["y"].options.extra_key) == ("k", "l")
+    assert [by_id[rid].options.namespace for rid in "xy"] == [cache_namespace(key) for key in "kl"]
     assert by_id["y"].options.sampling.seed == 7
 
 

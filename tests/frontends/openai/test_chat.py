@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sapwood.base.errors import ConfigError
+from sapwood.schema.namespace import cache_namespace
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -134,7 +135,7 @@ def test_every_sampling_field_arrives(api, engine):
     assert not sampling.skip_special_tokens
     assert not sampling.spaces_between_special_tokens
     assert request.options.priority == 3
-    assert request.options.extra_key == "tenant"
+    assert request.options.namespace == cache_namespace("tenant")
 
 
 def test_the_models_defaults_come_before_openais_and_after_the_users(api_with, engine):
@@ -167,9 +168,9 @@ def test_a_token_limit_ends_the_answer(api):
 def test_salt_and_extra_key_both_part_the_cache(api, engine):
     for keys in ({"cache_salt": "a", "extra_key": "bc"}, {"cache_salt": "ab", "extra_key": "c"}):
         api.post("/v1/chat/completions", {**ASK, **keys})
-    first, second = (request.options.extra_key for request in engine.submitted)
+    first, second = (request.options.namespace for request in engine.submitted)
     assert first != second
-    assert "bc" in first
+    assert first == cache_namespace("bc", "a")
 
 
 def test_text_parts_and_the_developer_role(api, prompt_of):

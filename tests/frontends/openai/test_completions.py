@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from sapwood.schema.namespace import cache_namespace
+
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
@@ -51,7 +53,10 @@ def test_request_ids_name_each_prompt(api, engine):
 def test_each_prompt_may_have_a_key_and_a_salt(api, engine):
     body = {"prompt": ["a", "b"], "extra_key": ["x", "y"], "cache_salt": ["s", ""]}
     assert api.post("/v1/completions", body).status_code == 200
-    assert [request.options.extra_key for request in engine.submitted] == ["1:sx", "y"]
+    assert [request.options.namespace for request in engine.submitted] == [
+        cache_namespace("x", "s"),
+        cache_namespace("y"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["extra_key", "cache_salt"])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels import kv_cache
-from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, kv_cache_shape
-from sapwood.kernels.kv_cache import is_8_bit
+from sapwood.kernels.attention_batch import PLAIN, AttentionBatch, AttentionTraits
+from sapwood.kernels.kv_cache import is_8_bit, kv_cache_shape
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.triton.attention import PagedAttention
 

@@ -17,7 +17,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
+from sapwood.kernels.attention_batch import AttentionBatch
+from sapwood.kernels.kv_cache import kv_cache_shape
 from sapwood.kernels.sampling_settings import SamplingSettings
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.triton.ops import TritonKernels

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sapwood.kernels.interface import AttentionTraits
+from sapwood.kernels.attention_batch import AttentionTraits
 from sapwood.schema.draft_tree import ROOT, TREE_TOKENS, seen_nodes
 from tests.kernels.triton.attention_cases import ATTENTION, make_case
 from tests.tiers import long_only, sweep

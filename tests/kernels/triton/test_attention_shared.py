@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sapwood.kernels.interface import AttentionBatch, AttentionTraits
+from sapwood.kernels.attention_batch import AttentionBatch, AttentionTraits
 from sapwood.kernels.triton import attention_shared_tiles
 from sapwood.kernels.triton.attention_shared_tiles import (
     CapturedTiles,

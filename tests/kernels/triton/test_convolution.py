@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.triton.ops import TritonKernels
 from tests.kernels.test_convolution import batch_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.triton.ops import TritonKernels

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sapwood.kernels.interface import CHOSEN_KEYS, LATENT
+from sapwood.kernels.attention_batch import CHOSEN_KEYS, LATENT
 from sapwood.kernels.registry import Need, select_kernels
 from sapwood.kernels.triton.factory import TRITON
 

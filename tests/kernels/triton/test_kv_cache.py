@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sapwood.kernels.interface import AttentionTraits
+from sapwood.kernels.attention_batch import AttentionTraits
 from sapwood.kernels.kv_cache import LARGEST_NUMBER, numbers_and_scales
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.triton import attention_shared_tiles

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.triton import indexer, latent
 from sapwood.kernels.triton.ops import TritonKernels
 from tests.kernels.test_latent import REFERENCE, closeness, drawn, filled_cache

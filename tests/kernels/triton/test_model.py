@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sapwood.kernels.interface import KV_CACHE_DTYPES, Kernels
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.kv_cache import KV_CACHE_DTYPES
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.triton.ops import TritonKernels
 from sapwood.layers.build import Build

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import kv_cache_shape
+from sapwood.kernels.kv_cache import kv_cache_shape
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.triton.ops import TritonKernels
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from sapwood.kernels.interface import AttentionBatch, Kernels
+from sapwood.kernels.attention_batch import AttentionBatch
+from sapwood.kernels.interface import Kernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.layers.build import Build

@@ -13,9 +13,10 @@ from torch import Tensor
 from sapwood.distributed.groups import Group
 from sapwood.distributed.pipe import Pipe
 from sapwood.executor.recorded import record_steps
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
-from sapwood.kernels.kv_cache import is_8_bit
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.kv_cache import is_8_bit, kv_cache_shape
 from sapwood.kernels.torch_ops.rows import copy_rows
 from sapwood.layers.build import Build, Groups
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch

@@ -9,7 +9,7 @@ from sapwood.schema.config.grammar import GrammarConfig
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"grammar_backend": "outlines"}, "xgrammar, llguidance, none"),
+        ({"grammar_backend": "outlines"}, "auto, xgrammar, llguidance, none"),
         ({"grammar_compile_timeout": 0.0}, "> 0"),
         ({"grammar_max_bytes": 0}, ">= 1"),
         ({"constrained_json_whitespace_pattern": "("}, "no regular expression"),

@@ -162,6 +162,7 @@ def serve(
     startup_s = time.time() - psutil.Process().create_time()
     outbox.send(msgspec.structs.replace(engine.ready, startup_s=startup_s))
     watchdog.rest()
+    engine.prepare_grammars()
     try:
         engine.run()
     finally:

@@ -23,7 +23,8 @@ from sapwood.executor.captured_memory import CapturePlan
 from sapwood.executor.largest_step import run_largest_steps
 from sapwood.executor.recorded import Recorded
 from sapwood.kernels.capture import Capture
-from sapwood.kernels.interface import DTYPES, Kernels
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.kv_cache import DTYPES
 from sapwood.kernels.platform import DeviceMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.memory.buffers import allocate_caches

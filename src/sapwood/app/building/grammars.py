@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sapwood.base.channel import QueueChannel, Receiver
 from sapwood.base.clock import Clock
-from sapwood.executor.grammar.compiler import GrammarCompiler
-from sapwood.executor.grammar.interface import GrammarBackend
+from sapwood.executor.grammar.backends import ASKED, make_one
+from sapwood.executor.grammar.compiler import GrammarCompiler, Way
 from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.grammar.sandbox import GrammarSandbox, Setting
 from sapwood.executor.grammar.vocabulary import Vocabulary, vocabulary_of
@@ -78,25 +78,20 @@ def build_grammars(
     # If steps overlap, the next step has been planned before the tokens of this one are known.
     may_jump = config.scheduler.overlap_depth == 1 and not options.disable_jump_forward
 
-    def make_backend() -> GrammarBackend:
-        # Imported here because it takes a second, which a server without grammars need not pay.
-        from sapwood.executor.grammar.backends import make_backend
-
-        return make_backend(options, vocabulary())
-
-    sandbox = GrammarSandbox(
-        Setting(
+    def way(backend: str) -> Way:
+        setting = Setting(
             tokenizer_path=str(tokenizer_path),
             vocab_size=vocab_size,
             ends=sorted(ends),
             config=options,
+            backend=backend,
             timeout_s=options.grammar_compile_timeout,
         )
-    )
+        return Way(lambda: make_one(backend, options, vocabulary()), GrammarSandbox(setting))
+
     answers: QueueChannel[GrammarAnswer] = QueueChannel()
     compiler = GrammarCompiler(
-        make_backend,
-        sandbox,
+        [way(name) for name in ASKED[options.grammar_backend]],
         answers.send,
         patience_s=PATIENCE * options.grammar_compile_timeout,
         max_bytes=options.grammar_max_bytes,

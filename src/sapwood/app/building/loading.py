@@ -17,7 +17,7 @@ import torch
 from sapwood.app.building.model_defaults import read_json, reading
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import DTYPES
+from sapwood.kernels.kv_cache import DTYPES
 from sapwood.layers.quantization import SCHEMES
 from sapwood.layers.quantization.dense import DenseScheme
 from sapwood.layers.quantization.formats import format_of

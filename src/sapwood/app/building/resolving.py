@@ -22,7 +22,7 @@ from sapwood.app.ranks.expert_location import initial_placements
 from sapwood.base.errors import ConfigError
 from sapwood.distributed import deepep
 from sapwood.kernels.cpu import fast_bfloat16, slower_because
-from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
+from sapwood.kernels.kv_cache import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import Platform, device_memory, find_device, read_platform
 from sapwood.kernels.registry import Need, Selection, select_kernels
 from sapwood.models.config import DecoderConfig, architecture_of, refuse_absurd_layers

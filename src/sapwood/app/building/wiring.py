@@ -64,6 +64,11 @@ class Engine:
     team: RankTeam | None = None
     kv_events: KVPublisher | None = None
 
+    def prepare_grammars(self) -> None:
+        """Get ready for grammars beside the first steps."""
+        if self.grammars is not None:
+            self.grammars.prepare()
+
     def run(self) -> None:
         """Serve until the engine is drained or fails. RankLost if another rank is the reason."""
         with explained_by(self.team):

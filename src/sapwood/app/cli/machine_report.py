@@ -17,7 +17,7 @@ import torch
 from sapwood.app.building.resolving import Resolved
 from sapwood.base.errors import StartupError
 from sapwood.kernels.cpu import slower_because
-from sapwood.kernels.interface import DTYPES, KV_CACHE_DTYPES
+from sapwood.kernels.kv_cache import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import Platform, read_platform
 from sapwood.kernels.registry import IMPLEMENTATIONS, Need, select_kernels
 from sapwood.schema.config.engine import EngineConfig

@@ -1,5 +1,5 @@
-"""The generated parts of the documentation: every option, field, architecture, and command's
-help."""
+"""The generated parts of the documentation: every option, field, limit, architecture, and
+command's help."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 import click
 
 from sapwood.app.cli.options import SHARED_CONFIGS, component_title, default_of, names_of
+from sapwood.schema import limits
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.options import OptionSpec, option_specs
 
 CONFIGURATION = "configuration.md"
 COMMAND_LINE = "command-line.md"
 FIELDS = "fields.md"
+LIMITS = "limits.md"
 MODELS = "models.md"
 HELP_WIDTH = 100
 
@@ -23,6 +25,7 @@ _HELP = re.compile(
     r"(<!-- help: sapwood(?P<name>[\w -]*) -->\n).*?(<!-- end of help -->)", re.DOTALL
 )
 _FIELDS = re.compile(r"(<!-- fields -->\n).*?(<!-- end of fields -->)", re.DOTALL)
+_LIMITS = re.compile(r"(<!-- limits -->\n).*?(<!-- end of limits -->)", re.DOTALL)
 _MODELS = re.compile(r"(<!-- models -->\n).*?(<!-- end of models -->)", re.DOTALL)
 _OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
@@ -50,6 +53,7 @@ def stale_pages(directory: Path) -> dict[str, str]:
         CONFIGURATION: with_options((directory / CONFIGURATION).read_text(encoding="utf-8")),
         COMMAND_LINE: with_help((directory / COMMAND_LINE).read_text(encoding="utf-8")),
         FIELDS: with_fields((directory / FIELDS).read_text(encoding="utf-8")),
+        LIMITS: with_limits((directory / LIMITS).read_text(encoding="utf-8")),
         MODELS: with_models((directory / MODELS).read_text(encoding="utf-8")),
     }
     return {
@@ -71,6 +75,11 @@ def with_fields(page: str) -> str:
     from sapwood.frontends.field_tables import as_markdown
 
     return _FIELDS.sub(lambda found: f"{found[1]}\n{as_markdown()}\n{found[2]}", page)
+
+
+def with_limits(page: str) -> str:
+    """The page with a table of a request's limits between its markers."""
+    return _LIMITS.sub(lambda found: f"{found[1]}\n{limits.as_markdown()}\n\n{found[2]}", page)
 
 
 def with_models(page: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.runner import DecoderModel
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.layers.forward_batch import CacheInputs, ForwardBatch
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig

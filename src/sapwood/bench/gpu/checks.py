@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.coded import CodedWeight, quantize_codes
-from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
-from sapwood.kernels.kv_cache import LARGEST_NUMBER, dequantize_pages
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.kv_cache import LARGEST_NUMBER, dequantize_pages, kv_cache_shape
 from sapwood.kernels.packed import PackedExperts
 from sapwood.kernels.routing import Routing
 from sapwood.kernels.sampling_settings import SamplingSettings

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sapwood.bench.ops.options import EXPERTS, Shape
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import AttentionBatch, Kernels, kv_cache_shape
-from sapwood.kernels.kv_cache import is_8_bit, write
+from sapwood.kernels.attention_batch import AttentionBatch
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.kv_cache import is_8_bit, kv_cache_shape, write
 from sapwood.kernels.large_pages import large_pages
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.packed import PackedExperts, PackedLinear

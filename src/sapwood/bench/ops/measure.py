@@ -22,7 +22,8 @@ from sapwood.bench.ops.limits import Limits, measure_limits
 from sapwood.bench.ops.options import SHAPES, OpsOptions
 from sapwood.bench.plots import plot_shares
 from sapwood.bench.report import OutputOptions, number_text, report_stem, write_json
-from sapwood.kernels.interface import DTYPES, Kernels
+from sapwood.kernels.interface import Kernels
+from sapwood.kernels.kv_cache import DTYPES
 from sapwood.kernels.platform import read_platform
 from sapwood.kernels.registry import Need, select_kernels
 

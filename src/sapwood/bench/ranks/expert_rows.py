@@ -14,7 +14,7 @@ from torch import Tensor
 from sapwood.bench.ranks.options import RanksOptions
 from sapwood.bench.ranks.paired import Paired, time_in_turn
 from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import DTYPES
+from sapwood.kernels.kv_cache import DTYPES
 from sapwood.layers.expert_exchange import GroupExchange
 from sapwood.layers.shared_rows import SharedRows
 

@@ -9,7 +9,7 @@ import torch
 from sapwood.bench.ranks.options import RanksOptions
 from sapwood.bench.ranks.paired import Paired, time_in_turn
 from sapwood.distributed.groups import Group
-from sapwood.kernels.interface import DTYPES
+from sapwood.kernels.kv_cache import DTYPES
 
 
 def measure_sums(options: RanksOptions, memory: Group, gloo: Group) -> list[Paired]:

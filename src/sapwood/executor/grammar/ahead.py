@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sapwood.executor.grammar.interface import MAX_ROLLBACK, GrammarFailed
-from sapwood.executor.grammar.masks import SLOW_STEP_S, GrammarMasks
+from sapwood.executor.grammar.interface import MAX_ROLLBACK, SLOW_STEP_S, GrammarFailed
+from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.kernels.interface import Kernels
 
 

@@ -9,14 +9,19 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from sapwood.base.clock import Clock
 from sapwood.base.errors import InvalidRequest, Overloaded, SapwoodError
-from sapwood.executor.grammar.interface import CompiledGrammar, GrammarBackend
-from sapwood.executor.grammar.sandbox import COMPILING_STACK_BYTES, TrialCancelled
+from sapwood.executor.grammar.backends import cannot_be_enforced
+from sapwood.executor.grammar.interface import CompiledGrammar, GrammarBackend, GrammarFailed
+from sapwood.executor.grammar.sandbox import (
+    COMPILING_STACK_BYTES,
+    BackendRefused,
+    TrialCancelled,
+)
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.output import Finish
 from sapwood.schema.rank import CompileGrammar, GrammarAnswer, RankMessage
@@ -49,11 +54,36 @@ class RunningTrial(Protocol):
 class Sandbox(Protocol):
     """Where grammars are tried, in bounded time, before the engine compiles them."""
 
+    def prepare(self) -> None:
+        """Get ready for trials."""
+        ...
+
     def begin(self, grammar: Grammar) -> RunningTrial: ...
 
     def close(self) -> None:
         """End the trials that run, and begin no more."""
         ...
+
+
+@dataclass(slots=True, eq=False)
+class Way:
+    """A way to compile grammars.
+
+    make     called once, when the first grammar comes this way: it imports libraries and reads the
+             vocabulary
+    sandbox  tries every grammar before it is compiled
+    """
+
+    make: Callable[[], GrammarBackend]
+    sandbox: Sandbox
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _backend: GrammarBackend | None = None
+
+    def prepared(self) -> GrammarBackend:
+        with self._lock:
+            if self._backend is None:
+                self._backend = self.make()
+            return self._backend
 
 
 @dataclass(slots=True, eq=False)
@@ -82,9 +112,7 @@ class _Entry:
 class GrammarCompiler:
     """Safe to use from several threads.
 
-    make_backend  called once, when the first grammar comes: it imports libraries and reads the
-                  vocabulary
-    sandbox       tries every grammar before it is compiled
+    ways          a grammar goes the first of them on which it is not refused
     answer        sends an order's answer to the scheduler, from any thread, without waiting
     rank          this rank's number
     patience_s    a grammar whose turn has not come after that time is refused for now
@@ -93,8 +121,7 @@ class GrammarCompiler:
 
     def __init__(
         self,
-        make_backend: Callable[[], GrammarBackend],
-        sandbox: Sandbox,
+        ways: Sequence[Way],
         answer: Callable[[GrammarAnswer], None],
         *,
         rank: int = 0,
@@ -102,21 +129,34 @@ class GrammarCompiler:
         max_bytes: int,
         clock: Clock,
     ) -> None:
-        self._make_backend = make_backend
-        self._sandbox = sandbox
+        self._ways = ways
         self._answer = answer
         self._rank = rank
         self._patience_s = patience_s
         self._max_bytes = max_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._backend_lock = threading.Lock()
-        self._backend: GrammarBackend | None = None
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._ordered: dict[int, _Entry] = {}
         self._queue: deque[_Entry] = deque()
         self._workers: set[threading.Thread] = set()
+        self._too_slow: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._preparing: threading.Thread | None = None
         self._is_closed = False
+
+    def prepare(self) -> None:
+        """Get ready in the background, so that the first grammar need not wait for imports."""
+        first = self._ways[0]
+
+        def work() -> None:
+            try:
+                first.sandbox.prepare()
+                first.prepared()
+            except InvalidRequest as error:
+                log.info("outputs cannot be held to a grammar: %s", error.message)
+
+        self._preparing = threading.Thread(target=work, name="grammar-preparation", daemon=True)
+        self._preparing.start()
 
     def close(self) -> None:
         """Begin no more compilations, and wait for those that run, up to CLOSE_LIMIT_S.
@@ -126,8 +166,9 @@ class GrammarCompiler:
         with self._lock:
             self._is_closed = True
             self._queue.clear()
-            workers = list(self._workers)
-        self._sandbox.close()
+            workers = [*self._workers, *([self._preparing] if self._preparing else [])]
+        for way in self._ways:
+            way.sandbox.close()
         end_s = time.monotonic() + CLOSE_LIMIT_S
         for worker in workers:
             worker.join(max(0.0, end_s - time.monotonic()))
@@ -150,7 +191,12 @@ class GrammarCompiler:
             entry.orders.add(order.id)
             self._ordered[order.id] = entry
             self._entries.move_to_end(grammar.key)
-            if is_new:
+            if grammar.key in self._too_slow:
+                reason = self._too_slow[grammar.key]
+                refusal = _refusal(InvalidRequest(reason, param=grammar.kind))
+                entry.result = entry.result or refusal
+                self._tell(order.id, refusal)
+            elif is_new:
                 self._begin(entry)
             elif entry.result is not None:
                 self._tell(order.id, entry.result)
@@ -164,8 +210,12 @@ class GrammarCompiler:
             self._forget_some()
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar | None:
-        """The compiled form of a grammar that was ready; None if it was released since."""
+        """The compiled form of a grammar that was ready; None if it was released since.
+
+        Raises GrammarFailed if it was found to be too slow since."""
         with self._lock:
+            if grammar.key in self._too_slow:
+                raise GrammarFailed(self._too_slow[grammar.key])
             entry = self._entries.get(grammar.key)
             if entry is None:
                 return None
@@ -173,6 +223,13 @@ class GrammarCompiler:
         assert result is not None, "a request has started before its grammar was compiled"
         assert not isinstance(result, Finish), "a request has started without its grammar"
         return result
+
+    def refuse_slow(self, grammar: Grammar, reason: str) -> None:
+        """Refuse that grammar from now on: it was too slow to follow, and would be so again."""
+        with self._lock:
+            self._too_slow[grammar.key] = reason
+            while len(self._too_slow) > MAX_ENTRIES:
+                self._too_slow.popitem(last=False)
 
     @property
     def num_used(self) -> int:
@@ -269,16 +326,14 @@ class GrammarCompiler:
     def _compile(self, entry: _Entry) -> CompiledGrammar | Finish | None:
         """None if the trial was cancelled."""
         grammar = entry.grammar
+        reasons: list[str] = []
         try:
-            trial = self._sandbox.begin(grammar)
-            # The backend is made while the sandbox starts, or tries the grammar.
-            backend = self._prepared()
-            with self._lock:
-                entry.trial = trial
-                if not entry.orders:
-                    self._abandon(entry)
-            trial.wait()
-            return backend.compile(grammar)
+            for way in self._ways:
+                try:
+                    return self._by(way, entry)
+                except BackendRefused as error:
+                    reasons.append(error.message)
+            return _refusal(cannot_be_enforced(grammar, reasons))
         except TrialCancelled:
             return None
         except SapwoodError as error:
@@ -292,11 +347,18 @@ class GrammarCompiler:
                 )
             )
 
-    def _prepared(self) -> GrammarBackend:
-        with self._backend_lock:
-            if self._backend is None:
-                self._backend = self._make_backend()
-            return self._backend
+    def _by(self, way: Way, entry: _Entry) -> CompiledGrammar:
+        trial = way.sandbox.begin(entry.grammar)
+        if way is self._ways[0]:
+            # The backend is made while the sandbox starts, or tries the grammar. The others are
+            # made only for what they are known to compile.
+            way.prepared()
+        with self._lock:
+            entry.trial = trial
+            if not entry.orders:
+                self._abandon(entry)
+        trial.wait()
+        return way.prepared().compile(entry.grammar)
 
 
 def _refusal(error: SapwoodError) -> Finish:

@@ -13,8 +13,20 @@ MAX_ROLLBACK = 256
 """Tokens that a matcher can take back at once. Drafts and forced texts are shorter."""
 
 
+SLOW_STEP_S = 0.005
+"""A step's work on one row's grammar is slow if it takes longer; as a rule it takes 0.1 ms."""
+SLOW_BUDGET_S = 0.05
+"""Seconds that the slow steps of one request may take in all. An ambiguous grammar takes longer
+with each token, and all other requests wait meanwhile."""
+TOO_SLOW = "takes too long to follow, as an ambiguous one does; make it simpler"
+
+
 class GrammarFailed(Exception):
     """An output cannot be continued under its grammar; the message says why."""
+
+
+class DeadEnd(GrammarFailed):
+    """The grammar allows none of the model's tokens here."""
 
 
 class Matcher(Protocol):

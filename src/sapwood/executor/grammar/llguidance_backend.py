@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.executor.grammar import gbnf
-from sapwood.executor.grammar.interface import GrammarFailed, check_rollback
+from sapwood.executor.grammar.interface import DeadEnd, GrammarFailed, check_rollback
 from sapwood.executor.grammar.json_schema import simplified
 from sapwood.executor.grammar.structural_tags import regex_body, to_lark, with_parts
 from sapwood.executor.grammar.vocabulary import Vocabulary
@@ -50,7 +50,7 @@ class LLGuidanceMatcher:
             for end in self._ends:
                 masks[index, end // 32] |= np.int32(_BITS[end % 32])
         elif not masks[index].any():
-            raise GrammarFailed("the grammar allows no token of this model here")
+            raise DeadEnd("the grammar allows no token of this model here")
 
     def accept(self, token_id: int) -> bool:
         if self.has_ended:

@@ -14,7 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sapwood.executor.grammar.interface import CompiledGrammar, GrammarFailed, Matcher
+from sapwood.executor.grammar.interface import (
+    SLOW_BUDGET_S,
+    SLOW_STEP_S,
+    TOO_SLOW,
+    CompiledGrammar,
+    GrammarFailed,
+    Matcher,
+)
 from sapwood.executor.grammar.jump import forced_tokens
 from sapwood.executor.grammar.thinking import AfterThinking
 from sapwood.executor.grammar.vocabulary import Vocabulary
@@ -22,20 +29,23 @@ from sapwood.kernels.interface import Kernels
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.step import RowStart
 
-SLOW_STEP_S = 0.005
-"""A step's work on one row's grammar is slow if it takes longer; as a rule it takes 0.1 ms."""
 SLOW_JUMP_S = 0.02
 """The same for following forced text, 64 masks of which take 2 ms as a rule."""
-SLOW_BUDGET_S = 0.5
-"""Seconds that the slow steps of one request may take in all. An ambiguous grammar takes longer
-with each token, and all other requests wait meanwhile."""
+SLOW_SHARE = 0.1
+"""Of each second, what the slow steps of all rows together may take."""
 
 
 class Compiled(Protocol):
     """Has the compiled grammars."""
 
     def compiled(self, grammar: Grammar) -> CompiledGrammar | None:
-        """None if it was released: all requests that needed it have left."""
+        """None if it was released: all requests that needed it have left.
+
+        Raises GrammarFailed if it was found to be too slow."""
+        ...
+
+    def refuse_slow(self, grammar: Grammar, reason: str) -> None:
+        """Refuse that grammar from now on, for that reason."""
         ...
 
 
@@ -49,6 +59,7 @@ class _Constrained:
     next_mask  [1, words] of the next token, if it is known already
     """
 
+    grammar: Grammar
     matcher: Matcher
     may_jump: bool
     may_empty: bool
@@ -64,6 +75,7 @@ class GrammarMasks:
     vocabulary  called once, when the first grammar comes
     may_jump    whether tokens that the grammar leaves no choice about are put out without sampling
     clock_s     seconds of this thread's processor time, to find grammars that are slow to follow
+    wall_s      seconds that pass
     """
 
     def __init__(
@@ -77,8 +89,12 @@ class GrammarMasks:
         vocabulary: Callable[[], Vocabulary],
         may_jump: bool = False,
         clock_s: Callable[[], float] = time.thread_time,
+        wall_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock_s = clock_s
+        self._wall_s = wall_s
+        self._shared_s = SLOW_SHARE
+        self._refilled_s = wall_s()
         self._grammars = grammars
         self._kernels = kernels
         self._failures = failures
@@ -98,7 +114,11 @@ class GrammarMasks:
         grammar = start.options.sampling.grammar
         if grammar is None:
             return
-        compiled = self._grammars.compiled(grammar)
+        try:
+            compiled = self._grammars.compiled(grammar)
+        except GrammarFailed as error:
+            self._failures[start.row] = str(error)
+            return
         if compiled is None:
             # The request was aborted between the step's plan and now.
             self._failures[start.row] = "the request has ended"
@@ -117,6 +137,7 @@ class GrammarMasks:
             self._failures[start.row] = "the output so far does not match its grammar"
             return
         self._rows[start.row] = _Constrained(
+            grammar,
             matcher,
             may_jump=self._may_jump
             and start.options.logprobs is None
@@ -246,15 +267,28 @@ class GrammarMasks:
 
     @contextmanager
     def _timed(self, row: _Constrained, slow_s: float = SLOW_STEP_S) -> Iterator[None]:
-        """GrammarFailed once the row's slow work, what takes longer than slow_s each time, has
-        taken more than SLOW_BUDGET_S."""
+        """GrammarFailed once the slow work of the row, what takes longer than slow_s each time,
+        has taken more than SLOW_BUDGET_S, or that of all rows more than their share of time."""
         begin_s = self._clock_s()
         yield
-        row.spare_s -= max(0.0, self._clock_s() - begin_s - slow_s)
+        slow = max(0.0, self._clock_s() - begin_s - slow_s)
+        row.spare_s -= slow
         if row.spare_s < 0:
+            self._grammars.refuse_slow(row.grammar, f"the grammar {TOO_SLOW}")
+            raise GrammarFailed(f"the grammar {TOO_SLOW}")
+        if slow and not self._take_shared(slow):
             raise GrammarFailed(
-                "the grammar takes too long to follow, as an ambiguous one does; make it simpler"
+                "the grammars of this and of other requests take too long to follow together; send "
+                "the request again later, or make its grammar simpler"
             )
+
+    def _take_shared(self, seconds: float) -> bool:
+        """Whether all rows together had that much left of what slow steps may take."""
+        now_s = self._wall_s()
+        refill_s = SLOW_SHARE * (now_s - self._refilled_s)
+        self._shared_s = min(SLOW_SHARE, self._shared_s + refill_s) - seconds
+        self._refilled_s = now_s
+        return self._shared_s >= 0
 
     def _fail(self, row: int, reason: str) -> None:
         self._failures[row] = reason

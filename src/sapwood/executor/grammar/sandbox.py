@@ -31,8 +31,6 @@ and the 8 MiB of every process where tokens are matched. So a grammar that fits 
 COMPILING_STACK_BYTES = 4 * STACK_BYTES
 MEMORY_BYTES = 2**30
 """Memory that a trial may take besides what its process has at the start."""
-SLOWEST_MASK_S = 0.25
-"""Longest processor time of the first mask; as a rule it takes 0.1 ms."""
 END_LIMIT_S = 5.0
 """How long `close` waits for the process to end by itself."""
 
@@ -43,6 +41,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer_path  a directory
     vocab_size      token ids of the model
     ends            ids that end an output
+    backend         which of the backends compiles
     timeout_s       how long one trial may take
     """
 
@@ -50,6 +49,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     ends: list[int]
     config: GrammarConfig
+    backend: str
     timeout_s: float
 
 
@@ -69,7 +69,7 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a trial ended.
 
-    refusal   why the grammar is refused; None: it may be compiled
+    refusal   why the backend refuses the grammar; None: it may be compiled
     ended_by  the signal that ended the trial; -1: the trial ended by itself, but without an
               answer; 0: the trial has answered
     """
@@ -78,6 +78,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refusal: str | None = None
     param: str | None = None
     ended_by: int = 0
+
+
+class BackendRefused(InvalidRequest):
+    """This backend cannot enforce the grammar, or not in time; another one may."""
 
 
 class TrialCancelled(Exception):
@@ -142,6 +146,12 @@ class GrammarSandbox:
             _send(process, Trial(id=trial_id, grammar=grammar))
         return trial
 
+    def prepare(self) -> None:
+        """Start the process, so that the first trial need not wait for it."""
+        with self._lock:
+            if not self._is_closed and self._process is None:
+                self._process = self._start()
+
     def close(self) -> None:
         """End the process; trials that run fail. May be called twice."""
         with self._lock:
@@ -195,7 +205,7 @@ class GrammarSandbox:
 
     def _refusal(self, grammar: Grammar, answer: Answer) -> SapwoodError | None:
         if answer.refusal is not None:
-            return InvalidRequest(answer.refusal, param=answer.param)
+            return BackendRefused(answer.refusal, param=answer.param)
         if answer.ended_by == signal.SIGALRM:
             return InvalidRequest(
                 f"the {grammar.kind} was not compiled within {self._setting.timeout_s:g} s, this "

@@ -1,7 +1,7 @@
 """The process in which grammars are tried: python -m sapwood.executor.grammar.sandbox_process
 
 It reads the tokenizer once. For each grammar it makes a copy of itself, which compiles the grammar
-and computes the first mask within limits of time, memory and stack. Whatever a grammar does to a
+and follows it for some tokens within limits of time, memory and stack. Whatever a grammar does to a
 compiler ends that copy only.
 
 Standard input and output carry the messages of `sandbox.py`, one JSON text per line. The process
@@ -25,23 +25,36 @@ import msgspec
 import numpy as np
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.executor.grammar.backends import make_backend
-from sapwood.executor.grammar.interface import GrammarBackend, GrammarFailed
+from sapwood.executor.grammar.backends import make_one
+from sapwood.executor.grammar.interface import (
+    SLOW_BUDGET_S,
+    SLOW_STEP_S,
+    TOO_SLOW,
+    DeadEnd,
+    GrammarBackend,
+    GrammarFailed,
+    Matcher,
+)
 from sapwood.executor.grammar.sandbox import (
     MEMORY_BYTES,
-    SLOWEST_MASK_S,
     STACK_BYTES,
     Answer,
     Cancel,
     Setting,
     Trial,
 )
-from sapwood.executor.grammar.vocabulary import vocabulary_of
+from sapwood.executor.grammar.vocabulary import Vocabulary, vocabulary_of
 from sapwood.schema.grammar import Grammar
 from sapwood.text.tokenizer import Tokenizer
 
 NICENESS = 10
 """Of a trial: the engine's own threads go first."""
+FIRST_TOKENS = {"llguidance": 32, "xgrammar": 64}
+"""Tokens that a trial follows of an output of first tokens. llguidance ends by itself what becomes
+slow, after 30 characters of an expression such as `((a{1,1000}){1,1000}){1,1000}`."""
+ANY_TOKENS = 8
+"""Tokens that a trial follows of an output of any tokens."""
+_BITS = [1 << bit if bit < 31 else -(1 << 31) for bit in range(32)]
 PIECE_BYTES = 65536
 PROCESS_SIZE = Path("/proc/self/statm")
 """Linux has it; elsewhere only time and stack are limited."""
@@ -58,8 +71,7 @@ def main() -> None:
     setting = msgspec.json.decode(messages.readline(), type=Setting)
     tokenizer = Tokenizer.from_directory(Path(setting.tokenizer_path))
     vocabulary = vocabulary_of(tokenizer, size=setting.vocab_size, ends=setting.ends)
-    backend = make_backend(setting.config, vocabulary)
-    words = -(-vocabulary.size // 32)
+    backend = make_one(setting.backend, setting.config, vocabulary)
     # Copies share these pages of memory for good if no garbage collection writes to them.
     gc.collect()
     gc.freeze()
@@ -67,30 +79,58 @@ def main() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
-    Trials(lambda grammar: try_out(backend, grammar, words), setting.timeout_s, answers).serve(
+    Trials(lambda grammar: try_out(backend, grammar, vocabulary), setting.timeout_s, answers).serve(
         messages.fileno()
     )
 
 
-def try_out(backend: GrammarBackend, grammar: Grammar, words: int) -> None:
-    """Compile the grammar and compute its first mask, of that many words of 32 tokens.
+def try_out(backend: GrammarBackend, grammar: Grammar, vocabulary: Vocabulary) -> None:
+    """Compile the grammar and follow two outputs of it for some tokens: one of the first token that
+    may come at each place, as a rule a single character, and a shorter one of any tokens.
 
     Raises InvalidRequest if the grammar cannot be compiled, or is too slow to follow."""
-    matcher = backend.compile(grammar).matcher()
-    masks = np.zeros((1, words), dtype=np.int32)
-    begin_s = time.thread_time()
-    try:
-        matcher.fill(masks, 0)
-    except GrammarFailed as error:
-        raise InvalidRequest(
-            f"the {grammar.kind} cannot be followed: {error}", param=grammar.kind
-        ) from None
-    if time.thread_time() - begin_s > SLOWEST_MASK_S:
-        raise InvalidRequest(
-            f"the {grammar.kind} takes too long to follow: finding the tokens that may come first "
-            f"took more than {SLOWEST_MASK_S:g} s; make it simpler",
-            param=grammar.kind,
-        )
+    compiled = backend.compile(grammar)
+    spare_s = SLOW_BUDGET_S
+    for seed, num_tokens in ((None, FIRST_TOKENS[backend.name]), (0, ANY_TOKENS)):
+        try:
+            spare_s = _follow(compiled.matcher(), vocabulary, spare_s, seed, num_tokens)
+        except GrammarFailed as error:
+            raise InvalidRequest(
+                f"the {grammar.kind} cannot be followed: {error}", param=grammar.kind
+            ) from None
+
+
+def _follow(
+    matcher: Matcher, vocabulary: Vocabulary, spare_s: float, seed: int | None, num_tokens: int
+) -> float:
+    """Follow an output of a grammar, and return what is left of the time for slow steps.
+
+    seed  of the tokens that are chosen; None: the one with the lowest id is
+    Raises GrammarFailed if the time does not suffice"""
+    masks = np.zeros((1, -(-vocabulary.size // 32)), dtype=np.int32)
+    chosen = None if seed is None else np.random.default_rng(seed)
+    for place in range(num_tokens):
+        begin_s = time.thread_time()
+        try:
+            matcher.fill(masks, 0)
+        except DeadEnd:
+            if place == 0:
+                raise
+            break  # a way that a model need not go
+        for end in vocabulary.ends:
+            masks[0, end // 32] &= ~np.int32(_BITS[end % 32])
+        words = np.flatnonzero(masks[0])
+        if not len(words):
+            break
+        # The first token of the first group of 32, or of any.
+        word = int(words[0] if chosen is None else chosen.choice(words))
+        bits = int(masks[0, word]) & 0xFFFFFFFF
+        if not matcher.accept(32 * word + (bits & -bits).bit_length() - 1):
+            break
+        spare_s -= max(0.0, time.thread_time() - begin_s - SLOW_STEP_S)
+        if spare_s < 0:
+            raise GrammarFailed(f"it {TOO_SLOW}")
+    return spare_s
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import xgrammar
 from numpy.typing import NDArray
 
 from sapwood.base.errors import InvalidRequest
-from sapwood.executor.grammar.interface import GrammarFailed, check_rollback
+from sapwood.executor.grammar.interface import DeadEnd, check_rollback
 from sapwood.executor.grammar.json_schema import for_xgrammar, simplified, why_inexact
 from sapwood.executor.grammar.patterns import why_not_plain
 from sapwood.executor.grammar.structural_tags import with_parts
@@ -37,7 +37,7 @@ class XGrammarMatcher:
         if not self._matcher.fill_next_token_bitmask(masks, index):
             masks[index] = -1
         elif not masks[index].any():
-            raise GrammarFailed("the grammar allows no token of this model here")
+            raise DeadEnd("the grammar allows no token of this model here")
 
     def accept(self, token_id: int) -> bool:
         # xgrammar writes a warning for each token after the end.

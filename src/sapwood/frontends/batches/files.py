@@ -19,10 +19,11 @@ from sapwood.http.body import body_limits
 from sapwood.http.errors import BodyTooLarge, BodyTooSlow, json_response
 from sapwood.http.listing import check_query, page, query_choice, query_int
 from sapwood.schema.fields import parse
+from sapwood.schema.limits import BATCH_FILE, UPLOAD_FIELD
 
-MAX_FILE_BYTES = 512 * 2**20
+MAX_FILE_BYTES = BATCH_FILE.most
 """As in OpenAI's API."""
-MAX_FIELD_BYTES = 4096
+MAX_FIELD_BYTES = UPLOAD_FIELD.most
 PURPOSES = ("batch",)
 MAX_LISTED = 10_000
 

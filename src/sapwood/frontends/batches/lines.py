@@ -25,6 +25,7 @@ from sapwood.frontends.serving.services import Services
 from sapwood.http.body import parse_object
 from sapwood.http.errors import openai_body
 from sapwood.schema.fields import FieldTable, parse
+from sapwood.schema.limits import LINE_ID
 
 BATCH_URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 """The routes of OpenAI's API that a batch may call."""
@@ -117,6 +118,12 @@ def read_line(raw: bytes, number: int) -> Line:
     name = given.get("id" if _MARKS.isdisjoint(given) else "custom_id")
     if not isinstance(name, str | int):
         name = _numbered(number)
+    if isinstance(name, str) and len(name) > LINE_ID.most:
+        told = InvalidRequest(
+            f"the line's id has {len(name)} characters but at most {LINE_ID.most} are accepted"
+        )
+        kept = dict.fromkeys(_MARKS & given.keys())
+        return Line(number=number, name=_numbered(number), given=kept, error=told)
     return Line(number=number, name=name, given=given)
 
 

@@ -7,13 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from sapwood.schema.fields import FieldTable
+from sapwood.schema.limits import Metadata
 
 MIN_LIFE_S, MAX_LIFE_S = 3600, 30 * 24 * 3600
-
-Metadata = Annotated[
-    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]],
-    msgspec.Meta(max_length=16),
-]
 
 
 class Expiry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,9 +14,9 @@ from sapwood.frontends.serving.grammar import chosen_grammar
 from sapwood.frontends.serving.sampling import renamed
 from sapwood.frontends.serving.services import Services
 from sapwood.rpc import scheduler_pb2 as pb
-from sapwood.schema.logprobs import MAX_TOKEN_IDS
+from sapwood.schema.limits import LOGPROB_TOKEN_IDS, STOPS
 from sapwood.schema.request import RequestOptions
-from sapwood.schema.sampling import MAX_STOPS, SamplingParams
+from sapwood.schema.sampling import SamplingParams
 from sapwood.text.embedding import EmbedRequest
 from sapwood.text.generation import TextRequest
 
@@ -44,7 +44,7 @@ def text_request(asked: pb.GenerateRequest, services: Services) -> TextRequest:
     params = asked.sampling_params
     interval = params.stream_interval if params.HasField("stream_interval") else 1
     rank = asked.data_parallel_rank if asked.HasField("data_parallel_rank") else None
-    _check_count(asked.token_ids_logprob, "token_ids_logprob", MAX_TOKEN_IDS)
+    LOGPROB_TOKEN_IDS.check(len(asked.token_ids_logprob), "token_ids_logprob")
     # Without presence nothing tells a 0 that was sent from one that was not.
     logprobs = logprob_options(
         True, asked.logprob_start_len, asked.top_logprobs_num, tuple(asked.token_ids_logprob)
@@ -110,7 +110,7 @@ def _sampling(
         name = "ebnf" if which == "ebnf_grammar" else which
         grammar = chosen_grammar(where=_WHERE, **{name: getattr(params, which)})
     vocab_size = services.generator.vocab_size
-    _check_count(params.stop, "stop", MAX_STOPS)
+    STOPS.check(len(params.stop), "stop")
     _check_count(params.stop_token_ids, "stop_token_ids", vocab_size)
     _check_count(params.logit_bias, "logit_bias", vocab_size)
     custom = _custom(params) if params.HasField("custom_params") else {}

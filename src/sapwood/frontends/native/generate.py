@@ -24,7 +24,7 @@ from sapwood.frontends.serving.generate import Choice, collect, generate
 from sapwood.frontends.serving.grammar import chosen_grammar
 from sapwood.frontends.serving.hidden_states import encoded_hidden_states
 from sapwood.frontends.serving.routed_experts import encoded_routed_experts
-from sapwood.frontends.serving.sampling import renamed
+from sapwood.frontends.serving.sampling import params_of, renamed
 from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response, native_body
@@ -32,6 +32,7 @@ from sapwood.http.routing import routing_key
 from sapwood.http.sse import EventStream, event, until_disconnect
 from sapwood.schema.fields import parse
 from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.namespace import cache_namespace
 from sapwood.schema.output import Finish
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
@@ -115,7 +116,9 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
         services.adapter_of(asked.model, name)
         for name, _ in _per_prompt(asked.lora_path, len(prompts), "lora_path")
     ]
-    extra_keys = _per_prompt(asked.extra_key, len(prompts), "extra_key")
+    namespaces = [
+        cache_namespace(key) for key, _ in _per_prompt(asked.extra_key, len(prompts), "extra_key")
+    ]
     wants_hidden = _per_prompt(asked.return_hidden_states, len(prompts), "return_hidden_states")
     wants_routed = _per_prompt(asked.return_routed_experts, len(prompts), "return_routed_experts")
     ids = _request_ids(asked.rid, len(prompts))
@@ -130,7 +133,7 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
                     return_routed_experts=wants_routed[i][0],
                     sampling=sampling[i][0],
                     logprobs=logprobs[i],
-                    extra_key=extra_keys[i][0],
+                    namespace=namespaces[i],
                     adapter=adapters[i],
                     priority=asked.priority,
                     routing_key=key,
@@ -236,13 +239,14 @@ def _sampling(
         structural_tag=fields.structural_tag,
         where=where,
     )
+    custom = params_of(processor, fields.custom_params, f"{where}.custom_params")
     try:
         params = SamplingParams(
             max_new_tokens=fields.max_new_tokens,
             min_new_tokens=fields.min_new_tokens,
             seed=fields.sampling_seed,
             custom_logit_processor=processor,
-            custom_params=fields.custom_params if processor is not None else {},
+            custom_params=custom,
             grammar=grammar,
             **fields.given(),
         )

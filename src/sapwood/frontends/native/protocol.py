@@ -13,9 +13,9 @@ from sapwood.schema.fields import (
     FieldTable,
     Int64,
     NotOffered,
-    NumSamples,
     TokenId,
 )
+from sapwood.schema.limits import AdapterName, AdapterSource, NumSamples
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,8 +93,8 @@ class LoadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
     pinned     whether it stays in memory even if it is the one unused longest
     """
 
-    lora_name: str
-    lora_path: str
+    lora_name: AdapterName
+    lora_path: AdapterSource
     pinned: bool = False
 
 
@@ -107,7 +107,7 @@ class LoadSentAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
                         field is left out, as in SGLang. The pickle is read without running it
     """
 
-    lora_name: str
+    lora_name: AdapterName
     config_dict: dict[str, Any]
     serialized_tensors: str
     load_format: Literal["safetensors"] | None = None
@@ -117,7 +117,7 @@ class LoadSentAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
 class UnloadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /unload_lora_adapter: forgets an adapter, once its open requests have ended."""
 
-    lora_name: str
+    lora_name: AdapterName
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):

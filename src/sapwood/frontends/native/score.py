@@ -21,11 +21,11 @@ from sapwood.http.errors import json_response
 from sapwood.http.routing import routing_key
 from sapwood.http.sse import until_disconnect
 from sapwood.schema.fields import FieldTable, Int64, NotOffered, TokenId, parse
-from sapwood.schema.logprobs import MAX_TOKEN_IDS
+from sapwood.schema.limits import LOGPROB_TOKEN_IDS
 from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest
 
-Labels = Annotated[list[TokenId], msgspec.Meta(min_length=1, max_length=MAX_TOKEN_IDS)]
+Labels = Annotated[list[TokenId], msgspec.Meta(min_length=1, max_length=LOGPROB_TOKEN_IDS.most)]
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,10 +17,10 @@ from sapwood.schema.fields import (
     FieldTable,
     Int64,
     NotOffered,
-    NumSamples,
     PenaltyWindow,
     TokenId,
 )
+from sapwood.schema.limits import NumSamples
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 

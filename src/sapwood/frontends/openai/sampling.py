@@ -10,9 +10,10 @@ import msgspec
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.openai.protocol import GenerationRequest
 from sapwood.frontends.serving.grammar import chosen_grammar
-from sapwood.frontends.serving.sampling import renamed
+from sapwood.frontends.serving.sampling import params_of, renamed
 from sapwood.frontends.serving.services import Services
 from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.namespace import cache_namespace
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 
@@ -50,8 +51,7 @@ def sampling_params(
             penalty_window=asked.repeat_last_n,
             seed=asked.seed,
             custom_logit_processor=asked.custom_logit_processor,
-            # Without a processor they are parameters of nothing.
-            custom_params=asked.custom_params if asked.custom_logit_processor else {},
+            custom_params=params_of(asked.custom_logit_processor, asked.custom_params),
             grammar=grammar,
             **chosen,
         )
@@ -71,14 +71,10 @@ def _structured(asked: GenerationRequest) -> dict[str, Any]:
 
 
 def namespaces(asked: GenerationRequest, num_prompts: int) -> list[str]:
-    """One key per prompt, which share prefixes if their keys are equal.
-
-    No extra_key can imitate a cache_salt."""
+    """One name per prompt, which share prefixes if their names are equal."""
     salts = _per_prompt(asked.cache_salt, num_prompts, "cache_salt")
     keys = _per_prompt(asked.extra_key, num_prompts, "extra_key")
-    return [
-        f"{len(salt)}:{salt}{key}" if salt else key for salt, key in zip(salts, keys, strict=True)
-    ]
+    return [cache_namespace(key, salt) for key, salt in zip(keys, salts, strict=True)]
 
 
 def _per_prompt(given: G | list[G], num_prompts: int, name: str) -> list[G]:
@@ -109,7 +105,7 @@ def request_options(
             logprobs=logprobs,
             return_hidden_states=asked.return_hidden_states,
             return_routed_experts=asked.return_routed_experts,
-            extra_key=namespace,
+            namespace=namespace,
             adapter=services.adapter_of(asked.model, path),
             priority=asked.priority,
             routing_key=key,

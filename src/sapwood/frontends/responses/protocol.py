@@ -16,13 +16,9 @@ from sapwood.schema.fields import (
     NotOffered,
     TokenId,
 )
+from sapwood.schema.limits import CallerText, Metadata
 
 T = TypeVar("T", bound=msgspec.Struct)
-
-Metadata = Annotated[
-    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]],
-    msgspec.Meta(max_length=16),
-]
 
 
 class ResponseStreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,10 +60,10 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     metadata: Metadata = {}
     truncation: Literal["auto", "disabled"] = "disabled"
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: str | None = None
+    user: CallerText | None = None
+    safety_identifier: CallerText | None = None
+    prompt_cache_key: CallerText | None = None
+    service_tier: CallerText | None = None
     stop: str | list[str] = []
     frequency_penalty: float | None = None
     presence_penalty: float | None = None

@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from sapwood.base.errors import InvalidRequest
-from sapwood.schema.config.server import MAX_LOGPROBS
+from sapwood.schema import limits
+from sapwood.schema.logits_processors import DISALLOWED_TOKENS
 from sapwood.text.allowance import AnswerAllowance
 from sapwood.text.generation import TextRequest
 
@@ -23,12 +26,12 @@ class RequestLimits:
     max_token_ids    token ids in parameters of sampling, such as logit_bias, times n likewise
     """
 
-    max_samples: int = 4096
-    max_stop_strings: int = 256
-    max_stop_length: int = 1024
-    max_embed_bytes: int = 64 * 2**20
-    max_logprobs: int = MAX_LOGPROBS
-    max_token_ids: int = 2**20
+    max_samples: int = limits.CALL_SAMPLES.most
+    max_stop_strings: int = limits.CALL_STOPS.most
+    max_stop_length: int = limits.STOP_LENGTH.most
+    max_embed_bytes: int = limits.BODY_BYTES.most
+    max_logprobs: int = limits.LOGPROBS.most
+    max_token_ids: int = limits.CALL_TOKEN_IDS.most
 
     def allowance(self) -> AnswerAllowance:
         """The allowance of one call: hidden states may be as large as input_embeds may be."""
@@ -61,6 +64,11 @@ class RequestLimits:
                     f"{self.max_token_ids} in one call; send several calls",
                     param=name,
                 )
+        limits.CUSTOM_PARAMS.check(
+            sum(_custom_bytes(request) for request in requests),
+            "custom_params",
+            hint="those of all samples count; send several calls",
+        )
         for request in requests:
             self._check_stop(request.options.sampling.stop)
 
@@ -78,3 +86,11 @@ class RequestLimits:
                 f"{self.max_stop_length}",
                 param="stop",
             )
+
+
+def _custom_bytes(request: TextRequest) -> int:
+    """Bytes of its processor's parameters, in all the messages to the engine that carry them."""
+    sampling = request.options.sampling
+    if not sampling.custom_params or sampling.custom_logit_processor == DISALLOWED_TOKENS:
+        return 0  # token ids have a limit of their own
+    return len(msgspec.msgpack.encode(sampling.custom_params)) * request.n

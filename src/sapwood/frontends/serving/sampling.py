@@ -9,6 +9,8 @@ import msgspec
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.schema.fields import Int64, TokenId
+from sapwood.schema.sampling import params_of_nothing
+from sapwood.schema.unsupported import refuse
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +62,18 @@ def renamed(error: InvalidRequest, names: Mapping[str, str], *, where: str = "")
     wire_name = names.get(error.param, error.param)
     path = f"{where}.{wire_name}" if where else wire_name
     return InvalidRequest(error.message.replace(error.param, wire_name), param=path)
+
+
+def params_of(
+    processor: str | None, params: dict[str, Any], name: str = "custom_params"
+) -> dict[str, Any]:
+    """The parameters of a request's processor, which there must be where there are parameters.
+
+    name  of their field, with its path"""
+    if not params or processor:
+        return params
+    refuse(params_of_nothing(name), name=name)
+    return {}
 
 
 def over_defaults(defaults: Mapping[str, float], **given: float | None) -> dict[str, float]:

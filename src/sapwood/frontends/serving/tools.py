@@ -12,15 +12,14 @@ import msgspec
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.schema.fields import FieldTable, NotOffered, parse
 from sapwood.schema.grammar import Grammar, as_format, structural_tag
+from sapwood.schema.limits import TOOL_NAME, TOOLS
 from sapwood.schema.tool_grammar import tool_call_list
 from sapwood.schema.unsupported import refuse
 from sapwood.text.tools.format import CallStructure, ToolFormat
 
-MAX_TOOLS = 1024
-
 Choice = Literal["auto", "none", "required"]
 
-_NAME = re.compile(r"[A-Za-z0-9_.:/\-]{1,128}")
+_NAME = re.compile(rf"[A-Za-z0-9_.:/\-]{{1,{TOOL_NAME.most}}}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,16 +168,13 @@ FUNCTION_FIELDS = FieldTable(
 
 def checked_tools(tools: Sequence[Tool], *, where: str = "tools") -> tuple[Tool, ...]:
     """The tools. Raises InvalidRequest for a name that no call can have, or that comes twice."""
-    if len(tools) > MAX_TOOLS:
-        raise InvalidRequest(
-            f"{where} has {len(tools)} tools but at most {MAX_TOOLS} are accepted", param=where
-        )
+    TOOLS.check(len(tools), where)
     seen: set[str] = set()
     for position, tool in enumerate(tools):
         if not _NAME.fullmatch(tool.name):
             raise InvalidRequest(
-                f"{where}[{position}] is named {tool.name[:140]!r}, but a name has 1 to 128 "
-                "letters, digits and _ - . : /",
+                f"{where}[{position}] is named {tool.name[:140]!r}, but a name has 1 to "
+                f"{TOOL_NAME.most} letters, digits and _ - . : /",
                 param=where,
             )
         if tool.name in seen:

@@ -87,7 +87,7 @@ class PlainEngine:
                 fields = RoutingFields(self._model or None)
                 if proxy.fleet.needs_text:
                     ids = request.prompt_ids
-                    spelled = b"" if request.options.extra_key else msgspec.json.encode(ids)
+                    spelled = b"" if request.options.namespace else msgspec.json.encode(ids)
                     fields = RoutingFields(fields.model, packed_ids(ids), spelled)
                 exchange = Exchange(proxy, self._scope, way, fields)
                 with request_span(proxy.tracing, self._scope, exchange.id) as exchange.span:

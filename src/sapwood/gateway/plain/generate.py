@@ -70,7 +70,9 @@ def generate_body(request: Generate, *, model: str, max_new_tokens: int | None) 
     }
     if model:
         body["model"] = model
-    for name in ("priority", "extra_key", "routing_key", "data_parallel_rank"):
+    if options.namespace:
+        body["extra_key"] = options.namespace
+    for name in ("priority", "routing_key", "data_parallel_rank"):
         value = getattr(options, name)
         if value not in (None, ""):
             body[name] = value

@@ -80,7 +80,7 @@ def _placed(request: Generate) -> int | None:
     """The replica asked for. Fields that say how urgent the request is, or apart from others, have
     no place in a message; the routing key is the gateway's."""
     _refuse("priority", request.options.priority is not None)
-    _refuse("extra_key", bool(request.options.extra_key))
+    _refuse("extra_key", bool(request.options.namespace))
     return request.options.data_parallel_rank
 
 

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.cpu import _native
 from sapwood.kernels.cpu.tensors import (
     CacheLayout,
@@ -18,7 +19,6 @@ from sapwood.kernels.cpu.tensors import (
     dtype_of,
     table_of,
 )
-from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.kernels.torch_ops import latent as torch_latent
 

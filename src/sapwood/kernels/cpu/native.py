@@ -14,6 +14,18 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
+from sapwood.kernels.attention_batch import (
+    ALIBI,
+    CHOSEN_KEYS,
+    LATENT,
+    PLAIN,
+    SINKS,
+    SLIDING_WINDOW,
+    SOFT_CAP,
+    AttentionBatch,
+    AttentionTraits,
+    lacking,
+)
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.cpu.instruction_sets import unused_set
 from sapwood.kernels.cpu.shared import groups_of_decodes
@@ -30,18 +42,6 @@ from sapwood.kernels.cpu.tensors import (
     per_head,
     rows_of,
     table_of,
-)
-from sapwood.kernels.interface import (
-    ALIBI,
-    CHOSEN_KEYS,
-    LATENT,
-    PLAIN,
-    SINKS,
-    SLIDING_WINDOW,
-    SOFT_CAP,
-    AttentionBatch,
-    AttentionTraits,
-    lacking,
 )
 from sapwood.kernels.low_rank import AdapterRoom, LowRankLayer
 from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
@@ -81,6 +81,7 @@ try:
         gated_rms_norm,
         selective_scan,
     )
+    from sapwood.kernels.cpu.step import NativeStep
     from sapwood.kernels.large_pages import WeightMemory
 except ImportError as error:
     _missing: str | None = f"the extension is not built ({error}); reinstall with a C++20 compiler"
@@ -547,8 +548,6 @@ class CpuKernels:
         kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),
     ) -> RecordedStep:
-        from sapwood.kernels.cpu.step import NativeStep  # it builds on this module
-
         return NativeStep(self, program, kv_caches, group_of_layer)
 
     def plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.shared_prefixes import find_shared_prefixes
 
 _LEAST_ROWS = 12

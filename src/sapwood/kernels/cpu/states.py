@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.cpu import _native
 from sapwood.kernels.cpu.tensors import (
     DTYPES,
@@ -16,7 +17,6 @@ from sapwood.kernels.cpu.tensors import (
     rows_of,
     state_layout,
 )
-from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.torch_ops import convolution as torch_ops

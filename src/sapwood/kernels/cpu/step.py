@@ -7,18 +7,18 @@ tensors cost a tenth of a small model's step, more where memory is faster.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import torch
 from torch import Tensor
 
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.cpu import _native
 from sapwood.kernels.cpu.experts import NativeExperts, bias_address, routing_tuple
 from sapwood.kernels.cpu.head_products import HeadProducts
 from sapwood.kernels.cpu.latent import has_rows, latent_tuple, rows_tuple
 from sapwood.kernels.cpu.linear import Linear
 from sapwood.kernels.cpu.low_rank import NO_ADAPTERS, NativeLowRank, adapter_tuple
-from sapwood.kernels.cpu.native import CpuKernels
 from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear
 from sapwood.kernels.cpu.states import delta_tuple, gated_norm_tuple, scan_tuple, states_tuple
 from sapwood.kernels.cpu.tensors import (
@@ -33,8 +33,8 @@ from sapwood.kernels.cpu.tensors import (
     state_layout,
     table_of,
 )
-from sapwood.kernels.interface import AttentionBatch
 from sapwood.kernels.low_rank import AdapterRows, LowRankLayer
+from sapwood.kernels.ops.sampling import SamplingOps
 from sapwood.kernels.packed import PackedLinear
 from sapwood.kernels.recording import (
     Activate,
@@ -42,7 +42,6 @@ from sapwood.kernels.recording import (
     AddLowRank,
     AddPositions,
     Attend,
-    Buffer,
     CannotRecord,
     ChooseKeys,
     Clip,
@@ -70,12 +69,27 @@ from sapwood.kernels.recording import (
     Xielu,
     finish_logits,
 )
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.kernels.recording_states import Convolve, DeltaRule, GatedNorm, SelectiveScan
 from sapwood.kernels.step_memory import plan_memory
 
 NOWHERE = -1
 GroupShape = tuple[int, tuple[int, int, int, int, int]]
-"""A cache group, and a shape as CpuKernels.plan takes it."""
+"""A cache group, and a shape as PlanningKernels.plan takes it."""
+
+
+class PlanningKernels(SamplingOps, Protocol):
+    """What a recorded step wants of the kernels that record it."""
+
+    @property
+    def context(self) -> _native.Context: ...
+
+    def plan(
+        self,
+        batch: AttentionBatch,
+        shape: tuple[int, int, int, int, int],
+        windows: tuple[int, ...] = (0,),
+    ) -> _native.AttentionPlan: ...
 
 
 class NativeStep:
@@ -89,7 +103,7 @@ class NativeStep:
 
     def __init__(
         self,
-        kernels: CpuKernels,
+        kernels: PlanningKernels,
         program: Program,
         kv_caches: Sequence[tuple[Tensor, ...]],
         group_of_layer: Sequence[int] = (),

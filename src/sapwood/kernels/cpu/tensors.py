@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
+from sapwood.kernels.attention_batch import AttentionBatch
+from sapwood.kernels.kv_cache import kv_cache_shape
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """The compiled module's numbers for the dtypes of activations."""

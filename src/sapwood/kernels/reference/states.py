@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 
 

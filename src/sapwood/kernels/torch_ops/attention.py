@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch, AttentionTraits
+from sapwood.kernels.attention_batch import AttentionBatch, AttentionTraits
 from sapwood.kernels.torch_ops.linear import cpu_multiplies
 from sapwood.kernels.tree_masks import unseen
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.state_forms import DeltaForm
 
 _CHUNK, _CHUNK_PER_CHANNEL = 64, 16

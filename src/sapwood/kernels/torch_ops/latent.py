@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels import kv_cache
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.kv_cache import is_8_bit
 
 _NUMBERS_AT_ONCE = 1 << 24

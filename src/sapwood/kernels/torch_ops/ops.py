@@ -15,8 +15,7 @@ from torch import Tensor
 
 from sapwood.kernels import kv_cache
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import (
+from sapwood.kernels.attention_batch import (
     ALIBI,
     CHOSEN_KEYS,
     LATENT,
@@ -28,6 +27,7 @@ from sapwood.kernels.interface import (
     AttentionTraits,
     lacking,
 )
+from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.kv_cache import is_8_bit
 from sapwood.kernels.low_rank import AdapterRoom, LowRankLayer
 from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear

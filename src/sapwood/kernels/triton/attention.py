@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, kv_cache_shape
+from sapwood.kernels.attention_batch import PLAIN, AttentionBatch, AttentionTraits
+from sapwood.kernels.kv_cache import kv_cache_shape
 from sapwood.kernels.triton.attention_decode import decode_kernel
 from sapwood.kernels.triton.attention_extend import extend_kernel
 from sapwood.kernels.triton.attention_merge import merge_kernel

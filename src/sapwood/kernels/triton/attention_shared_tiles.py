@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.shared_prefixes import SharedPrefix, find_shared_prefixes
 from sapwood.kernels.transfer import upload
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.state_forms import DeltaForm
 from sapwood.kernels.triton.delta_chunks import scan_in_chunks
 

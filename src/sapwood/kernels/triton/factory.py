@@ -11,16 +11,16 @@ import warnings
 
 import torch
 
-from sapwood.kernels.interface import (
+from sapwood.kernels.attention_batch import (
     ALIBI,
     CHOSEN_KEYS,
     LATENT,
     SINKS,
     SLIDING_WINDOW,
     SOFT_CAP,
-    Kernels,
     lacking,
 )
+from sapwood.kernels.interface import Kernels
 from sapwood.kernels.registry import Need
 
 MAX_HEAD_DIM = 256

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.triton.attention_core import dequantized, dot, load_queries
 from sapwood.kernels.triton.attention_sizes import next_power_of_2
 from sapwood.kernels.triton.kv_format import KV_NAMES

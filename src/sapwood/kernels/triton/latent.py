@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch, kv_cache_shape
+from sapwood.kernels.attention_batch import AttentionBatch
+from sapwood.kernels.kv_cache import kv_cache_shape
 from sapwood.kernels.triton.attention_core import (
     LOG2E,
     chunk_of_keys,

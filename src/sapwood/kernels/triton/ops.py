@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
+from sapwood.kernels.attention_batch import PLAIN, AttentionBatch, AttentionTraits, CapturedSharing
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.interface import PLAIN, AttentionBatch, AttentionTraits, CapturedSharing
 from sapwood.kernels.low_rank import AdapterRoom, CapturedAdapters, LowRankLayer
 from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
 from sapwood.kernels.quantized import QuantizedWeight

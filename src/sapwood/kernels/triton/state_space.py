@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels.interface import AttentionBatch
+from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.triton.state_chunks import scan_in_chunks
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sapwood.base.errors import ConfigError
-from sapwood.kernels.interface import AttentionTraits, Kernels
+from sapwood.kernels.attention_batch import AttentionTraits
+from sapwood.kernels.interface import Kernels
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.rotary import unrotated
 from sapwood.models.config import DecoderConfig

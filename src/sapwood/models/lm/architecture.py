@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.interface import (
+from sapwood.kernels.attention_batch import (
     ALIBI,
     CHOSEN_KEYS,
     LATENT,

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sapwood.kernels.recording import Buffer, Program
+from sapwood.kernels.recording import Program
+from sapwood.kernels.recording_buffers import Buffer
 from sapwood.layers.embedding import LearnedPositions, LMHead, VocabEmbedding
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import FeedForward, Layer, Mixer

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
+from sapwood.schema.limits import GRAMMAR_BYTES
 
-BACKENDS = ("xgrammar", "llguidance", "none")
+BACKENDS = ("auto", "xgrammar", "llguidance", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrammarConfig:
     grammar_backend: str = option(
-        "xgrammar",
-        "What enforces JSON schemas, regular expressions and grammars. xgrammar leaves what it "
-        "cannot express exactly to llguidance; none refuses requests that have a grammar.",
+        "auto",
+        "What enforces JSON schemas, regular expressions and grammars. auto and llguidance: "
+        "llguidance, which takes a millisecond to begin with a grammar; xgrammar: xgrammar. auto "
+        "and xgrammar leave what theirs cannot enforce, or not in time, to the other one; none "
+        "refuses requests that have a grammar.",
         choices=BACKENDS,
     )
     constrained_json_whitespace_pattern: str | None = option(
@@ -32,7 +35,7 @@ class GrammarConfig:
         10.0, "A grammar that is not compiled after this long is refused.", unit="seconds"
     )
     grammar_max_bytes: int = option(
-        262_144, "A grammar whose text is longer than this is refused.", unit="bytes"
+        GRAMMAR_BYTES.most, "A grammar whose text is longer than this is refused.", unit="bytes"
     )
     disable_jump_forward: bool = option(
         False,

@@ -10,6 +10,7 @@ from typing import Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
+from sapwood.schema.limits import BODY_BYTES
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -78,7 +79,7 @@ class ListeningConfig:
     )
 
     max_request_bytes: int = option(
-        64 * 2**20, "A longer request body is refused with 413.", unit="bytes"
+        BODY_BYTES.most, "A longer request body is refused with 413.", unit="bytes"
     )
 
     def __post_init__(self) -> None:

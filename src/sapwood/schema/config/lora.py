@@ -9,13 +9,14 @@ import msgspec
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option, option_specs
+from sapwood.schema.limits import ADAPTER_NAME
 
 EVICTION_POLICIES = ("lru", "fifo")
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """What --lora-target-modules may name, besides any other linear layer of the model and `all`."""
 FUSED = {"qkv_proj": MODULES[:3], "gate_up_proj": MODULES[4:6]}
 """Names of SGLang's for several of them."""
-MAX_NAME_LENGTH = 256
+MAX_NAME_LENGTH = ADAPTER_NAME.most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
+from sapwood.schema import limits
 from sapwood.schema.config.listening import ListeningConfig, check_seconds
 from sapwood.schema.config.options import option
 
@@ -33,8 +34,6 @@ _HTTP_ONLY = (
     "batch_priority_gap",
 )
 """Options that would do nothing where gRPC is served."""
-MAX_LOGPROBS = 2**22
-"""As JSON 100 to 400 MB."""
 MAX_PARSER_DEPTH = 1024
 """Levels of nesting; the JSON parser itself refuses deeper texts."""
 
@@ -64,19 +63,27 @@ class ServerConfig(ListeningConfig):
         "auto; default: one is started on this machine, which ends with the server.",
     )
     max_json_depth: int = option(
-        100, "A body with arrays and objects nested deeper is refused with 400.", unit="levels"
+        limits.BODY_DEPTH.most,
+        "A body with arrays and objects nested deeper is refused with 400.",
+        unit="levels",
     )
     max_samples_per_request: int = option(
-        4096, "A call with more prompts times n is refused with 400.", unit="samples"
+        limits.CALL_SAMPLES.most,
+        "A call with more prompts times n is refused with 400.",
+        unit="samples",
     )
     max_stop_strings: int = option(
-        256, "A request with more stop strings is refused with 400.", unit="strings"
+        limits.CALL_STOPS.most,
+        "A request with more stop strings is refused with 400.",
+        unit="strings",
     )
     max_stop_length: int = option(
-        1024, "A request with a longer stop string is refused with 400.", unit="characters"
+        limits.STOP_LENGTH.most,
+        "A request with a longer stop string is refused with 400.",
+        unit="characters",
     )
     max_logprobs_per_call: int = option(
-        MAX_LOGPROBS,
+        limits.LOGPROBS.most,
         "A call whose answer would have more log probabilities is refused with 400: of each token, "
         "of the likeliest ones and of those asked for, over all prompts and samples. Those of "
         "output tokens count where the answer holds them until its end.",

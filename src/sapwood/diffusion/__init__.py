@@ -1,0 +1,1 @@
+"""Denoising requests over time: which pictures take part in the next step."""

@@ -1,0 +1,1 @@
+"""The ops of the kernels by families; `Kernels` (kernels/interface.py) has all of them."""

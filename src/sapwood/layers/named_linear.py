@@ -1,0 +1,42 @@
+"""Linear layers that are whole on every rank, by their names in the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sapwood.layers.build import Build
+from sapwood.layers.linear import ColumnParallelLinear, Part
+from sapwood.layers.targets import Target, once_filled
+
+
+class NamedLinear:
+    """One linear layer, or several of the same input as one matrix product."""
+
+    def __init__(
+        self, build: Build, in_size: int, outputs: Mapping[str, int], *, bias: bool = True
+    ) -> None:
+        """outputs: of each layer, by its name in the checkpoint, in the order of the product"""
+        parts = tuple(Part(name, size, 0, size) for name, size in outputs.items())
+        self._sizes = list(outputs.values())
+        self._layer = ColumnParallelLinear(build, in_size, parts, bias=bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, all outputs]"""
+        return self._layer(x)
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x [T, in] -> each layer's outputs"""
+        return torch.split(self._layer(x), self._sizes, dim=-1)
+
+    def targets(self) -> dict[str, Target]:
+        """The layer is packed once it is filled."""
+        return once_filled(self._layer.targets(), self._layer.linear.pack)
+
+
+def linear(
+    build: Build, name: str, in_size: int, out_size: int, *, bias: bool = True
+) -> NamedLinear:
+    return NamedLinear(build, in_size, {name: out_size}, bias=bias)

@@ -1,0 +1,1 @@
+"""Diffusion transformers: one file per architecture, over the layers of the house."""

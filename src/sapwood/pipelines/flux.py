@@ -1,0 +1,215 @@
+"""Flux.1: dev and schnell draw from a prompt, Kontext looks at a picture that it changes.
+
+Two encoders read a prompt: T5's states are the tokens, CLIP's pooled vector the condition. Four
+neighbouring latents are one token. The timesteps are shifted by the picture's number of tokens.
+Source: diffusers' FluxPipeline and FluxKontextPipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapwood.base.errors import InvalidRequest
+from sapwood.layers.axial_rope import grid
+from sapwood.models.dit.flux import FluxTransformer
+from sapwood.models.dit.rows import DenoisingRow
+from sapwood.models.encoder.clip import ClipTextEncoder
+from sapwood.models.encoder.t5 import T5Encoder
+from sapwood.models.vae.kl import AutoencoderKL
+from sapwood.pipelines.components import ComponentFolder, Precisions
+from sapwood.pipelines.interface import (
+    PictureRequest,
+    PromptText,
+    PromptVectors,
+    as_pixels,
+)
+from sapwood.pipelines.noise.flow_match import FlowMatchSchedule, shift_by_tokens
+from sapwood.pipelines.pictures import from_pixels, pack, resized, unpack
+from sapwood.pipelines.requests import refuse_unused, text_length
+from sapwood.pipelines.trajectory import (
+    PictureNoise,
+    TokenTrajectory,
+    checked_steps,
+    latent_size,
+)
+from sapwood.schema.painting import PictureDefaults, PipelineTraits
+
+MAX_TEXT = 512
+USUAL_LATENTS = 128
+"""Height and width, in latents, of the pictures that the models were trained to draw."""
+KONTEXT_SIZES = (
+    *((672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248)),
+    *((880, 1184), (944, 1104), (1024, 1024), (1104, 944), (1184, 880), (1248, 832)),
+    *((1328, 800), (1392, 752), (1456, 720), (1504, 688), (1568, 672)),
+)
+"""Width and height of the pictures that Kontext was trained to look at."""
+
+
+class FluxPipeline:
+    """Flux.1 of a diffusers folder."""
+
+    default_steps = 28
+    default_guidance = 3.5
+    max_pictures = 0
+
+    def __init__(self, folder: ComponentFolder, precisions: Precisions) -> None:
+        self.name = folder.pipeline_class
+        self._tokenizers = [folder.tokenizer(name) for name in ("tokenizer", "tokenizer_2")]
+        self._clip = folder.load("text_encoder", ClipTextEncoder, precisions.text_encoder(0))
+        self._t5 = folder.load("text_encoder_2", T5Encoder, precisions.text_encoder(1))
+        self._transformer = folder.load(
+            "transformer", FluxTransformer, precisions.dit, precisions.dit_scheme
+        )
+        self._vae = folder.load("vae", AutoencoderKL, precisions.vae)
+        self._vae.tiles = precisions.vae_tiling
+        self._schedule = folder.config("scheduler")
+        self._dtype, self._device = precisions.dit, folder.device
+        self._multiple = self._vae.scale * 2
+
+    @property
+    def traits(self) -> PipelineTraits:
+        """As Pipeline.traits."""
+        side = USUAL_LATENTS * self._vae.scale
+        return PipelineTraits(
+            defaults=PictureDefaults(
+                width=side,
+                height=side,
+                num_inference_steps=self.default_steps,
+                guidance_scale=self.default_guidance if self._transformer.has_guidance else None,
+            ),
+            size_multiple=self._multiple,
+            max_input_pictures=self.max_pictures,
+        )
+
+    def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
+        """As Pipeline.texts."""
+        passes = self._passes(request)
+        refuse_unused(request, self.name, passes=passes, max_pictures=self.max_pictures)
+        length = text_length(request, MAX_TEXT, MAX_TEXT)
+        found = [PromptText(request.prompt, length)]
+        if passes == 2:
+            found.append(PromptText(request.negative_prompt or "", length, "negative"))
+        return tuple(found)
+
+    def encode(self, text: PromptText) -> PromptVectors:
+        """As Pipeline.encode."""
+        clip_ids, t5_ids = (
+            tokenizer(
+                text.text,
+                padding="max_length",
+                max_length=length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids.to(self._device)
+            for tokenizer, length in zip(
+                self._tokenizers,
+                (self._tokenizers[0].model_max_length, text.max_sequence_length),
+                strict=True,
+            )
+        )
+        pooled = self._clip(clip_ids).pooled
+        assert pooled is not None
+        states = self._t5(t5_ids).states
+        return PromptVectors(states[0].to(self._dtype), pooled[0].to(self._dtype))
+
+    def begin(
+        self, request: PictureRequest, vectors: Sequence[PromptVectors]
+    ) -> Generator[None, None, TokenTrajectory]:
+        """As Pipeline.begin."""
+        size = self._latent_size(request)
+        steps = request.num_inference_steps
+        num_steps = checked_steps(self.default_steps if steps is None else steps)
+        seen = yield from self._seen(request)
+        noise = PictureNoise(request.seed)
+        channels = self._transformer.out_channels // 4
+        latents = pack(noise((channels, *size), self._dtype)).to(self._device)
+        positions = _positions(size, 0)
+        tokens = None
+        if seen is not None:
+            positions = torch.cat((positions, _positions((seen.shape[1], seen.shape[2]), 1)))
+            tokens = pack(seen).to(self._dtype)
+        sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
+        mu = shift_by_tokens(self._schedule, len(latents))
+        guidance = request.guidance_scale
+        if guidance is None:
+            guidance = self.default_guidance
+        return TokenTrajectory(
+            latents=latents,
+            size=size,
+            schedule=FlowMatchSchedule(self._schedule, sigmas=sigmas, mu=mu),
+            noise=noise,
+            templates=tuple(
+                DenoisingRow(
+                    latents=latents,
+                    text=own.states,
+                    rotations=self._transformer.rotations(len(own.states), positions),
+                    timestep=0.0,
+                    pooled=own.pooled,
+                    guidance=guidance if self._transformer.has_guidance else None,
+                )
+                for own in vectors
+            ),
+            scale=request.true_cfg_scale or 1.0,
+            seen=tokens,
+        )
+
+    def predict(self, rows: Sequence[DenoisingRow]) -> list[Tensor]:
+        """As Pipeline.predict."""
+        return self._transformer(rows)
+
+    def finish(self, trajectory: TokenTrajectory) -> Generator[None, None, Tensor]:
+        """As Pipeline.finish."""
+        latents = unpack(trajectory.latents, trajectory.size)[None]
+        picture = yield from self._vae.decode_tiled(latents)
+        return as_pixels(picture[0])
+
+    def _passes(self, request: PictureRequest) -> int:
+        has_negative = request.negative_prompt is not None
+        return 2 if has_negative and (request.true_cfg_scale or 1.0) > 1.0 else 1
+
+    def _latent_size(self, request: PictureRequest) -> tuple[int, int]:
+        usual = USUAL_LATENTS * self._vae.scale
+        height, width = request.height or usual, request.width or usual
+        return latent_size(height, width, self._multiple, unit=2)
+
+    def _seen(self, request: PictureRequest) -> Generator[None, None, Tensor | None]:
+        """Latents [channels, h, w] of the picture to look at."""
+        yield from ()
+        return None
+
+
+class FluxKontextPipeline(FluxPipeline):
+    """It looks at one picture, whose tokens come after those of the latents, or at none."""
+
+    max_pictures = 1
+
+    def _latent_size(self, request: PictureRequest) -> tuple[int, int]:
+        """A size that is asked for keeps its shape, but gets the area of a usual picture."""
+        usual = USUAL_LATENTS * self._vae.scale
+        height, width = request.height or usual, request.width or usual
+        if min(height, width) < 1:
+            raise InvalidRequest(f"a picture has no size {width}x{height}", param="size")
+        shape = width / height
+        width, height = round((usual**2 * shape) ** 0.5), round((usual**2 / shape) ** 0.5)
+        return latent_size(height, width, self._multiple, unit=2)
+
+    def _seen(self, request: PictureRequest) -> Generator[None, None, Tensor | None]:
+        if not request.images:
+            return None
+        height, width = request.images[0].shape[:2]
+        shape = width / height
+        _, width, height = min((abs(shape - w / h), w, h) for w, h in KONTEXT_SIZES)
+        width = width // self._multiple * self._multiple
+        height = height // self._multiple * self._multiple
+        pixels = from_pixels(resized(request.images[0], height, width)).to(self._device)
+        latents: Tensor = yield from self._vae.encode_tiled(pixels)
+        return latents[0]
+
+
+def _positions(size: tuple[int, int], picture: int) -> Tensor:
+    """[S, 3] of the tokens of latents of that size: which picture, row, column"""
+    places = grid(size[0] // 2, size[1] // 2)
+    return torch.cat((places.new_full((len(places), 1), picture), places), dim=1)

@@ -1,0 +1,43 @@
+"""Pipelines by the class that model_index.json names. Loaded late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sapwood.base.errors import ConfigError
+from sapwood.base.registry import Registry
+from sapwood.pipelines.components import ComponentFolder, Precisions
+from sapwood.pipelines.interface import Pipeline
+
+PIPELINES: dict[str, str] = {
+    "FluxKontextPipeline": "sapwood.pipelines.flux:FluxKontextPipeline",
+    "FluxPipeline": "sapwood.pipelines.flux:FluxPipeline",
+    "QwenImagePipeline": "sapwood.pipelines.qwen_image:QwenImagePipeline",
+    "ZImagePipeline": "sapwood.pipelines.z_image:ZImagePipeline",
+}
+
+
+def load_pipeline(
+    path: Path,
+    precisions: Precisions,
+    *,
+    device: torch.device | None = None,
+    kernels: str | None = None,
+) -> Pipeline:
+    """The pipeline of a folder with model_index.json, with its weights.
+
+    kernels  as --kernels has them; None: the fastest
+    Raises   ModelSourceError, WeightError or ConfigError; the last one names the known pipelines if
+             nobody wrote this one
+    """
+    folder = ComponentFolder.open(path, device=device, kernels=kernels)
+    if folder.pipeline_class not in PIPELINES:
+        raise ConfigError(
+            f"{path} is a {folder.pipeline_class or 'pipeline without a class'}, which is not "
+            f"implemented; known: {', '.join(sorted(PIPELINES))}"
+        )
+    known = Registry[Callable[[ComponentFolder, Precisions], Pipeline]]("pipeline", PIPELINES)
+    return known.get(folder.pipeline_class)(folder, precisions)

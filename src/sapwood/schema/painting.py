@@ -1,0 +1,234 @@
+"""What is asked of an engine that draws pictures, and what it answers; no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class InputPicture(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture that a request brings.
+
+    pixels  uint8 [height, width, 3], red, green, blue, row by row
+    """
+
+    width: int
+    height: int
+    pixels: bytes
+
+
+class PictureOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a request says of its pictures; None: as the pipeline does it by default.
+
+    width, height    in pixels
+    guidance_scale   strength of guidance, as the pipeline understands it
+    true_cfg_scale   guidance by a second pass, for pipelines whose guidance_scale is an input of
+                     their transformer
+    negative_prompt  what the pictures are to be led away from
+    pictures         to begin from, to change or to look at
+    mask             uint8 [height, width] of the first picture: 255 where it is to be drawn anew
+    strength         0..1: how much of the first picture is replaced by noise
+    """
+
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    negative_prompt: str | None = None
+    max_sequence_length: int | None = None
+    pictures: tuple[InputPicture, ...] = ()
+    mask: bytes | None = None
+    strength: float | None = None
+
+
+class Paint(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One picture to draw.
+
+    seed         of the noise: torch.Generator("cpu").manual_seed(seed)
+    priority     larger goes first
+    timeout_s    seconds from arrival until the picture must be there; None: no limit
+    num_partial  pictures to show on the way, evenly over the steps
+    """
+
+    request_id: str
+    prompt: str
+    seed: int
+    options: PictureOptions = PictureOptions()
+    priority: int = 0
+    timeout_s: float | None = None
+    num_partial: int = 0
+
+
+class StopPainting(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+
+
+class DrainPainter(msgspec.Struct, frozen=True, tag=True):
+    """No new requests; the engine ends after the open ones, or after `timeout_s`."""
+
+    timeout_s: float
+
+
+class GetPainterStatus(msgspec.Struct, frozen=True, tag=True):
+    call_id: str
+
+
+PainterInput = Paint | StopPainting | DrainPainter | GetPainterStatus
+
+
+class Picture(msgspec.Struct, frozen=True, kw_only=True):
+    """pixels: uint8 [height, width, channels], row by row; 3 channels, or 4 with opacity"""
+
+    width: int
+    height: int
+    channels: int
+    pixels: bytes
+
+
+class PaintProgress(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A step of the picture is done.
+
+    partial  the picture as it is now, if the request wants one after this step
+    """
+
+    request_id: str
+    step: int
+    num_steps: int
+    partial: Picture | None = None
+
+
+class PaintDone(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The last message of a picture that was drawn.
+
+    queue_s   seconds from arrival to the first step
+    paint_s   seconds from arrival to this message
+    """
+
+    request_id: str
+    picture: Picture
+    num_steps: int
+    queue_s: float
+    paint_s: float
+
+
+class PaintFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The last message of a picture that was not drawn.
+
+    kind     "refused": the request cannot be honoured; "aborted": nobody wants it any more;
+             "late": it was not done in time; "failed": something on our side
+    status   of HTTP
+    """
+
+    request_id: str
+    kind: Literal["refused", "aborted", "late", "failed"]
+    message: str
+    status: int
+    error_type: str
+    param: str | None = None
+
+
+PaintEvent = PaintProgress | PaintDone | PaintFailed
+
+
+class PictureDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request has where it says nothing."""
+
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float | None = None
+
+
+class PipelineTraits(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be asked of a loaded pipeline.
+
+    size_multiple       pixels by which a picture's sides can grow
+    max_input_pictures  that a request may bring; 0: the pipeline draws from a prompt alone
+    needs_picture       whether a request must bring one
+    takes_mask          whether the first picture may have a mask
+    max_together        pictures that may be drawn at once; None: as many as memory holds
+    """
+
+    defaults: PictureDefaults
+    size_multiple: int
+    max_input_pictures: int = 0
+    needs_picture: bool = False
+    takes_mask: bool = False
+    max_together: int | None = None
+
+
+class ComponentFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a pipeline: its folder, its class, and its weights.
+
+    precision   in which the weights are kept in memory; "": it has none
+    file_bytes  of the weights as they are stored
+    num_bytes   of the weights in memory
+    """
+
+    name: str
+    class_name: str
+    precision: str = ""
+    file_bytes: int = 0
+    num_bytes: int = 0
+
+
+class PainterReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The first message of an engine that draws.
+
+    pipeline    the class that model_index.json names
+    backend     "sapwood", or "diffusers" if the pipeline runs through that library
+    notes       one line for each choice that was resolved, with its reason
+    startup_s   seconds from the process's start to this message
+    load_s      seconds of these that went into loading the weights
+    """
+
+    pipeline: str
+    backend: str
+    traits: PipelineTraits
+    components: tuple[ComponentFacts, ...]
+    notes: tuple[str, ...]
+    startup_s: float = 0.0
+    load_s: float = 0.0
+
+
+class PainterFatal(msgspec.Struct, frozen=True, tag=True):
+    """The last message of an engine that cannot go on."""
+
+    reason: str
+
+
+class PainterStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Counters from the engine's start, and gauges.
+
+    num_steps           calls of the transformer
+    num_rows            passes in all of them
+    num_trajectory_steps  steps of all pictures; more than num_steps where pictures shared calls
+    num_text_hits       texts whose vectors were kept
+    text_bytes          of the vectors that are kept
+    peak_bytes          the most memory that the engine's process has had
+    """
+
+    call_id: str
+    num_waiting: int
+    num_denoising: int
+    num_decoding: int
+    num_steps: int
+    num_rows: int
+    num_trajectory_steps: int
+    num_done: int
+    num_failed: int
+    num_aborted: int
+    num_late: int
+    num_refused: int
+    num_text_hits: int
+    num_text_misses: int
+    text_bytes: int
+    resident_bytes: int = 0
+    peak_bytes: int = 0
+
+
+PainterOutput = (
+    PainterReady | PainterFatal | PainterStatus | PaintProgress | PaintDone | PaintFailed
+)

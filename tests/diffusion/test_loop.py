@@ -1,0 +1,231 @@
+"""The loop that draws, with a pipeline of numbers and a clock that stands still."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sapwood.base.channel import CallbackSender, QueueChannel
+from sapwood.base.clock import ManualClock
+from sapwood.diffusion.loop import PaintingLoop, partial_steps
+from sapwood.diffusion.scheduler import PaintingLimits, StepScheduler
+from sapwood.schema.painting import (
+    DrainPainter,
+    GetPainterStatus,
+    Paint,
+    PaintDone,
+    PainterStatus,
+    PaintFailed,
+    PaintProgress,
+    PictureOptions,
+    StopPainting,
+)
+from tests.diffusion.pipelines import CountingPipeline
+
+
+class Driven:
+    """A loop with the messages that it has sent."""
+
+    def __init__(self, *, text_cache_bytes: int = 1000, tiles: int = 3, **limits: int) -> None:
+        self.pipeline = CountingPipeline(tiles=tiles)
+        self.clock = ManualClock()
+        self.inbox: QueueChannel[Any] = QueueChannel()
+        self.sent: list[Any] = []
+        self.loop = PaintingLoop(
+            self.pipeline,
+            StepScheduler(PaintingLimits(**limits), self.clock),
+            self.inbox,
+            CallbackSender(self.sent.append),
+            clock=self.clock,
+            text_cache_bytes=text_cache_bytes,
+        )
+
+    def ask(self, name: str, prompt: str = "a tree", *, seed: int = 0, **fields: Any) -> None:
+        options = {key: fields.pop(key) for key in list(fields) if key in OPTIONS}
+        self.inbox.send(
+            Paint(
+                request_id=name,
+                prompt=prompt,
+                seed=seed,
+                options=PictureOptions(**options),
+                **fields,
+            )
+        )
+
+    def turns(self, number: int) -> None:
+        for _ in range(number):
+            self.loop.turn(0.0)
+
+    def of(self, name: str, kind: type) -> list[Any]:
+        return [
+            message
+            for message in self.sent
+            if isinstance(message, kind) and message.request_id == name
+        ]
+
+    def status(self) -> PainterStatus:
+        self.inbox.send(GetPainterStatus("s"))
+        self.turns(1)
+        return next(each for each in reversed(self.sent) if isinstance(each, PainterStatus))
+
+
+OPTIONS = set(PictureOptions.__struct_fields__)
+
+
+def test_a_picture_is_drawn_step_by_step() -> None:
+    driven = Driven()
+    driven.ask("a", "tree", seed=7, num_inference_steps=3, width=8, height=16)
+    driven.turns(20)
+    assert [event.step for event in driven.of("a", PaintProgress)] == [1, 2, 3]
+    (done,) = driven.of("a", PaintDone)
+    assert (done.picture.width, done.picture.height, done.picture.channels) == (8, 16, 3)
+    assert set(done.picture.pixels) == {7 + 3 * len("tree")}
+    assert driven.loop.num_held == 0
+
+
+def test_pictures_at_different_steps_share_calls_and_keep_their_own_numbers() -> None:
+    driven = Driven()
+    driven.ask("a", "tree", num_inference_steps=6)
+    driven.turns(4)
+    driven.ask("b", "a wood", seed=1, num_inference_steps=4, negative_prompt="x")
+    driven.turns(20)
+    assert max(driven.pipeline.batches) == 3, "one row of a, two passes of b"
+    (a,), (b,) = driven.of("a", PaintDone), driven.of("b", PaintDone)
+    assert set(a.picture.pixels) == {24}
+    assert set(b.picture.pixels) == {1 + 4 * len("a wood")}
+
+
+def test_a_known_text_is_not_encoded_again() -> None:
+    driven = Driven()
+    for name in "abc":
+        driven.ask(name, "tree", negative_prompt="ugly")
+    driven.turns(30)
+    assert sorted(driven.pipeline.encoded) == ["tree", "ugly"]
+    assert driven.status().num_text_hits == 4
+
+
+def test_without_room_for_vectors_every_text_is_encoded() -> None:
+    driven = Driven(text_cache_bytes=0)
+    for name in "ab":
+        driven.ask(name, "tree")
+    driven.turns(30)
+    assert driven.pipeline.encoded == ["tree", "tree"]
+
+
+def test_decoding_a_large_picture_holds_up_others_by_a_tile_per_turn() -> None:
+    driven = Driven(tiles=50)
+    driven.ask("large", num_inference_steps=1)
+    driven.turns(5)
+    driven.ask("small", num_inference_steps=4)
+    before = len(driven.pipeline.pieces)
+    driven.turns(8)
+    assert len(driven.of("small", PaintProgress)) == 4
+    assert len(driven.pipeline.pieces) - before <= 8
+    assert not driven.of("large", PaintDone)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 4, 7])
+def test_an_abort_in_any_phase_leaves_nothing(after: int) -> None:
+    driven = Driven()
+    driven.ask("a", num_inference_steps=3)
+    driven.turns(after)
+    driven.inbox.send(StopPainting("a"))
+    driven.turns(1)
+    (failed,) = driven.of("a", PaintFailed)
+    assert failed.kind == "aborted"
+    assert driven.loop.num_held == 0
+    driven.turns(5)
+    assert not driven.of("a", PaintDone)
+
+
+def test_a_deadline_is_kept() -> None:
+    driven = Driven()
+    driven.ask("a", num_inference_steps=100, timeout_s=5.0)
+    driven.turns(10)
+    driven.clock.advance(5.0)
+    driven.turns(1)
+    (failed,) = driven.of("a", PaintFailed)
+    assert (failed.kind, failed.status) == ("late", 504)
+    assert "5 s" in failed.message
+    assert driven.loop.num_held == 0
+
+
+def test_a_refusal_of_the_pipeline_ends_that_picture_alone() -> None:
+    driven = Driven()
+    driven.ask("a", "refuse")
+    driven.ask("b")
+    driven.turns(20)
+    (failed,) = driven.of("a", PaintFailed)
+    assert (failed.status, failed.param) == (400, "prompt")
+    assert driven.of("b", PaintDone)
+
+
+def test_a_bug_ends_the_loop() -> None:
+    driven = Driven()
+    driven.ask("a", "break")
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        driven.turns(10)
+
+
+def test_partial_pictures_come_evenly_and_before_the_last_step() -> None:
+    driven = Driven()
+    driven.ask("a", "tree", num_inference_steps=6, num_partial=2)
+    driven.turns(20)
+    partial = [event for event in driven.of("a", PaintProgress) if event.partial is not None]
+    assert [event.step for event in partial] == [2, 4]
+    assert [set(event.partial.pixels) for event in partial] == [{8}, {16}]
+
+
+@pytest.mark.parametrize(
+    ("num_partial", "num_steps", "wanted"),
+    [(0, 5, set()), (1, 4, {2}), (3, 4, {1, 2, 3}), (3, 2, {1}), (3, 1, set())],
+)
+def test_after_which_steps_a_picture_is_shown(
+    num_partial: int, num_steps: int, wanted: set[int]
+) -> None:
+    assert partial_steps(num_partial, num_steps) == wanted
+
+
+def test_a_drain_ends_open_pictures_in_time_and_refuses_new_ones() -> None:
+    driven = Driven()
+    driven.ask("open", num_inference_steps=3)
+    driven.turns(2)
+    driven.inbox.send(DrainPainter(60.0))
+    driven.ask("new")
+    driven.loop.run()
+    assert driven.of("open", PaintDone)
+    (refused,) = driven.of("new", PaintFailed)
+    assert refused.status == 503
+
+
+def test_forty_pictures_with_ten_aborts_leave_nothing() -> None:
+    driven = Driven(max_running=6, max_step_tokens=64)
+    for place in range(40):
+        size = 16 * (1 + place % 4)
+        driven.ask(
+            f"p{place}",
+            f"tree {place % 7}",
+            seed=place,
+            num_inference_steps=1 + place % 5,
+            width=size,
+            height=size,
+            priority=place % 3,
+        )
+        driven.turns(1)
+        if place % 4 == 3:
+            driven.inbox.send(StopPainting(f"p{place - 3}"))
+    driven.turns(800)
+    ends = [
+        (*driven.of(f"p{place}", PaintDone), *driven.of(f"p{place}", PaintFailed))
+        for place in range(40)
+    ]
+    assert all(len(own) == 1 for own in ends), "exactly one end each"
+    for place, (end,) in enumerate(ends):
+        if isinstance(end, PaintDone):
+            number = len(f"tree {place % 7}")
+            assert set(end.picture.pixels) == {(place + number * (1 + place % 5)) % 256}
+    assert driven.loop.num_held == 0
+    status = driven.status()
+    assert status.num_done + status.num_aborted == 40
+    assert (status.num_waiting, status.num_denoising, status.num_decoding) == (0, 0, 0)

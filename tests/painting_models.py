@@ -1,0 +1,226 @@
+"""Tiny random pipelines of diffusers, saved as folders, with tokenizers of one token per byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+
+from tests.painting_peers import random_weights
+
+START, END, PAD = 256, 257, 258
+VOCAB = 260
+
+
+def byte_tokenizer(length: int, *, frames: bool, pads_with_end: bool = False) -> Any:
+    """frames: whether a text begins with a token of its own; all of them end with one."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, [])
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "</s>", "<pad>"])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>" if frames else "$A </s>",
+        special_tokens=[("<s>", START), ("</s>", END)],
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>" if pads_with_end else "<pad>",
+        model_max_length=length,
+    )
+
+
+def clip(*, size: int = 24, projection: int | None = None, eos: int = END, seed: int = 1) -> Any:
+    config = transformers.CLIPTextConfig(
+        vocab_size=VOCAB,
+        hidden_size=size,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=20,
+        projection_dim=projection or 16,
+        eos_token_id=eos,
+        bos_token_id=START,
+        pad_token_id=PAD,
+    )
+    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    return _random(kind(config), seed)
+
+
+def t5(*, size: int = 20, seed: int = 2) -> Any:
+    config = transformers.T5Config(
+        vocab_size=VOCAB,
+        d_model=size,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return _random(transformers.T5EncoderModel(config), seed)
+
+
+def kl(**fields: Any) -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    sizes: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+        "sample_size": 64,
+    }
+    return _random(AutoencoderKL(**sizes, **fields), 3)
+
+
+def flux(*, has_guidance: bool = True, pipeline: str = "FluxPipeline") -> Any:
+    import diffusers
+
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=20,
+        pooled_projection_dim=24,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=has_guidance,
+    )
+    return getattr(diffusers, pipeline)(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=has_guidance, shift=3.0 if has_guidance else 1.0
+        ),
+        text_encoder=clip(),
+        tokenizer=byte_tokenizer(20, frames=True),
+        text_encoder_2=t5(),
+        tokenizer_2=byte_tokenizer(512, frames=False),
+        transformer=_random(transformer, 4),
+        vae=kl(
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+        ),
+    )
+
+
+def qwen_image() -> Any:
+    import diffusers
+
+    text = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 1200,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [0],
+    }
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        axes_dims_rope=(4, 4, 8),
+    )
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.4],
+        latents_std=[1.5, 0.7, 1.1, 0.9],
+    )
+    return diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=0.9,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+        ),
+        vae=_random(vae, 3),
+        text_encoder=_random(transformers.Qwen2_5_VLForConditionalGeneration(config), 1),
+        tokenizer=byte_tokenizer(2000, frames=False),
+        transformer=_random(transformer, 4),
+    )
+
+
+def z_image() -> Any:
+    import diffusers
+
+    config = transformers.Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=600,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=48,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=3,
+        n_kv_heads=3,
+        cap_feat_dim=48,
+        axes_dims=[4, 6, 6],
+        axes_lens=[600, 64, 64],
+    )
+    tokenizer = byte_tokenizer(2000, frames=False)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=kl(
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+        ),
+        text_encoder=_random(transformers.Qwen3Model(config), 1),
+        tokenizer=tokenizer,
+        transformer=_random(transformer, 4),
+    )
+
+
+def saved(pipeline: Any, folder: Path) -> Path:
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _random(model: torch.nn.Module, seed: int) -> Any:
+    random_weights(model, seed)
+    return model.eval()
