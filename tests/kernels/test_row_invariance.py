@@ -1,5 +1,5 @@
-"""A row of a product depends on that row and the weights alone: bit by bit, whatever other rows there
-are, how many, and however many threads compute them."""
+"""A row of a product depends on that row and the weights alone: bit by bit, whatever other rows
+there are, how many, and however many threads compute them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.blocks import FORMATS
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.quantized import QuantizedWeight
+from sapwood.kernels.reference import ReferenceKernels
+from sapwood.kernels.torch_ops import TorchKernels
 from tests.blocks import random_blocks
 from tests.kernels.test_coded import random_weight as random_coded_weight
-from tests.kernels.test_low_rank import addition, rows_of as adapter_rows
+from tests.kernels.test_low_rank import addition
+from tests.kernels.test_low_rank import rows_of as adapter_rows
 from tests.tiers import sweep
 
 _ISAS = CpuKernels.usable_isas()
@@ -67,7 +71,9 @@ def test_dense(isa: str, dtype: torch.dtype, stored: torch.dtype) -> None:
     for num_out, num_in in ((70, 230), (33, 31), (300, 816)):
         weight, bias = torch.randn(num_out, num_in).to(stored), torch.randn(num_out).to(dtype)
 
-        def make(kernels: CpuKernels, weight: Tensor = weight, bias: Tensor = bias) -> list[Product]:
+        def make(
+            kernels: CpuKernels, weight: Tensor = weight, bias: Tensor = bias
+        ) -> list[Product]:
             layer = kernels.pack_linear(weight, bias, dtype)
             return [layer, layer.fp32]
 
@@ -186,3 +192,26 @@ def test_heads(isa: str, dtype: torch.dtype) -> None:
         return [multiply]
 
     assert_rows_alone(isa, make, rows_of(3 * 96, dtype))
+
+
+def test_fast_products_are_a_choice() -> None:
+    """Where a table has a kernel that rounds otherwise, many rows differ from one; and the choice
+    can be taken back."""
+    isa = _ISAS[-1]
+    weight = quantized("q4_1", 70, 256, 16)
+    x = rows_of(256, torch.bfloat16)
+    kernels = CpuKernels(isa=isa, num_threads=1)
+    layer = kernels.pack_quantized_linear([weight], None, torch.bfloat16)
+    exact = layer(x)
+    kernels.set_exact_products(False)
+    differs = not torch.equal(layer(x), exact)
+    assert differs or not isa.startswith(("amx", "avx512_bf16"))
+    kernels.set_exact_products(True)
+    assert torch.equal(layer(x), exact)
+
+
+def test_other_kernels_refuse_the_choice() -> None:
+    for kernels in (TorchKernels(), ReferenceKernels()):
+        kernels.set_exact_products(True)
+        with pytest.raises(ConfigError, match="--cpu-products fast is a choice of the compiled"):
+            kernels.set_exact_products(False)
