@@ -6,10 +6,14 @@ INPUTS := scripts/install.py pyproject.toml CMakeLists.txt $(wildcard src/sapwoo
 # Packages are installed without bytecode, so Python must be free to write that of what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-long test-clients kernels lint format docs pictures web clean
+.PHONY: serve paint test test-long test-clients kernels lint format docs pictures web clean
 
 serve: $(VENV)/.installed  ## install, fetch the default model, serve it on 127.0.0.1:30000
 	$(BIN)/sapwood serve $(ARGS)
+
+paint: $(VENV)/.installed-dev  ## make a tiny pipeline of random weights and draw with it
+	$(BIN)/python -m tests.painting_models build/random-flux
+	$(BIN)/sapwood paint "An oak in fog" --model build/random-flux --output build/random.png --width 128 --height 128 --seed 7 $(ARGS)
 
 # A process per core, each with one compute thread; more than eight would want too much memory.
 WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores : 8)))

@@ -85,8 +85,11 @@ def kl(**fields: Any) -> Any:
 def flux(*, has_guidance: bool = True, pipeline: str = "FluxPipeline") -> Any:
     import diffusers
 
+    # Fill's tokens have the latents, what stays of the picture, and 4 pixels of the mask each.
+    is_fill = pipeline == "FluxFillPipeline"
     transformer = diffusers.FluxTransformer2DModel(
-        in_channels=16,
+        in_channels=48 if is_fill else 16,
+        out_channels=16,
         num_layers=1,
         num_single_layers=2,
         attention_head_dim=16,
@@ -216,6 +219,161 @@ def z_image() -> Any:
     )
 
 
+_UNET: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 16,
+}
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def stable_diffusion(scheduler: str = "PNDMScheduler") -> Any:
+    import diffusers
+
+    unet = diffusers.UNet2DConditionModel(
+        **_UNET,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=24,
+        attention_head_dim=2,
+    )
+    fields: dict[str, Any] = {"steps_offset": 1, **_BETAS}
+    if scheduler == "PNDMScheduler":
+        fields["skip_prk_steps"] = True
+    if scheduler == "DDIMScheduler":
+        fields["clip_sample"] = False
+    return diffusers.StableDiffusionPipeline(
+        scheduler=getattr(diffusers, scheduler)(**fields),
+        text_encoder=clip(),
+        tokenizer=byte_tokenizer(20, frames=True),
+        unet=_random(unet, 4),
+        vae=kl(scaling_factor=0.18215),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl(scheduler: str = "EulerDiscreteScheduler") -> Any:
+    import diffusers
+
+    unet = diffusers.UNet2DConditionModel(
+        **_UNET,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=24 + 32,
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    return diffusers.StableDiffusionXLPipeline(
+        scheduler=getattr(diffusers, scheduler)(
+            timestep_spacing="leading", steps_offset=1, **_BETAS
+        ),
+        text_encoder=clip(),
+        tokenizer=byte_tokenizer(20, frames=True),
+        text_encoder_2=clip(size=32, projection=16, seed=5),
+        tokenizer_2=byte_tokenizer(20, frames=True, pads_with_end=False),
+        unet=_random(unet, 4),
+        vae=kl(scaling_factor=0.13025),
+        add_watermarker=False,
+    )
+
+
+def stable_diffusion_3(*, is_dual: bool = True, has_t5: bool = True) -> Any:
+    import diffusers
+
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        joint_attention_dim=64,
+        caption_projection_dim=24,
+        pooled_projection_dim=32,
+        pos_embed_max_size=20,
+        dual_attention_layers=(0, 2) if is_dual else (),
+        qk_norm="rms_norm" if is_dual else None,
+    )
+    return diffusers.StableDiffusion3Pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            shift=3.0, use_dynamic_shifting=not has_t5
+        ),
+        text_encoder=clip(projection=16),
+        tokenizer=byte_tokenizer(20, frames=True),
+        text_encoder_2=clip(size=32, projection=16, seed=5),
+        tokenizer_2=byte_tokenizer(20, frames=True),
+        text_encoder_3=t5(size=64) if has_t5 else None,
+        tokenizer_3=byte_tokenizer(512, frames=False) if has_t5 else None,
+        transformer=_random(transformer, 4),
+        vae=kl(
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+        ),
+    )
+
+
+def flux2_klein(*, is_distilled: bool = False) -> Any:
+    import diffusers
+
+    config = transformers.Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=600,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 24,
+        timestep_guidance_channels=256,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=64,
+    )
+    generator = torch.Generator().manual_seed(8)
+    vae.bn.running_mean.copy_(0.3 * torch.randn(16, generator=generator))
+    vae.bn.running_var.copy_(0.5 + torch.rand(16, generator=generator))
+    tokenizer = byte_tokenizer(2000, frames=False)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_random(vae, 3),
+        text_encoder=_random(transformers.Qwen3ForCausalLM(config), 1),
+        tokenizer=tokenizer,
+        transformer=_random(transformer, 4),
+        is_distilled=is_distilled,
+    )
+
+
 def saved(pipeline: Any, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     return folder
@@ -224,3 +382,10 @@ def saved(pipeline: Any, folder: Path) -> Path:
 def _random(model: torch.nn.Module, seed: int) -> Any:
     random_weights(model, seed)
     return model.eval()
+
+
+if __name__ == "__main__":
+    import sys
+
+    where = saved(flux(), Path(sys.argv[1]))
+    sys.stderr.write(f"{where} is a tiny Flux of random weights: its pictures show nothing\n")

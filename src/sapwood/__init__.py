@@ -1,6 +1,6 @@
 """sapwood serves language, vision and diffusion models.
 
-from sapwood import LLM, SamplingParams
+from sapwood import LLM, Painter, SamplingParams
 """
 
 from __future__ import annotations
@@ -10,14 +10,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sapwood.app.offline.llm import LLM, EmbeddingResult, GenerationResult
     from sapwood.app.on_ray.serving import serve_ray
+    from sapwood.app.painting.painter import PaintedPicture, Painter
+    from sapwood.app.painting.sglang_names import DiffGenerator
     from sapwood.schema.sampling import SamplingParams
 
-__all__ = ["LLM", "EmbeddingResult", "GenerationResult", "SamplingParams", "serve_ray"]
+__all__ = [
+    "LLM",
+    "DiffGenerator",
+    "EmbeddingResult",
+    "GenerationResult",
+    "PaintedPicture",
+    "Painter",
+    "SamplingParams",
+    "serve_ray",
+]
 
 _EXPORTS = {
     "LLM": "sapwood.app.offline.llm",
     "EmbeddingResult": "sapwood.app.offline.llm",
     "GenerationResult": "sapwood.app.offline.llm",
+    "DiffGenerator": "sapwood.app.painting.sglang_names",
+    "PaintedPicture": "sapwood.app.painting.painter",
+    "Painter": "sapwood.app.painting.painter",
     "SamplingParams": "sapwood.schema.sampling",
     "serve_ray": "sapwood.app.on_ray.serving",
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.pipelines.interface import PictureRequest, PromptText, PromptVectors
+from sapwood.schema.painting import PictureDefaults, PipelineTraits
 
 
 @dataclass(eq=False)
@@ -43,6 +44,11 @@ class CountingPipeline:
         self.batches: list[int] = []
         self.pieces: list[int] = []
 
+    @property
+    def traits(self) -> PipelineTraits:
+        defaults = PictureDefaults(width=16, height=16, num_inference_steps=4)
+        return PipelineTraits(defaults=defaults, size_multiple=8)
+
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
         if request.prompt == "refuse":
             raise InvalidRequest("this prompt is refused", param="prompt")
@@ -59,6 +65,8 @@ class CountingPipeline:
         self, request: PictureRequest, vectors: Sequence[PromptVectors]
     ) -> Generator[None, None, CountingTrajectory]:
         yield
+        if request.prompt == "stumble":
+            raise IndexError("a bug in one picture's work")
         height, width = request.height or 16, request.width or 16
         return CountingTrajectory(
             request=request,

@@ -161,7 +161,21 @@ def test_a_refusal_of_the_pipeline_ends_that_picture_alone() -> None:
     assert driven.of("b", PaintDone)
 
 
-def test_a_bug_ends_the_loop() -> None:
+def test_a_bug_in_one_pictures_work_ends_that_picture_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    driven = Driven()
+    driven.ask("a", "stumble")
+    driven.ask("b")
+    driven.turns(20)
+    (failed,) = driven.of("a", PaintFailed)
+    assert (failed.kind, failed.status) == ("failed", 500)
+    assert "IndexError" in caplog.text
+    assert driven.of("b", PaintDone)
+    assert driven.loop.num_held == 0
+
+
+def test_a_bug_in_the_transformer_ends_the_loop() -> None:
     driven = Driven()
     driven.ask("a", "break")
     with pytest.raises(RuntimeError, match="a bug of ours"):

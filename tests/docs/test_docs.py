@@ -23,6 +23,7 @@ from sapwood.app.cli.options import ConfigOption
 from sapwood.store import ModelFiles
 from tests.app.gateway.test_assembly import gateway, read_until
 from tests.e2e.server import serving
+from tests.painting_models import flux, saved
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "sapwood"
@@ -34,6 +35,7 @@ PAGES = [
 ]
 EXAMPLE_URL = "http://127.0.0.1:30000"
 EMBEDDING_URL = "http://127.0.0.1:30001"
+PAINTING_URL = "http://127.0.0.1:30002"
 GATEWAY_URL = "http://127.0.0.1:8000"
 """Where the pages have a server of an embedding model."""
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
@@ -373,7 +375,7 @@ def curl_requests(text: str, server: str) -> Iterator[tuple[str, str, str | None
         (url,) = [word for word in words if word.startswith("http")]
         body = words[words.index("-d") + 1] if "-d" in words else None
         method = words[words.index("-X") + 1] if "-X" in words else "POST" if body else "GET"
-        assert url.startswith((EXAMPLE_URL, EMBEDDING_URL, GATEWAY_URL)), url
+        assert url.startswith((EXAMPLE_URL, EMBEDDING_URL, PAINTING_URL, GATEWAY_URL)), url
         if url.startswith(server):
             yield method, url.removeprefix(server), body
 
@@ -391,6 +393,13 @@ def test_the_requests_to_an_embedding_model_are_answered(
 ) -> None:
     flags = ("--model", minilm_files.name)
     check_requests(EMBEDDING_URL, flags, capsys, num_requests=1, num_clients=0)
+
+
+def test_the_requests_for_pictures_are_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(flux(), tmp_path / "flux")
+    check_requests(PAINTING_URL, ("--model", str(folder)), capsys, num_requests=0, num_clients=0)
 
 
 def test_the_requests_to_a_gateway_are_answered(smollm2_files: ModelFiles) -> None:

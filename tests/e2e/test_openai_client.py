@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -33,6 +34,22 @@ def test_chat(client: openai.OpenAI) -> None:
     assert choice.finish_reason == "stop"
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_the_readmes_question_is_known_with_a_margin(client: openai.OpenAI) -> None:
+    """Review 2, number 13: where two tokens are nearly as likely, rounding decides."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert str(QUESTION[0]["content"]) in readme
+    for _ in range(2):  # cold and warm
+        answer = client.chat.completions.create(
+            model="smollm2-135m", messages=QUESTION, temperature=0, logprobs=True, top_logprobs=2
+        )
+        (choice,) = answer.choices
+        assert choice.message.content == "The capital of Japan is Tokyo."
+        assert choice.logprobs is not None
+        for token in choice.logprobs.content or ():
+            first, second = token.top_logprobs
+            assert first.logprob - second.logprob > 0.5, token.token
 
 
 def test_streamed_chat_is_the_same_text(client: openai.OpenAI) -> None:

@@ -28,6 +28,7 @@ class Engine:
         self,
         *,
         num_pages: int = 64,
+        context_length: int = 200,
         eos: set[int] | None = None,
         eviction_key: Callable[[int, int], EvictionKey] = least_recently_used,
         **config: object,
@@ -45,7 +46,7 @@ class Engine:
         self.scheduler = Scheduler(
             SchedulerConfig(**settings),
             self.ledger,
-            context_length=200,
+            context_length=context_length,
             vocab_size=100,
             eos_token_ids=eos or set(),
             clock=self.clock,

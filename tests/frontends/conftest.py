@@ -32,7 +32,13 @@ from sapwood.schema.output import (
     PoolUse,
     RequestOutput,
 )
-from sapwood.schema.request import Generate, RecordExperts, SentAdapter, StartProfile
+from sapwood.schema.request import (
+    Generate,
+    OrderWeights,
+    RecordExperts,
+    SentAdapter,
+    StartProfile,
+)
 from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate, template_source
 from sapwood.text.tokenizer import Tokenizer
@@ -197,6 +203,18 @@ class ScriptedEngine:
     async def unload_adapter(self, adapter_id: str) -> CallDone:
         self.calls.append(("unload_adapter", self.adapters.pop(adapter_id, adapter_id)))
         return CallDone("1", True, "unloaded")
+
+    async def order_weights(self, order: OrderWeights) -> CallDone:
+        self.calls.append(order)
+        return CallDone("1", not self.refuses, "no" if self.refuses else "[[1.0]]")
+
+    async def pause(self, mode: str) -> CallDone:
+        self.calls.append(("pause", mode))
+        return CallDone("1", True, "generation is paused")
+
+    async def resume(self) -> CallDone:
+        self.calls.append("resume")
+        return CallDone("1", True, "generation goes on")
 
     async def slow_down(self, sleep_s: float) -> CallDone:
         self.calls.append(("slow_down", sleep_s))

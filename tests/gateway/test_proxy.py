@@ -258,6 +258,21 @@ def test_errors_are_spelled_as_the_engines_spell_them() -> None:
     asyncio.run(run())
 
 
+def test_head_is_answered_as_get_without_its_body() -> None:
+    """Review 2, number 11. A worker is asked with GET: the gateway would wait for HEAD's body."""
+
+    async def run() -> None:
+        async with bench(stub := Stub("a")) as made:
+            for path in ("/health", "/v1/models", "/v1/responses/resp_1"):
+                got, asked = await made.client.get(path), await made.client.head(path)
+                assert (asked.status_code, asked.content) == (got.status_code, b"")
+                assert asked.status_code != 405
+            assert "HEAD" not in {asked.method for asked in stub.asked}
+            assert made.num_open() == 0
+
+    asyncio.run(run())
+
+
 def test_bodies_have_a_limit() -> None:
     async def run() -> None:
         async with bench(stub := Stub("a"), max_request_bytes=100) as made:

@@ -29,6 +29,18 @@ ADMIN_PATHS = {
     "/v1/unload_lora_adapter",
     "/start_profile",
     "/stop_profile",
+    "/update_weights_from_disk",
+    "/update_weights_from_tensor",
+    "/init_weights_update_group",
+    "/update_weights_from_distributed",
+    "/destroy_weights_update_group",
+    "/update_weight_version",
+    "/get_weights_by_name",
+    "/weights_checker",
+    "/pause_generation",
+    "/continue_generation",
+    "/release_memory_occupation",
+    "/resume_memory_occupation",
 }
 OPEN_PATHS = {
     "/",

@@ -4,7 +4,7 @@ from functools import partial
 from sapwood.engine.request_state import adapter_in
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.kv_events import KVEventSource
-from sapwood.memory.namespace import Branch
+from sapwood.memory.namespace import MEDIUM, Branch
 from sapwood.memory.prefix_tree import PrefixTree, token_key
 from sapwood.schema.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
 from tests.memory.event_follower import names_of
@@ -99,3 +99,15 @@ def test_a_flush_clears_all_or_removes_what_nobody_uses() -> None:
     assert told == [AllBlocksCleared()]
     keep(tree, "", [1, 2], [10])
     assert isinstance(told[-1], BlockStored), "all is told again afterwards"
+
+
+def test_pages_that_show_a_picture_are_other_blocks_of_the_same_adapter() -> None:
+    tree, told = make_tree()
+    one, two = (Branch(base="", first_token=3, name=MEDIUM + name) for name in ("one", "two"))
+    keep(tree, one, [1, 2, 3, 4], [10, 21])
+    keep(tree, two, [1, 2, 3, 4], [10, 31])
+    text, first, second = told
+    assert [event.lora_id for event in told] == [None] * 3
+    assert first.parent_block_hash == second.parent_block_hash == text.block_hashes[0]
+    assert first.token_ids == second.token_ids == [3, 4]
+    assert first.block_hashes != second.block_hashes

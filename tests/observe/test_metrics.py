@@ -21,6 +21,7 @@ FACTS = SimpleNamespace(
     num_preemptions=2,
     new_token_ratio=0.5,
     adapters=None,
+    media=None,
     kv_events=None,
     speculated=None,
     cpu_seconds=2.5,

@@ -12,7 +12,7 @@ from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from sapwood.base.errors import InvalidRequest
 from sapwood.pipelines import flux as ours
 from sapwood.pipelines.components import ComponentFolder, Precisions
-from sapwood.pipelines.flux import FluxKontextPipeline, FluxPipeline
+from sapwood.pipelines.flux import FluxFillPipeline, FluxKontextPipeline, FluxPipeline
 from sapwood.pipelines.interface import PictureRequest
 from tests import painting_models
 from tests.pipelines.beside_diffusers import alone, assert_equal, begun, by_diffusers, together
@@ -82,6 +82,28 @@ def test_kontext_equals_diffusers(
     want = by_diffusers(peer, 5, max_area=32**2, **seen, **arguments)
     got = alone(pipeline, PictureRequest(seed=5, images=images, **arguments))
     assert_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"height": 24, "width": 40, "strength": 0.7}], ids=["whole", "strength"]
+)
+def test_fill_equals_diffusers(
+    fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    peer = painting_models.flux(pipeline="FluxFillPipeline")
+    folder: Path = painting_models.saved(peer, tmp_path_factory.mktemp("fill"))
+    pipeline = FluxFillPipeline(ComponentFolder.open(folder), Precisions())
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (36, 28, 3), generator=generator).to(torch.uint8)
+    mask = torch.zeros(36, 28, dtype=torch.uint8)
+    mask[5:20, 9:] = 255
+    arguments = COMMON | {"height": 36, "width": 28, "max_sequence_length": 24} | fields
+    pictures = {"image": ours_to_pil(pixels), "mask_image": ours_to_pil(mask)}
+    want = by_diffusers(peer, 5, **pictures, **arguments)
+    request = PictureRequest(seed=5, images=(pixels,), mask=mask, **arguments)
+    assert_equal(alone(pipeline, request), want)
+    with pytest.raises(InvalidRequest, match="wants a picture, and a mask"):
+        begun(pipeline, PictureRequest(seed=5, images=(pixels,), **arguments))
 
 
 def ours_to_pil(pixels: torch.Tensor) -> Any:

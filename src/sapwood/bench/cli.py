@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from sapwood.app.cli.engine import engine_of
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.bench import commands
 from sapwood.bench.conversations import Conversations, ConversationsOptions, known_table
@@ -63,7 +64,7 @@ def offline(asked: Asked) -> None:
 
     # Built first: a contradiction must not show only after the model has been loaded.
     options, workload = asked.build(OfflineOptions), asked.build(WorkloadOptions)
-    output, config = asked.build(OutputOptions), asked.engine()
+    output, config = asked.build(OutputOptions), engine_of(asked)
     console = Console()
     files = fetch_model(
         config.model.model,
@@ -165,7 +166,7 @@ def perplexity(asked: Asked) -> None:
     """Measure how well a model, as it is served, predicts a text: what quantisation costs."""
     from sapwood.bench.evals.command import bench_perplexity
 
-    options, config = asked.build(PerplexityOptions), asked.engine()
+    options, config = asked.build(PerplexityOptions), engine_of(asked)
     console = Console()
     progress = TerminalProgress(console)
     bench_perplexity(config, options, console, home=home(environment()), progress=progress)

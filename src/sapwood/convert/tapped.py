@@ -75,6 +75,12 @@ class TappedLinear:
     def fp32(self, x: Tensor) -> Tensor:
         return self._layer.fp32(x)
 
+    def unpacked(self) -> None:
+        return None
+
+    def refill(self, weight: Tensor) -> bool:
+        return False
+
 
 class _PerToken:
     """(codes of x) times (codes of the weight), both exact in x's dtype, then the two scales."""
@@ -95,6 +101,12 @@ class _PerToken:
         out = self._layer.fp32(codes.to(x.dtype)) * scale * self._scale
         return out if self._bias is None else out + self._bias
 
+    def unpacked(self) -> None:
+        return None
+
+    def refill(self, weight: Tensor) -> bool:
+        return False
+
 
 class _PerBlock:
     def __init__(self, scheme: WeightScheme, layer: PackedLinear) -> None:
@@ -106,6 +118,12 @@ class _PerBlock:
 
     def fp32(self, x: Tensor) -> Tensor:
         return self._layer.fp32(rounded_inputs(x, self._scheme))
+
+    def unpacked(self) -> None:
+        return None
+
+    def refill(self, weight: Tensor) -> bool:
+        return False
 
 
 def round_inputs(x: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
@@ -169,6 +187,9 @@ class TappedStorage:
 
     def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
         self.place(0, weight)
+
+    def repack(self, packed: PackedLinear, bias: Tensor | None) -> TappedLinear:
+        return self.pack(bias)
 
     def pack(self, bias: Tensor | None) -> TappedLinear:
         if not self._sources.keys() >= set(self._names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ from sapwood.schema.painting import (
     Picture,
     StopPainting,
 )
+
+log = logging.getLogger(__name__)
 
 DRAIN_POLL_S = 0.1
 
@@ -72,8 +75,8 @@ class _Counts:
 class PaintingLoop:
     """Runs until it is drained.
 
-    An error that sapwood raises on purpose ends the picture that it is about; any other ends the
-    loop: `run` raises it.
+    An error of one picture's own work ends that picture. A bug in the transformer, which computes
+    many, ends the loop: `run` raises it.
     """
 
     def __init__(
@@ -223,7 +226,7 @@ class PaintingLoop:
             going.append((request_id, trajectory, trajectory.rows()))
         rows = [row for _, _, own in going for row in own]
         if len(going) == 1:
-            with self._refusing(request_ids[0]) as went_well:
+            with _Refusing(request_ids[0], self._fail, isolates=False) as went_well:
                 predictions = self._pipeline.predict(rows)
             if not went_well:
                 return
@@ -282,6 +285,7 @@ class PaintingLoop:
                 num_steps=trajectory.num_steps,
                 queue_s=started_s - state.arrived_s,
                 paint_s=now_s - state.arrived_s,
+                peak_bytes=self._memory()[1],
             )
         )
 
@@ -339,13 +343,19 @@ class PaintingLoop:
 
 
 class _Refusing:
-    """Errors that sapwood raises on purpose end the picture that they are about. Counts as true
-    afterwards if there was none."""
+    """An error ends the picture that it is about. Counts as true afterwards if there was none.
 
-    def __init__(self, request_id: str, fail: Callable[[PaintFailed], None]) -> None:
+    isolates  whether bugs do so, too: where only one picture is worked on, what a request asks for
+              must not end the engine. In the transformer they end it: its state may be broken
+    """
+
+    def __init__(
+        self, request_id: str, fail: Callable[[PaintFailed], None], *, isolates: bool = True
+    ) -> None:
         self._request_id = request_id
         self._fail = fail
-        self._error: SapwoodError | None = None
+        self._isolates = isolates
+        self._error: BaseException | None = None
 
     def __bool__(self) -> bool:
         return self._error is None
@@ -354,9 +364,17 @@ class _Refusing:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, SapwoodError):
+        if error is None:
             return False
         self._error = error
+        if not isinstance(error, SapwoodError):
+            if not self._isolates or not isinstance(error, Exception):
+                return False
+            log.error("the picture %s failed", self._request_id, exc_info=error)
+            error = SapwoodError(
+                "the server failed on this picture; its log says why, and other settings (more "
+                "steps, another size) may work"
+            )
         if error.status == 400:
             self._fail(refused(self._request_id, error.message, param=error.param))
         else:

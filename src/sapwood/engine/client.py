@@ -25,6 +25,7 @@ from sapwood.schema.output import (
 )
 from sapwood.schema.request import (
     Abort,
+    Continue,
     Drain,
     EngineInput,
     FlushCache,
@@ -32,6 +33,8 @@ from sapwood.schema.request import (
     Generate,
     GetStatus,
     LoadAdapter,
+    OrderWeights,
+    Pause,
     RecordExperts,
     SentAdapter,
     SlowDown,
@@ -150,6 +153,17 @@ class AsyncEngineClient:
 
     async def unload_adapter(self, adapter_id: str) -> CallDone:
         return await self._call(lambda call_id: UnloadAdapter(call_id, adapter_id), CallDone)
+
+    async def order_weights(self, order: OrderWeights) -> CallDone:
+        return await self._call(
+            lambda call_id: msgspec.structs.replace(order, call_id=call_id), CallDone
+        )
+
+    async def pause(self, mode: str) -> CallDone:
+        return await self._call(lambda call_id: Pause(call_id, mode), CallDone)
+
+    async def resume(self) -> CallDone:
+        return await self._call(lambda call_id: Continue(call_id), CallDone)
 
     async def wait_for_change(self) -> None:
         """Wait until the engine is ready or has failed."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from sapwood.engine.adapters import AdapterSlots
+from sapwood.engine.media import MediaVectors
 from sapwood.engine.queue_order import per_routing_key
 from sapwood.engine.request_state import RequestState
 from sapwood.engine.speculation import Speculation
@@ -19,6 +20,7 @@ def engine_status(
     ledger: Ledger,
     speculation: Speculation | None,
     adapters: AdapterSlots,
+    media: MediaVectors | None,
     *,
     running: Sequence[RequestState],
     num_waiting: int,
@@ -51,6 +53,7 @@ def engine_status(
         ),
         speculated=None if speculation is None else speculation.total,
         adapters=adapters.use if adapters.max_bytes else None,
+        media=None if media is None else media.use,
         new_token_ratio=new_token_ratio,
         routing_key_running_counts=per_routing_key(running),
         routing_key_all_counts=per_routing_key(open_requests),

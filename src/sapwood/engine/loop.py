@@ -20,6 +20,7 @@ from sapwood.engine.adapters import AdapterDesk
 from sapwood.engine.instruments import Instruments
 from sapwood.engine.joint_steps import JointSteps
 from sapwood.engine.scheduler import Scheduler
+from sapwood.engine.steering import NO_WEIGHTS, Steering
 from sapwood.schema.output import (
     CacheFlushed,
     CallDone,
@@ -31,6 +32,7 @@ from sapwood.schema.output import (
 )
 from sapwood.schema.request import (
     Abort,
+    Continue,
     Drain,
     EngineEnds,
     EngineInput,
@@ -39,6 +41,8 @@ from sapwood.schema.request import (
     Generate,
     GetStatus,
     LoadAdapter,
+    OrderWeights,
+    Pause,
     RecordExperts,
     SlowDown,
     StartProfile,
@@ -99,13 +103,16 @@ class EngineLoop:
         joint: JointSteps | None = None,
         experts: ChoiceRecord | None = None,
         kv_events: Published | None = None,
+        steering: Steering | None = None,
     ) -> None:
         """A loop that has not begun.
 
         joint      the steps that other engines compute too; None: this engine shares none
         experts    records which experts are chosen; None: it cannot be asked for
         kv_events  counts what is published of the prefix cache; None: nothing is
+        steering   carries out orders about weights; None: one that refuses them
         """
+        self._steering = steering or Steering(scheduler, None)
         self._instruments = instruments or Instruments()
         self._adapters = adapters
         self._joint = joint
@@ -132,6 +139,9 @@ class EngineLoop:
             SlowDown: self._on_control,
             LoadAdapter: self._on_load_adapter,
             UnloadAdapter: self._on_unload_adapter,
+            OrderWeights: self._on_order,
+            Pause: self._on_pause,
+            Continue: self._on_continue,
             Drain: self._on_drain,
         }
         if joint is not None:
@@ -150,7 +160,8 @@ class EngineLoop:
         if self._adapters is not None:
             self._adapters.finished(self._tell)
         self._outputs += self._scheduler.end_overdue()
-        plan = self._scheduler.plan()
+        self._steering.between_steps(self._tell, is_idle=not self._in_flight)
+        plan = self._scheduler.plan() if self._steering.may_step else None
         if plan is not None:
             self._instruments.before_step(plan)
             if self._joint is not None and plan.scheduled:
@@ -168,19 +179,23 @@ class EngineLoop:
             self._sender.send(StepOutputs(self._outputs))
             self._outputs = []
         self._instruments.after_turn(
-            is_busy=bool(self._in_flight) or self._scheduler.has_open_requests,
+            is_busy=bool(self._in_flight)
+            or (self._scheduler.has_open_requests and self._steering.may_step),
             only_waits=not self._has_work(),
         )
 
     def _has_work(self) -> bool:
         is_awaited = self._joint is not None and self._joint.is_awaited
-        return bool(self._in_flight) or self._scheduler.has_work or is_awaited
+        has_steps = self._scheduler.has_work and self._steering.may_step
+        return bool(self._in_flight) or has_steps or is_awaited or self._steering.is_busy
 
     def _patience_s(self) -> float | None:
         if self._has_work():
             return 0.0
         is_loading = self._adapters is not None and self._adapters.is_loading
-        if self._scheduler.has_open_requests or is_loading:
+        if not self._steering.may_step and (self._scheduler.has_open_requests or is_loading):
+            return DRAIN_POLL_S
+        if self._scheduler.has_open_requests or is_loading or self._steering.is_joining:
             return GRAMMAR_POLL_S
         return None if self._drain_until_s is None else DRAIN_POLL_S
 
@@ -273,6 +288,25 @@ class EngineLoop:
         if self._adapters is not None:
             why_not = self._adapters.unload(message.adapter_id) or ""
         self._tell(message.call_id, not why_not, why_not or "unloaded")
+
+    def _on_order(self, message: OrderWeights) -> None:
+        if self._joint is not None:
+            self._tell(message.call_id, False, NO_WEIGHTS)
+            return
+        if message.abort_all:
+            self._outputs += self._steering.abort_all("the weights are being changed")
+        self._steering.order(message)
+
+    def _on_pause(self, message: Pause) -> None:
+        if self._joint is not None:
+            self._tell(message.call_id, False, "engines that share feed-forwards cannot pause")
+            return
+        if message.mode == "abort":
+            self._outputs += self._steering.abort_all("generation is paused")
+        self._steering.pause(message)
+
+    def _on_continue(self, message: Continue) -> None:
+        self._tell(message.call_id, True, self._steering.go_on())
 
     def _tell(self, call_id: str, done: bool, message: str) -> None:
         self._sender.send(CallDone(call_id, done, message))

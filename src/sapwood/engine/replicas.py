@@ -22,7 +22,13 @@ from sapwood.schema.output import (
     RequestOutput,
     total_status,
 )
-from sapwood.schema.request import Generate, RecordExperts, SentAdapter, StartProfile
+from sapwood.schema.request import (
+    Generate,
+    OrderWeights,
+    RecordExperts,
+    SentAdapter,
+    StartProfile,
+)
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +193,17 @@ class ReplicatedClient:
             return _all_done(
                 await self._each(lambda replica: replica.client.unload_adapter(adapter_id), having)
             )
+
+    async def order_weights(self, order: OrderWeights) -> CallDone:
+        """Every replica carries it out. One that fails where others do not has other weights: the
+        answer says which."""
+        return _all_done(await self._each(lambda replica: replica.client.order_weights(order)))
+
+    async def pause(self, mode: str) -> CallDone:
+        return _all_done(await self._each(lambda replica: replica.client.pause(mode)))
+
+    async def resume(self) -> CallDone:
+        return _all_done(await self._each(lambda replica: replica.client.resume()))
 
     # ---- what the starter of the engines calls -------------------------------------------------
 

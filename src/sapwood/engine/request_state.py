@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from sapwood.engine.per_token import PerToken
 from sapwood.memory.lease import Lease
-from sapwood.memory.namespace import Branch, Namespace, base_of, place_at
+from sapwood.memory.namespace import MEDIUM, Branch, Namespace, base_of, place_at
 from sapwood.memory.node import TOKEN_BYTES
 from sapwood.memory.prefix_tree import token_key
 from sapwood.schema.logprobs import TokenLogprobs
@@ -93,6 +93,7 @@ class RequestState:
         self._switch_length = switch_length
         self._runs_as_short = switch_length is not None
         self.input_embeds = request.input_embeds
+        self.media = request.media
         self.hidden_states = PerToken() if request.options.return_hidden_states else None
         self.routed_experts = PerToken() if request.options.return_routed_experts else None
         self.uses_prefixes = self.shares_prefixes
@@ -116,11 +117,14 @@ class RequestState:
     @property
     def namespace(self) -> Namespace:
         """The prefix tree's name of the requests whose prefixes it may reuse: up to the token where
-        its adapter begins, those of the base model."""
-        base = self.text_namespace
-        if not self.adapter_start:
-            return base
-        return Branch(base=base, first_token=self.adapter_start, name=self.adapter)
+        its adapter begins, those of the base model; from each picture on, those that show it."""
+        found: Namespace = self.text_namespace
+        if self.adapter_start:
+            found = Branch(base=found, first_token=self.adapter_start, name=self.adapter)
+        for medium in self.media:
+            name = MEDIUM + medium.digest.hex()
+            found = Branch(base=found, first_token=medium.spans[0][0], name=name)
+        return found
 
     @property
     def _is_short(self) -> bool:
@@ -237,6 +241,8 @@ class RequestState:
             prompt_ids=[] if self.input_embeds else self.prompt_ids,
             output_ids=list(self.output_ids),
             input_embeds=self.input_embeds,
+            media=[medium.without_pixels for medium in self.media],
+            num_prompt=len(self.prompt_ids) if self.media else 0,
             first_position=0 if self._runs_as_short else self._switch_length or 0,
             adapter_slot=self.adapter_slot,
             adapter_start=self.adapter_start,

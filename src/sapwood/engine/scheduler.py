@@ -30,6 +30,7 @@ from sapwood.engine.deadlines import Deadlines
 from sapwood.engine.figures import engine_status
 from sapwood.engine.grammar_gate import GrammarGate, GrammarRanks
 from sapwood.engine.limits import RequestBounds
+from sapwood.engine.media import MediaVectors
 from sapwood.engine.messages import (
     failed,
     queue_is_full,
@@ -43,6 +44,7 @@ from sapwood.engine.queue_order import QueueOrder
 from sapwood.engine.request_state import Phase, RequestState
 from sapwood.engine.running import RunningRequests
 from sapwood.engine.speculation import NOTHING_WANTED, Speculation
+from sapwood.engine.step_time import StepTimeTarget
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
@@ -74,6 +76,7 @@ class Scheduler:
         speculation: Speculation | None = None,
         switch_length: int | None = None,
         adapters: AdapterSlots | None = None,
+        media: MediaVectors | None = None,
     ) -> None:
         """A scheduler without requests.
 
@@ -87,6 +90,7 @@ class Scheduler:
         speculation  guesses tokens, which steps then verify; None: nothing is guessed
         switch_length  as RopeConfig.switch_length
         adapters     which LoRA adapters are loaded; None: requests with one are refused
+        media        knows the vectors of pictures; None: requests that show some are refused
         """
         self._switch_length = switch_length
         self._gate = GrammarGate(grammars)
@@ -121,6 +125,7 @@ class Scheduler:
         self._rng = random.Random(config.random_seed)
         self._waiting: list[RequestState] = []
         self._adapters = AdapterSlots() if adapters is None else adapters
+        self._media = media
         self._running = RunningRequests(
             ledger, self._prefixes, self._adapters, clock, num_rows=config.max_running_requests
         )
@@ -141,7 +146,10 @@ class Scheduler:
         self._counts: Counter[str] = Counter()
         self._feeds_rows = token_feed is TokenFeed.ROW
         self._most_decodes = most_decodes
+        self._step_time = StepTimeTarget(config.max_step_time_ms / 1000, clock)
         self._speculation = speculation
+        self.admits = True
+        """Whether waiting requests may begin to run."""
 
     # ---- requests in -----------------------------------------------------------------------
 
@@ -227,17 +235,22 @@ class Scheduler:
         if speculation is not None and self._in_flight and speculation.waits:
             return None
         shares: list[tuple[RequestState, int]] = []
+        if self._media is not None:
+            self._media.begin_step()
         num_retractions = self._counts["retracted"]
-        preferred = self._preempt()
-        budget = self._serve_running(self._token_budget, shares)
+        preferred = self._preempt() if self.admits else None
+        budget = self._serve_running(
+            self._step_time.budget(self._running, self._token_budget), shares
+        )
         # A request that had to make room just now must not be admitted again by the same step.
         may_admit = self._counts["retracted"] == num_retractions and (
             preferred is not None or not self._is_held_back(budget)
         )
-        starts = self._admit(budget, shares, preferred) if may_admit else []
+        starts = self._admit(budget, shares, preferred) if may_admit and self.admits else []
         ends = self._running.take_ended_rows()
         if not shares and not ends and not self._adapters.has_copies:
             return None
+        encodes, forgets = ([], []) if self._media is None else self._media.take_orders()
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
         wanted = {} if speculation is None else speculation.guesses_wanted(shares, drafts)
         entries = [
@@ -261,10 +274,13 @@ class Scheduler:
             ends=ends,
             adapters=self._adapters.take_changes(),
             adapter_copies=self._adapters.take_copies(),
+            forgets=forgets,
+            encodes=encodes,
         )
         if speculation is not None:
             speculation.begin_step(plan)
         self._in_flight[plan.step] = [(state, state.num_runs) for state, _ in entries]
+        self._step_time.begin(plan.step, shares)
         for state, entry in entries:
             state.last_step = plan.step
             self._count_as_computed(state, entry)
@@ -279,6 +295,8 @@ class Scheduler:
         if num_prompt_left > 0:
             self._counts["prefilled"] += min(num_new, num_prompt_left)
         state.num_computed_tokens += num_new
+        if self._media is not None and state.media:
+            self._media.computed(state, state.num_computed_tokens)
         if self._keeps_states and state.shares_prefixes:
             assert state.lease is not None
             self._ledger.keep_state(state.lease, state.num_computed_tokens, state.num_prompt_tokens)
@@ -291,8 +309,11 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
+        self._step_time.end(plan.step)
         if self._speculation is not None:
             self._speculation.end_step(plan.step, result.drafting_s)
+        if self._media is not None:
+            self._media.encoding_s += result.encoding_s
         sampled = iter(result.token_ids)
         pairs = zip(plan.scheduled, self._in_flight.pop(plan.step), strict=True)
         for index, (entry, (state, num_runs)) in enumerate(pairs):
@@ -334,10 +355,23 @@ class Scheduler:
 
     def flush_cache(self) -> bool:
         """Forget all prefixes; False, and no change, while requests are open."""
-        if self._open:
+        return not self._open and self.forget_prefixes()
+
+    def forget_prefixes(self) -> bool:
+        """The same, also while requests wait; False, and no change, while requests run."""
+        if self.has_running:
             return False
         self._ledger.flush()
         return True
+
+    @property
+    def has_running(self) -> bool:
+        return len(self._running) > 0
+
+    def retract_all(self) -> None:
+        """Let all running requests wait again. To be called while no step is in flight."""
+        for state in list(self._running):
+            self._requeue(state)
 
     def status(self, call_id: str = "") -> EngineStatus:
         return engine_status(
@@ -346,6 +380,7 @@ class Scheduler:
             self._ledger,
             self._speculation,
             self._adapters,
+            self._media,
             running=self._running.states,
             num_waiting=len(self._waiting),
             open_requests=self._open.values(),
@@ -360,6 +395,7 @@ class Scheduler:
             or self._gate.why_refused(request.options.sampling)
             or self._precedence.why_refused(request.options.priority)
             or self._adapters.why_refused(request.options.adapter, has_ids=not request.input_embeds)
+            or self._why_media_refused(request)
         )
         if wrong is not None:
             return failed(wrong)
@@ -370,6 +406,13 @@ class Scheduler:
         ):
             return queue_is_full("The request queue is full.")
         return None
+
+    def _why_media_refused(self, request: Generate) -> str | None:
+        if not request.media:
+            return None
+        if self._media is None:
+            return "this engine takes only text: it has no part that sees pictures"
+        return self._media.why_refused(request)
 
     def _displace(self, rank: int) -> bool:
         """Make room in the queue for a new request of that rank, by ending the least urgent waiting
@@ -462,6 +505,7 @@ class Scheduler:
                 continue
             if self._keeps_states:
                 num_new = self._up_to_state(state, state.num_computed_tokens, num_new)
+            num_new = self._seen(state, state.num_computed_tokens, num_new)
             if num_new > 0 and self._make_room(state, num_new, shares):
                 shares.append((state, num_new))
                 budget -= num_new
@@ -472,6 +516,12 @@ class Scheduler:
         """How many of `num_new` tokens from `start` on the step may compute."""
         needs = self._ledger.needs
         return needs.end_of_step(start, start + num_new, state.num_prompt_tokens) - start
+
+    def _seen(self, state: RequestState, start: int, num_new: int) -> int:
+        """How many of `num_new` tokens from `start` on have, or get, the vectors that they show."""
+        if self._media is None or not state.media:
+            return num_new
+        return self._media.grant(state, start, num_new)
 
     def _make_room(
         self, state: RequestState, num_new: int, shares: list[tuple[RequestState, int]]
@@ -537,6 +587,10 @@ class Scheduler:
             num_new = min(state.num_tokens - num_hit, budget)
             if self._keeps_states:
                 num_new = self._up_to_state(state, num_hit, num_new)
+            num_new = self._seen(state, num_hit, num_new)
+            if num_new == 0:
+                self._ledger.release(lease)
+                continue
             end = num_hit + num_new
             growth.count(state)
             fits = has_room(
@@ -547,6 +601,7 @@ class Scheduler:
             )
             if not fits or not self._ledger.reserve(lease, state.num_tokens, num_hit, end):
                 self._ledger.release(lease)
+                self._leave_media(state)
                 break
             self._running.begin(state, lease, num_hit, self._counts)
             self._waiting.remove(state)
@@ -565,6 +620,7 @@ class Scheduler:
     def _requeue(self, state: RequestState) -> None:
         """Let a running request wait again; its KV stays as a prefix while the pool has room."""
         self._running.leave(state)
+        self._leave_media(state)
         state.move_to(Phase.WAITING)
         state.num_computed_tokens = 0
         self._waiting.append(state)
@@ -584,11 +640,16 @@ class Scheduler:
         self._counts["finished"] += 1
         self._end(state, finish)
 
+    def _leave_media(self, state: RequestState) -> None:
+        if self._media is not None and state.media:
+            self._media.leave(state)
+
     def _end(self, state: RequestState, finish: Finish) -> None:
         if state.phase is Phase.RUNNING:
             self._running.leave(state)
         elif state.phase is Phase.WAITING:
             self._waiting.remove(state)
+        self._leave_media(state)
         self._gate.leave(state)
         if self._speculation is not None:
             self._speculation.forget(state)

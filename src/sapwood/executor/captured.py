@@ -109,7 +109,7 @@ class CapturedSteps:
         self.plain, self.adapted = _Captures(), _Captures()
 
     def replay(self, batch: ForwardBatch, states: Tensor | None = None) -> Tensor | None:
-        if any(part is not None for part in (batch.token_types, batch.embeds, states)):
+        if any(part is not None for part in (batch.token_types, batch.embeds, batch.axes, states)):
             return None
         if batch.adapters is not None and (self._adapters is None or not batch.adapters.is_covered):
             return None

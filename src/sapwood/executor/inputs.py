@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.rows import RowTable
+from sapwood.executor.sight import Sight
 from sapwood.executor.trees import lay_out
 from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.kernels.transfer import upload, upload_one
@@ -59,12 +60,14 @@ def build_inputs(
     places: CachePlaces = ONE_GROUP,
     adapters: AdaptersOfStep | None = None,
     takes_embeds: bool = True,
+    sight: Sight | None = None,
 ) -> StepInputs:
     """The inputs of a plan's step, in the plan's order; `rows` must have taken the plan over.
 
     places    tells where the model's cache groups find their pages and states
     adapters  finds the rows with adapters; None: there are no adapters
     takes_embeds  whether vectors in the place of tokens are taken from `rows`; each is taken once
+    sight     has the vectors and positions of what prompts show; None: they show nothing
     """
     scheduled = plan.scheduled
     query_lens = [entry.num_new for entry in scheduled]
@@ -106,6 +109,10 @@ def build_inputs(
     known, unknown_at, unknown_row = _token_ids(plan, starts_of_entries)
     tree = lay_out(scheduled, starts_of_entries.tolist(), positions)
     by_depth, sees = (positions, None) if tree is None else tree
+    row_positions = by_depth + rows.first_positions[row_of_token]
+    axes = None
+    if sight is not None and sight.has_rows:
+        row_positions, axes = sight.positions(scheduled, row_positions)
     (
         token_ids,
         at,
@@ -122,7 +129,7 @@ def build_inputs(
             known,
             unknown_at,
             unknown_row,
-            by_depth + rows.first_positions[row_of_token],
+            row_positions,
             pages * np.int64(page_size) + offset,
             sampled_after,
             row[samples],
@@ -157,6 +164,9 @@ def build_inputs(
             page_size=page_size,
             device=device,
         )
+    embeds = _embeds(scheduled, rows, device) if takes_embeds and rows.embeds else None
+    if sight is not None and sight.has_rows:
+        embeds = sight.embeds(scheduled, embeds)
     batch = ForwardBatch(
         token_ids=token_ids,
         positions=positions_there,
@@ -166,7 +176,8 @@ def build_inputs(
         group_of_layer=places.group_of_layer,
         kv_caches=kv_caches,
         logits_index=logits_index,
-        embeds=_embeds(scheduled, rows, device) if takes_embeds and rows.embeds else None,
+        embeds=embeds,
+        axes=axes,
         adapters=None
         if adapters is None
         else adapters(rows.adapter_slot_of(row_of_token, positions), sampled_after),
@@ -180,7 +191,8 @@ def _embeds(
     at, pieces = rows.take_embeds(scheduled)
     if not pieces:
         return None
-    return InputEmbeds(*upload([np.array(at, dtype=np.int64), np.concatenate(pieces)], device))
+    places, vectors = upload([np.array(at, dtype=np.int64), np.concatenate(pieces)], device)
+    return InputEmbeds(places, vectors)
 
 
 def _token_ids(

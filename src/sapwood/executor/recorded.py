@@ -55,7 +55,9 @@ class RecordedProgram:
 
     def replay(self, batch: ForwardBatch, states: Tensor | None = None) -> Tensor | None:
         groups, adapters = batch.groups or (batch,), batch.adapters
-        if batch.embeds is not None or (adapters is not None and not adapters.is_covered):
+        if batch.embeds is not None or batch.axes is not None:
+            return None
+        if adapters is not None and not adapters.is_covered:
             return None
         if any(rule.applies(batch.attention) for rule in self._left_out):
             return None

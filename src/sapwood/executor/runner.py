@@ -22,6 +22,7 @@ from sapwood.executor.rows import RowTable
 from sapwood.executor.sampling.logprobs import LogprobRecorder, Measured, by_entry
 from sapwood.executor.sampling.sampler import Sampler
 from sapwood.executor.sampling.spans import choose_spans
+from sapwood.executor.sight import Sight
 from sapwood.executor.step_adapters import StepAdapterPool, change_slots, knowing_adapters
 from sapwood.executor.trees import TreeMover
 from sapwood.kernels.recording import Program
@@ -66,6 +67,7 @@ class Launched:
     jumps       by row: tokens that must follow because the grammar leaves no choice
     guesses     of the tokens that follow, by index in the plan
     drafting_s  seconds that they took
+    encoding_s  seconds that the tower took
     states      of the model, for the drafter; None: it takes none
     """
 
@@ -83,6 +85,7 @@ class Launched:
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
     guesses: dict[int, GuessedTokens] = field(default_factory=dict)
     drafting_s: float = 0.0
+    encoding_s: float = 0.0
     states: Tensor | None = None
 
     def done(self) -> bool:
@@ -95,7 +98,9 @@ class Launched:
         assert self.token_ids is not None, "the step was collected"
         plan = self.plan
         told = (self.of_outputs, self.of_prompts, self.hidden, self.routed)
-        if not any((*told, self.failures, self.jumps, self.guesses, self.drafting_s)):
+        if not any(
+            (*told, self.failures, self.jumps, self.guesses, self.drafting_s, self.encoding_s)
+        ):
             return StepResult(step=plan.step, token_ids=self.token_ids)
         scheduled = list(enumerate(plan.scheduled))
         sampling = [index for index, entry in scheduled if entry.num_output is not None]
@@ -121,6 +126,7 @@ class Launched:
             },
             guesses=self.guesses,
             drafting_s=self.drafting_s,
+            encoding_s=self.encoding_s,
         )
 
 
@@ -149,6 +155,8 @@ class Runner:
         drafter: Drafter | None = None,
         download: Callable[[Tensor], Download] = download,
         share: Callable[[Tensor], Tensor] | None = None,
+        record_anew: Callable[[], RecordedSteps] | None = None,
+        sight: Sight | None = None,
     ) -> None:
         """A runner of one rank.
 
@@ -159,8 +167,12 @@ class Runner:
         download  copies tokens and log probabilities to the host
         share     makes the tokens that rank 0 has chosen those of every rank, before anybody else
                   knows them; None: this is the only rank, or every plan brings its tokens
+        record_anew  records the steps again, with the weights that the model has by then
+        sight     encodes what prompts show; None: no prompt shows anything
         """
+        self._record_anew = record_anew
         self._share = share
+        self._sight = sight
         self._model = model
         self._recorded = recorded
         self._kv_caches = kv_caches
@@ -178,6 +190,15 @@ class Runner:
         self._mover: TreeMover | None = None
         self._open_ends = OpenEnds()
 
+    @property
+    def kv_caches(self) -> Sequence[tuple[Tensor, ...]]:
+        return self._kv_caches
+
+    def renew(self) -> None:
+        """Record the steps anew, after the model was filled again."""
+        if self._record_anew is not None:
+            self._recorded = self._record_anew()
+
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step and wait for it; plans come in the order in which they were made."""
         return self.launch(plan).result()
@@ -191,10 +212,14 @@ class Runner:
         for row in plan.ends:
             self._sampler.end(row)
         change_slots(self._adapters, plan)
+        if self._sight is not None:
+            launched.encoding_s = self._sight.follow(plan)
         if not plan.scheduled:
             return launched
         for start in plan.starts:
             self._rows.start(start)
+            if self._sight is not None:
+                self._sight.start(start, self._rows)
             self._sampler.start(start)
             self._logprobs.start(start)
         for entry in plan.scheduled:
@@ -208,6 +233,7 @@ class Runner:
             device=self._device,
             places=self._places,
             adapters=None if self._adapters is None else self._adapters.of_step,
+            sight=self._sight,
         )
         with knowing_adapters(self._adapters, inputs.batch):
             logits = self._compute(launched, inputs.batch)

@@ -12,7 +12,8 @@ from sapwood.frontends.anthropic import protocol as anthropic
 from sapwood.frontends.batches import lines
 from sapwood.frontends.batches import protocol as batches
 from sapwood.frontends.hosts import routes as hosts
-from sapwood.frontends.native import classify, encode, parsing, rerank, score, tokens
+from sapwood.frontends.images import protocol as images
+from sapwood.frontends.native import classify, encode, parsing, rerank, score, tokens, weights
 from sapwood.frontends.native import protocol as native
 from sapwood.frontends.observability import controls
 from sapwood.frontends.ollama import protocol as ollama
@@ -25,6 +26,7 @@ from sapwood.schema.fields import FieldTable
 Tables = Sequence[FieldTable[Any]]
 
 FIELD_TABLES: Mapping[str, Tables] = {
+    "Pictures": (images.GENERATION_FIELDS, images.EDIT_FIELDS),
     "Native": (
         native.GENERATE_FIELDS,
         native.SAMPLING_FIELDS,
@@ -43,6 +45,16 @@ FIELD_TABLES: Mapping[str, Tables] = {
         controls.PROFILE_FIELDS,
         controls.LOGGING_FIELDS,
         controls.SLOW_DOWN_FIELDS,
+        weights.FROM_DISK_FIELDS,
+        weights.FROM_TENSOR_FIELDS,
+        weights.INIT_GROUP_FIELDS,
+        weights.FROM_GROUP_FIELDS,
+        weights.DESTROY_GROUP_FIELDS,
+        weights.VERSION_FIELDS,
+        weights.READ_FIELDS,
+        weights.CHECKER_FIELDS,
+        weights.PAUSE_FIELDS,
+        weights.MEMORY_FIELDS,
     ),
     "OpenAI: chat, completions, embeddings": (
         openai.CHAT_FIELDS,

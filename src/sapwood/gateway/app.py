@@ -90,37 +90,16 @@ class Gateway:
         rng = random.Random()
         self.is_draining = False
         self.metrics = GatewayMetrics(policy_names(config))
-        self.gate = Gate(
-            max_open=None if config.max_concurrent_requests < 0 else config.max_concurrent_requests,
-            max_waiting=config.queue_size,
-            max_wait_s=config.queue_timeout_secs,
-            max_per_second=config.rate_limit_tokens_per_second,
-        )
+        self.gate = _gate(config)
         self._tokenizers = _tokenizers(config)
         self._kv_watch = _kv_watch() if config.follow_kv_events else None
-        watch = self._kv_watch
-        self.fleet = Fleet(
-            config,
-            make_policies(config, rng, None if watch is None else watch.follower.known),
-            on_removed=self.metrics.forget,
-            on_change=_nothing if watch is None else watch.changed,
-            parts=None if self._tokenizers is None else self._tokenizers.brought,
-        )
-        self.metrics.kv_events = None if watch is None else watch.follower
+        self.fleet = self._fleet(config, rng)
         self.metrics.workers = lambda: self.fleet
         self.metrics.gauges = self.gate
-        for spec in first_workers(config):
-            self.fleet.add(spec)
         proxy = Proxy(
             fleet=self.fleet,
             gate=self.gate,
-            retries=RetryLimits(
-                max_retries=0 if config.disable_retries else config.retry_max_retries,
-                initial_backoff_s=config.retry_initial_backoff_ms / 1000,
-                max_backoff_s=config.retry_max_backoff_ms / 1000,
-                multiplier=config.retry_backoff_multiplier,
-                jitter=config.retry_jitter_factor,
-            ),
+            retries=_retries(config),
             budget=RetryBudget(config.retry_budget_ratio),
             limits=ProxyLimits(
                 timeout_s=config.request_timeout_secs,
@@ -137,6 +116,38 @@ class Gateway:
         if config.mcp_config_path is not None:
             self._tools = _tools(config, config.mcp_config_path, self.metrics)
         self._modules: Middleware | None = _modules(config) if config.enable_wasm else None
+        self.endpoints = EndpointTable(self._dialects(config, proxy, history, make_chats))
+        self._rates: Rates | None = None
+        if config.rate_limit_per_key is not None:
+            self._rates = shared or CallerRates(config.rate_limit_per_key)
+        self._audits = not config.disable_audit_logging
+        within = self._within_rate(self._routed(config))
+        guarded: ASGIApp = Guarded(within, access=access, endpoints=self.endpoints)
+        self._app = guarded
+
+    def _fleet(self, config: GatewayConfig, rng: random.Random) -> Fleet:
+        """The workers of the options; others are added later."""
+        watch = self._kv_watch
+        fleet = Fleet(
+            config,
+            make_policies(config, rng, None if watch is None else watch.follower.known),
+            on_removed=self.metrics.forget,
+            on_change=_nothing if watch is None else watch.changed,
+            parts=None if self._tokenizers is None else self._tokenizers.brought,
+        )
+        self.metrics.kv_events = None if watch is None else watch.follower
+        for spec in first_workers(config):
+            fleet.add(spec)
+        return fleet
+
+    def _dialects(
+        self,
+        config: GatewayConfig,
+        proxy: Proxy,
+        history: History | None,
+        make_chats: ChatMaker | None,
+    ) -> list[Dialect]:
+        """The tables of all that the gateway answers."""
         own: dict[str, Handler] = {}
         chats: Chats | None = None
         if self._tokenizers is not None:
@@ -147,24 +158,24 @@ class Gateway:
                 chats = make_chats(config, self._tokenizers, proxy)
                 own.update(chats.handlers)
         respond = None if chats is None else chats.respond
-        endpoints = EndpointTable(
-            [
-                *([] if self._modules is None else [self._modules.dialect]),
-                *([] if self._tokenizers is None else [self._tokenizers.dialect]),
-                *([] if chats is None else [chats.dialect]),
-                forwarded_dialect(proxy, own),
-                refused_dialect(has_parsers=chats is not None),
-                found_dialect(proxy, respond)
-                if history is None
-                else responses_dialect(proxy, history, self._tools, respond),
-                conversations_dialect(history),
-                steering_dialect(self.fleet),
-                dashboard_dialect(self.fleet, self.gate, self.metrics),
-            ]
-        )
+        brought = (self._modules, self._tokenizers, chats)
+        return [
+            *(one.dialect for one in brought if one is not None),
+            forwarded_dialect(proxy, own),
+            refused_dialect(has_parsers=chats is not None),
+            found_dialect(proxy, respond)
+            if history is None
+            else responses_dialect(proxy, history, self._tools, respond),
+            conversations_dialect(history),
+            steering_dialect(self.fleet),
+            dashboard_dialect(self.fleet, self.gate, self.metrics),
+        ]
+
+    def _routed(self, config: GatewayConfig) -> Starlette:
+        """The application that finds the handler of a call."""
         fixed = FixedRoutes()
         routes: list[BaseRoute] = [fixed]
-        for dialect in endpoints.dialects:
+        for dialect in self.endpoints.dialects:
             for endpoint, handler in dialect.rows:
                 handler = self._handler(dialect, handler)
                 for path in endpoint.paths:
@@ -177,14 +188,8 @@ class Gateway:
         app.state.body_limits = BodyLimits(
             max_bytes=config.max_request_bytes, timeout_s=config.request_body_timeout
         )
-        answer_errors(app, endpoints)
-        self.endpoints = endpoints
-        self._rates: Rates | None = None
-        if config.rate_limit_per_key is not None:
-            self._rates = shared or CallerRates(config.rate_limit_per_key)
-        self._audits = not config.disable_audit_logging
-        guarded: ASGIApp = Guarded(self._within_rate(app), access=access, endpoints=endpoints)
-        self._app = guarded
+        answer_errors(app, self.endpoints)
+        return app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -254,6 +259,26 @@ class Gateway:
         self.metrics.http_responses[method, path, str(status)] += 1
         if self._audits and endpoint is not None and endpoint.access == "admin":
             audit(scope, status)
+
+
+def _gate(config: GatewayConfig) -> Gate:
+    most_open = config.max_concurrent_requests
+    return Gate(
+        max_open=None if most_open < 0 else most_open,
+        max_waiting=config.queue_size,
+        max_wait_s=config.queue_timeout_secs,
+        max_per_second=config.rate_limit_tokens_per_second,
+    )
+
+
+def _retries(config: GatewayConfig) -> RetryLimits:
+    return RetryLimits(
+        max_retries=0 if config.disable_retries else config.retry_max_retries,
+        initial_backoff_s=config.retry_initial_backoff_ms / 1000,
+        max_backoff_s=config.retry_max_backoff_ms / 1000,
+        multiplier=config.retry_backoff_multiplier,
+        jitter=config.retry_jitter_factor,
+    )
 
 
 def _sticky(config: GatewayConfig, shared: Shared | None) -> dict[WorkerType, StickyKeys]:

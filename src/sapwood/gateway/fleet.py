@@ -15,7 +15,7 @@ from sapwood.gateway.breaker import BreakerLimits
 from sapwood.gateway.client import Origin, tls_context
 from sapwood.gateway.health import HealthWatch
 from sapwood.gateway.link import Link
-from sapwood.gateway.model_parts import NoParts, PartsKeeper
+from sapwood.gateway.parts_keeper import NoParts, PartsKeeper
 from sapwood.gateway.policies.interface import Policy, PrefixCounts
 from sapwood.gateway.worker import Worker, WorkerSpec, WorkerState, WorkerType, worker_id
 from sapwood.schema.config.gateway import GatewayConfig

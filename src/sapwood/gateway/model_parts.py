@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 from sapwood.base.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from sapwood.gateway.worker import Worker
 
 MAX_PATH_CHARACTERS = 4096
 MAX_TEMPLATE_CHARACTERS = 1 << 20
@@ -54,40 +50,3 @@ class ModelParts:
                 "or reasoning_parser too",
                 param="chat_template",
             )
-
-
-class PartsKeeper(Protocol):
-    """Holds what workers bring, as long as one of them is there."""
-
-    def add(self, worker: Worker) -> None:
-        """A new worker. InvalidRequest if what it brings cannot be, or contradicts another one."""
-        ...
-
-    async def prepare(self, worker: Worker) -> None:
-        """Returns when what the worker brings can be used; its models are known by now.
-
-        Raises SapwoodError if it cannot be used
-        """
-        ...
-
-    def remove(self, worker: Worker) -> None:
-        """The worker is gone."""
-        ...
-
-
-class NoParts:
-    """A gateway without the packages that parts need."""
-
-    def add(self, worker: Worker) -> None:
-        if worker.spec.parts is not None:
-            raise InvalidRequest(
-                "tokenizer_path needs the packages tokenizers and jinja2 at the gateway; install "
-                "them with `pip install tokenizers jinja2`",
-                param="tokenizer_path",
-            )
-
-    async def prepare(self, worker: Worker) -> None:
-        """No worker here brings anything."""
-
-    def remove(self, worker: Worker) -> None:
-        """No worker here brought anything."""

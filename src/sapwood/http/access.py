@@ -11,6 +11,7 @@ from sapwood.http.auth import KeysOnly
 from sapwood.http.callers import Callers
 from sapwood.http.endpoints import EndpointTable
 from sapwood.http.known_hosts import KnownHostsOnly
+from sapwood.http.open_admin import NoOpenAdmin
 from sapwood.http.origin import SameOriginOnly
 
 CORS_MAX_AGE_S = 600
@@ -29,6 +30,7 @@ class Access:
     allowed_hosts    names of the server, besides its addresses and those of private networks;
                      "*": any
     is_local         whether only the server's own machine can reach it
+    refuses_open_admin  whether the endpoints for admins are refused where no key opens them
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -37,6 +39,7 @@ class Access:
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     is_local: bool = False
+    refuses_open_admin: bool = False
 
     @property
     def asks_for_keys(self) -> bool:
@@ -61,6 +64,8 @@ class Guarded:
                 admin_api_key=access.admin_api_key,
                 callers=access.callers,
             )
+        elif access.refuses_open_admin:
+            guarded = NoOpenAdmin(guarded, endpoints=endpoints)
         guarded = SameOriginOnly(guarded, endpoints=endpoints, allowed=access.allowed_origins)
         guarded = KnownHostsOnly(
             guarded,

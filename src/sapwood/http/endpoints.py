@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -22,6 +23,8 @@ from sapwood.http.errors import NATIVE_ERRORS, ErrorForm
 
 AccessLevel = Literal["open", "user", "admin"]
 Handler = Callable[[Request], Awaitable[Response]]
+G = TypeVar("G")
+GivenHandler = Callable[[Request, G], Awaitable[Response]]
 
 METHODS_WITH_BODY = frozenset({"POST", "PUT"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -108,6 +111,43 @@ class Dialect:
             return handler
 
         return add
+
+
+class EndpointRows(Generic[G]):
+    """A dialect's table before it is known what its handlers are given besides the request.
+
+    So a module may have a dialect's endpoints and handlers one after another, and `dialect` gives
+    them what they answer with.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Endpoint, GivenHandler[G]]] = []
+
+    def serves(self, endpoint: Endpoint) -> Callable[[GivenHandler[G]], GivenHandler[G]]:
+        """A decorator for the endpoint's handler, whose name names the operation."""
+
+        def add(handler: GivenHandler[G]) -> GivenHandler[G]:
+            self._rows.append((endpoint, handler))
+            return handler
+
+        return add
+
+    def dialect(
+        self, name: str, given: G, *, errors: Mapping[str, ErrorForm] = MappingProxyType({})
+    ) -> Dialect:
+        """The dialect whose handlers are given that."""
+        made = Dialect(name, errors=errors)
+        for endpoint, handler in self._rows:
+            made.serves(endpoint)(_given(handler, given))
+        return made
+
+
+def _given(handler: GivenHandler[G], given: G) -> Handler:
+    @wraps(handler)
+    async def answer(request: Request) -> Response:
+        return await handler(request, given)
+
+    return answer
 
 
 class EndpointTable:

@@ -19,6 +19,15 @@ class PackedLinear(Protocol):
         bfloat16 tells apart only every eighth at 16 to 32."""
         ...
 
+    def unpacked(self) -> Tensor | None:
+        """The weight [out, in] as it was packed; None if the kernels keep it in another form."""
+        ...
+
+    def refill(self, weight: Tensor) -> bool:
+        """Take other numbers [out, in] of the same dtype into the same memory, so that what refers
+        to it computes with them. False, without a change, if the kernels cannot."""
+        ...
+
 
 class PackedHeads(Protocol):
     """A linear layer of each head, [H, out, in]."""

@@ -246,6 +246,7 @@ class Attention:
             values.copy_(normed.view_as(values))
         key_cache, value_cache = batch.kv_caches[self._layer]
         inputs = batch.inputs_of(self._layer)
+        cos_sin, positions = batch.rotation(self._cos_sin)
         q = self._kernels.qk_norm_rope_write_kv(
             qkv,
             num_heads=self._num_heads,
@@ -254,8 +255,8 @@ class Attention:
             q_norm=self._q_norm,
             k_norm=self._k_norm,
             eps=self._eps,
-            cos_sin=self._cos_sin,
-            positions=batch.positions,
+            cos_sin=cos_sin,
+            positions=positions,
             key_cache=key_cache,
             value_cache=value_cache,
             write_index=inputs.write_index,

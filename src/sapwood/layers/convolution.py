@@ -1,12 +1,28 @@
-"""Layers over pictures [B, channels, height, width]."""
+"""Layers over pictures [B, channels, height, width], whose channels lie together in memory: oneDNN
+convolves them so more than twice as fast in bfloat16, and no slower in float32."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.layers.build import Build
 from sapwood.layers.targets import Target, whole
+
+
+def kernel_of(build: Build, out_channels: int, in_channels: int, size: int) -> Tensor:
+    """An uninitialised parameter [out_channels, in_channels, size, size]"""
+    found = build.empty(out_channels, in_channels, size, size)
+    return found.contiguous(memory_format=torch.channels_last)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0
+) -> Tensor:
+    """x [B, in, H, W], weight [out, in, k, k] -> [B, out, H', W']"""
+    together = x.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(together, weight, bias, stride, padding)
 
 
 class Conv2d:
@@ -24,13 +40,13 @@ class Conv2d:
         bias: bool = True,
     ) -> None:
         """padding: on each side; None: as much as keeps the size"""
-        self._weight = build.empty(out_channels, in_channels, kernel, kernel)
+        self._weight = kernel_of(build, out_channels, in_channels, kernel)
         self._bias = build.empty(out_channels) if bias else None
         self._stride = stride
         self._padding = kernel // 2 if padding is None else padding
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self._weight, self._bias, self._stride, self._padding)
+        return convolve(x, self._weight, self._bias, stride=self._stride, padding=self._padding)
 
     def targets(self) -> dict[str, Target]:
         found = {"weight": whole(self._weight)}

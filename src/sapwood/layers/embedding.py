@@ -81,7 +81,13 @@ class VocabEmbedding:
 
         shape = (self._vocab_size, self.weight.shape[1])
         adapter = self._vocab_adapter(shape)
-        return {"weight": Target(shape, put, put_blocks, part=self._part(), vocab_adapter=adapter)}
+        target = Target(
+            shape, put, put_blocks, part=self._part(), vocab_adapter=adapter, read=self._read
+        )
+        return {"weight": target}
+
+    def _read(self) -> Tensor:
+        return self.weight[: own_rows(self.weight.shape[0], self._vocab_size, self._first)]
 
     def _vocab_adapter(self, shape: tuple[int, int]) -> VocabTarget | None:
         """Every rank changes the whole vectors, which all have."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sapwood.kernels.attention_batch import AttentionBatch
@@ -20,10 +21,33 @@ class InputEmbeds:
 
     at       [E] int64; indices of these tokens among the T tokens of the step
     vectors  [E, hidden], of any floating-point dtype
+    later    [E, hidden] each: what is added to the same tokens' hidden states after the first
+             layers, one layer after another
     """
 
     at: Tensor
     vectors: Tensor
+    later: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AxisPositions:
+    """Positions in time, height and width, each of which turns some pairs of a head's entries.
+
+    positions     [3, T] int64
+    axis_of_pair  [pairs that are rotated] int64: which of the three
+    Source  Wang et al. 2024, arXiv:2409.12191"""
+
+    positions: Tensor
+    axis_of_pair: Tensor
+
+    def table(self, cos_sin: Tensor) -> Tensor:
+        """From a table of cosines and sines by position to one by token: [T, rotary_dim]"""
+        pairs = cos_sin.shape[1] // 2
+        rows = self.positions[self.axis_of_pair[:pairs]].T
+        return torch.cat(
+            [half.gather(0, rows) for half in torch.split(cos_sin, pairs, dim=1)], dim=1
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +81,7 @@ class ForwardBatch:
                    [num_pages, Hk, page_size, D], or in 8 bits; or what else the group says
     logits_index   [S] int64; indices of the tokens whose logits are wanted
     token_types    [T] int64: which text of a pair each token belongs to; None: there are no pairs
+    axes           positions of tokens whose three positions differ; None: no token's do
     embeds         vectors that replace the embeddings of some tokens; None: of no token
     adapters       which rows have which LoRA adapter; None: no row has one
     between        called instead of what is given to `by_request`, when a step is recorded in
@@ -70,6 +95,7 @@ class ForwardBatch:
     kv_caches: Sequence[tuple[Tensor, ...]]
     logits_index: Tensor
     token_types: Tensor | None = None
+    axes: AxisPositions | None = None
     embeds: InputEmbeds | None = None
     between: Callable[[Work, tuple[Tensor, ...]], Tensor] | None = None
     adapters: StepAdapters | None = None
@@ -88,6 +114,17 @@ class ForwardBatch:
         if self.between is None:
             return work(self, *rows)
         return self.between(work, rows)
+
+    def rotation(self, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
+        """(a table of cosines and sines, [T] each token's row of it), from a table by position."""
+        if self.axes is None:
+            return cos_sin, self.positions
+        cache, key = self.attention.cache, f"rotation {id(cos_sin)}"
+        if key not in cache:
+            rows = torch.arange(len(self.positions), device=self.positions.device)
+            cache[key] = self.axes.table(cos_sin), rows
+        found: tuple[Tensor, Tensor] = cache[key]
+        return found
 
     def inputs_of(self, layer: int) -> CacheInputs | ForwardBatch:
         """The write_index and attention of this layer."""

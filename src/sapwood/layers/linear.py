@@ -118,8 +118,9 @@ class Linear:
     """A weight [out, in] and perhaps a bias [out]: filled part by part, then packed.
 
     The scheme decides how the weight is stored and multiplied. `pack` hands the weight to the
-    kernels and forgets it, so that it is not held twice. A packed layer can be filled again: it
-    computes with the old weight until all parts are there and `pack` is called once more.
+    kernels and forgets it, so that it is not held twice. A packed layer can be filled again, also
+    in part: it computes with the old weight until `pack` is called once more, which keeps the parts
+    that were not put.
     """
 
     def __init__(
@@ -144,6 +145,8 @@ class Linear:
             dtype=build.dtype,
         )
         self._storage: LinearStorage | None = self._new_storage()
+        self._part_sizes = part_sizes
+        self._placed: set[int] = set()
         self.takes_blocks = self._storage.takes_blocks
         self._bias = build.empty(sum(part_sizes)) if bias else None
         self._packed: PackedLinear | None = None
@@ -171,20 +174,46 @@ class Linear:
     def put(self, part: int, shard: Tensor) -> None:
         """Take this rank's shard [outputs of the part, in] of a checkpoint's tensor."""
         self._open().place(part, shard)
+        self._placed.add(part)
 
     def put_blocks(self, part: int, shard: LinearPart) -> None:
         """Take the same shard in the checkpoint's quantised form; only if `takes_blocks`."""
         self._open().place_blocks(part, shard)
+        self._placed.add(part)
 
     def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
         """Take the embedding's weight, as LinearStorage.share says."""
         self._open().share(weight, blocks)
+        self._placed.update(range(len(self._part_sizes)))
 
     def pack(self) -> None:
-        """Pack what was put since the last call, if anything was."""
-        if self._storage is not None:
+        """Pack what was put since the last call, if anything was.
+
+        Raises RuntimeError if some parts were put of a packed layer that `keeps_parts` not."""
+        if self._storage is None:
+            return
+        if self._packed is not None and len(self._placed) < len(self._part_sizes):
+            for part in set(range(len(self._part_sizes))) - self._placed:
+                rows = self.rows_of(part)
+                if rows is None:
+                    raise RuntimeError("a part of a quantised layer has not been placed")
+                self._storage.place(part, rows)
+        if self._packed is None:
             self._packed = self._storage.pack(self._bias)
-            self._storage = None
+        else:
+            self._packed = self._storage.repack(self._packed, self._bias)
+        self._storage, self._placed = None, set()
+
+    @property
+    def keeps_parts(self) -> bool:
+        """Whether a packed layer may be filled in part."""
+        return len(self._part_sizes) == 1 or self.packed.unpacked() is not None
+
+    def rows_of(self, part: int) -> Tensor | None:
+        """A part [outputs, in] of the packed weight; None if it is quantised."""
+        weight = self.packed.unpacked()
+        first = sum(self._part_sizes[:part])
+        return None if weight is None else weight[first : first + self._part_sizes[part]]
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out]"""
@@ -238,6 +267,8 @@ class ColumnParallelLinear:
                 adapter=self._adapter(
                     part.whole_size, start, slice(part.first, part.first + part.size)
                 ),
+                fused_with=linear,
+                read=partial(linear.rows_of, index),
             )
             if linear.bias is not None:
                 rows = linear.bias[start : start + part.size]
@@ -306,6 +337,7 @@ class ColumnParallelLinear:
             put_blocks if takes_blocks else None,
             is_rearranged=True,
             has_rows=not transposed,
+            fused_with=linear,
         )
 
     def record(self, program: Program, x: Buffer) -> Buffer:
@@ -370,6 +402,7 @@ class RowParallelLinear:
                 partial(linear.put, 0),
                 partial(linear.put_blocks, 0) if linear.takes_blocks else None,
                 part=Slice.unless_whole(1, first, self._in_size, in_size),
+                read=partial(linear.rows_of, 0),
             )
         if self.site is not None:
             own = slice(first, first + self._in_size)

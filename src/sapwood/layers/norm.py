@@ -77,7 +77,8 @@ class RMSNorm:
         if not self._is_learned:
             return {}
         part = Slice.unless_whole(0, self._first, self.weight.shape[0], self._whole_size)
-        return {"weight": Target((self._whole_size,), self._put, part=part)}
+        read = None if self._adds_one else lambda: self.weight
+        return {"weight": Target((self._whole_size,), self._put, part=part, read=read)}
 
     def _put(self, weight: Tensor) -> None:
         self.weight.copy_(weight.float() + 1.0 if self._adds_one else weight)
@@ -141,7 +142,7 @@ class LayerNorm:
     def targets(self) -> dict[str, Target]:
         if not self._is_learned:
             return {}
-        found = {"weight": replace(whole(self._weight), put=self._put)}
+        found = {"weight": replace(whole(self._weight), put=self._put, read=None)}
         if self._bias is not None:
             found["bias"] = whole(self._bias)
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -65,6 +65,15 @@ class FusedIn:
     transposed: bool = False
 
 
+class FusedLayer(Protocol):
+    """A layer that keeps the tensors of several layers of the checkpoint in one weight."""
+
+    @property
+    def keeps_parts(self) -> bool:
+        """Whether some of the tensors may be filled again, and the others stay."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One tensor that a layer wants from the checkpoint. It can be filled again: see Linear.
@@ -86,6 +95,9 @@ class Target:
     vocab_adapter  the same for an embedding, and for a whole weight in this one's place
     is_elsewhere  whether other ranks have the tensor, so that this rank need not read it
     of_expert  whether the tensor is one of an expert that a router chooses
+    fused_with  the layer that keeps the tensor beside others in one weight; None: it lies alone
+    read   the values of this rank's part as they are now, or None where kernels keep them in
+           another form; None: they cannot be read back
     """
 
     shape: tuple[int, ...]
@@ -100,6 +112,8 @@ class Target:
     vocab_adapter: VocabTarget | None = None
     is_elsewhere: bool = False
     of_expert: bool = False
+    fused_with: FusedLayer | None = None
+    read: Callable[[], Tensor | None] | None = None
 
     @property
     def part_shape(self) -> tuple[int, ...]:
@@ -145,7 +159,7 @@ def whole(parameter: Tensor) -> Target:
     def put(tensor: Tensor) -> None:
         parameter.copy_(tensor)
 
-    return Target(tuple(parameter.shape), put)
+    return Target(tuple(parameter.shape), put, read=lambda: parameter)
 
 
 def unused(shape: tuple[int, ...]) -> Target:

@@ -64,10 +64,12 @@ class EmbeddingMLP:
 class TimestepEmbedder:
     """An EmbeddingMLP of a number's sinusoids."""
 
-    def __init__(self, build: Build, size: int, *, frequencies: int = 256) -> None:
+    def __init__(
+        self, build: Build, size: int, *, frequencies: int = 256, bias: bool = True
+    ) -> None:
         self._frequencies = frequencies
         self._dtype = build.dtype
-        self._mlp = EmbeddingMLP(build, frequencies, size)
+        self._mlp = EmbeddingMLP(build, frequencies, size, bias=bias)
 
     def __call__(self, numbers: Tensor) -> Tensor:
         """numbers [R] fp32 -> [R, size]"""

@@ -13,8 +13,9 @@ import io
 import math
 import pickletools
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,7 +40,25 @@ _DTYPES = {
     "torch.HalfStorage": torch.float16,
     "torch.BFloat16Storage": torch.bfloat16,
 }
+_BYTES = {**_DTYPES, "torch.ByteStorage": torch.uint8}
+_SIZE = "torch.Size"
+_BUCKET_ENTRY = "sglang.srt.weight_sync.tensor_bucket.FlattenedTensorMetadata"
+_BUCKET_DTYPES = {f"torch.{name}": getattr(torch, name) for name in ("float64", "float32")} | {
+    f"torch.{name}": getattr(torch, name) for name in ("float16", "bfloat16")
+}
 _COUNT = struct.Struct("<q")
+
+
+V = TypeVar("V")
+_DAMAGES = (
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    struct.error,
+)
 
 
 class _Refused(Exception):
@@ -54,23 +73,7 @@ def read_pickle(data: bytes, source: str) -> dict[str, Tensor]:
     """The tensors by name; `source` names the adapter in errors.
 
     Raises ConfigError for anything but a table of dense tensors of floats."""
-    try:
-        found = _Machine(_Calls(len(data)).answer).run(io.BytesIO(data))
-    except _Refused as error:
-        raise ConfigError(
-            f"{source}: the pickle cannot be read: {error}; send pickle.dumps of a dict of tensors "
-            "on the CPU, or the bytes of safetensors.torch.save with load_format safetensors"
-        ) from None
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        ArithmeticError,
-        struct.error,
-    ) as error:
-        raise ConfigError(f"{source}: the pickle is damaged: {error}") from error
+    found = _guarded(lambda: _Machine(_Calls(len(data)).answer).run(io.BytesIO(data)), source)
     is_table = isinstance(found, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
     )
@@ -83,6 +86,65 @@ def read_pickle(data: bytes, source: str) -> dict[str, Tensor]:
             "many of them share one storage; send copies of their own"
         )
     return dict(found)
+
+
+def read_weights(data: bytes, source: str) -> list[tuple[str, Tensor]]:
+    """The tensors of a pickle of a dict by name, or of a list of (name, tensor).
+
+    Raises ConfigError as `read_pickle` does."""
+    found = _guarded(lambda: _Machine(_Calls(len(data)).answer).run(io.BytesIO(data)), source)
+    pairs = list(found.items()) if isinstance(found, dict) else found
+    if not isinstance(pairs, list) or not all(map(_is_named, pairs)):
+        raise ConfigError(f"{source}: the pickle must have a list of (name, tensor)")
+    return [(name, tensor) for name, tensor in pairs]
+
+
+def read_bucket(data: bytes, source: str) -> list[tuple[str, Tensor]]:
+    """The tensors of a pickle of {"flattened_tensor": bytes of all, "metadata": one entry for each:
+    name, shape, dtype, start_idx, end_idx}, where they lie among these bytes.
+
+    Raises ConfigError as `read_pickle` does, and for entries that are not within the bytes."""
+    found = _guarded(lambda: _Machine(_BucketCalls(len(data)).answer).run(io.BytesIO(data)), source)
+    is_bucket = isinstance(found, dict) and {"flattened_tensor", "metadata"} <= found.keys()
+    flat = found["flattened_tensor"] if is_bucket else None
+    entries = found["metadata"] if is_bucket else None
+    if not isinstance(flat, Tensor) or flat.dtype != torch.uint8 or not isinstance(entries, list):
+        raise ConfigError(f"{source}: the pickle must have metadata, and bytes: flattened_tensor")
+    flat = flat.flatten()
+    return _guarded(lambda: [_from_bucket(flat, entry) for entry in entries], source)
+
+
+def _from_bucket(flat: Tensor, entry: Any) -> tuple[str, Tensor]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise _Refused("an entry of metadata has no name")
+    dtype = _BUCKET_DTYPES.get(entry["dtype"])
+    start, end, shape = entry["start_idx"], entry["end_idx"], tuple(entry["shape"])
+    sizes = (start, end, *shape)
+    if dtype is None or not all(type(size) is int and size >= 0 for size in sizes):
+        raise _Refused(f"{entry['name'][:200]} has a wrong dtype, shape or place")
+    if not start <= end <= flat.numel() or math.prod(shape) * dtype.itemsize != end - start:
+        raise _Refused(f"{entry['name'][:200]} does not lie within the bytes")
+    numbers = flat[start:end]
+    if start % dtype.itemsize:
+        numbers = numbers.clone()  # a view of wider numbers must begin at a multiple of their size
+    return entry["name"], numbers.view(dtype).view(shape)
+
+
+def _is_named(pair: Any) -> bool:
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    return is_pair and isinstance(pair[0], str) and isinstance(pair[1], Tensor)
+
+
+def _guarded(read: Callable[[], V], source: str) -> V:
+    try:
+        return read()
+    except _Refused as error:
+        raise ConfigError(
+            f"{source}: the pickle cannot be read: {error}; send pickle.dumps of tensors on the "
+            "CPU, or the bytes of safetensors.torch.save with load_format safetensors"
+        ) from None
+    except _DAMAGES as error:
+        raise ConfigError(f"{source}: the pickle is damaged: {error}") from error
 
 
 class _Machine:
@@ -158,6 +220,14 @@ class _Machine:
             case "REDUCE":
                 called, arguments = self._popped(2)
                 stack.append(self._call(called, arguments))
+            case "NEWOBJ":
+                called, arguments = self._popped(2)
+                stack.append(self._call(called, arguments))
+            case "BUILD":
+                (state,) = self._popped(1)
+                if not isinstance(state, dict):
+                    raise _Refused("an object has no attributes by name")
+                self._top(dict).update(state)
             case "BINPERSID":
                 stack.append(self._call("a persistent id", *self._popped(1)))
             case _:
@@ -205,6 +275,8 @@ class _Calls:
     one storage. And all storages together have no more bytes than the pickle.
     """
 
+    dtypes: Mapping[str, torch.dtype] = _DTYPES
+
     def __init__(self, num_bytes: int) -> None:
         """num_bytes: of the whole pickle"""
         self._num_left = num_bytes
@@ -233,10 +305,26 @@ class _Calls:
         self._num_left -= len(data)
         if self._num_left < 0:
             raise _Refused("its storages have more bytes than it has itself")
-        made = _storage(data, self.answer)
+        made = _storage(data, self.answer, self.dtypes)
         # With the bytes, so that no other object can have their id.
         self._storages[id(data)] = data, made
         return made
+
+
+class _BucketCalls(_Calls):
+    """And what a bucket has besides tensors; an entry is the dict of its attributes."""
+
+    dtypes = _BYTES
+
+    def answer(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        if isinstance(name, _Global) and isinstance(arguments, tuple):
+            if name == _BUCKET_ENTRY and not arguments:
+                return {}
+            if name == _SIZE and len(arguments) == 1 and isinstance(arguments[0], tuple | list):
+                if len(arguments[0]) > _MAX_DIMS:
+                    raise _Refused("a tensor has too many dimensions")
+                return tuple(arguments[0])
+        return super().answer(name, arguments)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
@@ -251,14 +339,18 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
     return torch.as_strided(storage, shape, strides, offset)  # RuntimeError if it is not within
 
 
-def _storage(data: bytes, call: Callable[[str, tuple[Any, ...]], Any]) -> Tensor:
+def _storage(
+    data: bytes,
+    call: Callable[[str, tuple[Any, ...]], Any],
+    dtypes: Mapping[str, torch.dtype],
+) -> Tensor:
     """The numbers [n] of a storage, as `torch.save` writes it in its older format: five pickles,
     then how many numbers there are, then the numbers."""
     file = io.BytesIO(data)
     magic, _, info = (_Machine(call).run(file) for _ in range(3))
     if magic != _MAGIC or not isinstance(info, dict) or info.get("little_endian") is not True:
         raise _Refused("a storage is not as PyTorch writes it on this kind of machine")
-    dtype = _Machine(_dtype_of).run(file)
+    dtype = _Machine(partial(_dtype_of, dtypes)).run(file)
     _Machine(call).run(file)  # the storage's key, which is not needed for one
     (count,) = _COUNT.unpack(file.read(_COUNT.size))
     numbers = bytearray(file.read())
@@ -268,10 +360,10 @@ def _storage(data: bytes, call: Callable[[str, tuple[Any, ...]], Any]) -> Tensor
     return torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
 
 
-def _dtype_of(_: str, pid: Any) -> torch.dtype:
+def _dtype_of(dtypes: Mapping[str, torch.dtype], _: str, pid: Any) -> torch.dtype:
     """The numbers' kind, by the persistent id ("storage", class, key, device, count, view)."""
     kind = pid[1] if isinstance(pid, tuple) and len(pid) > 1 else None
-    if not isinstance(kind, str) or kind not in _DTYPES:
+    if not isinstance(kind, str) or kind not in dtypes:
         named = kind[:100] if isinstance(kind, str) else "none"
         raise _Refused(f"a storage has numbers of the kind {named}, which are no floats")
-    return _DTYPES[kind]
+    return dtypes[kind]

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable
 
 from sapwood.memory.listener import Stretch
+from sapwood.memory.namespace import MEDIUM, branches_of
 from sapwood.memory.node import TOKEN_BYTES
 from sapwood.schema.kv_events import (
     DEVICE_TIER,
@@ -54,7 +55,8 @@ class KVEventSource:
             lora_id = _lora_id(self._adapter_of(stretch.root))
         if stretch.mark:
             digest = PageHash.of(digest, stretch.mark.encode())
-            lora_id = _lora_id(stretch.mark.partition(":")[2].rstrip("\0"))
+            adapters = [name for name in branches_of(stretch.mark) if not name.startswith(MEDIUM)]
+            lora_id = _lora_id(adapters[0]) if adapters else lora_id
         tokens = stretch.tokens
         size = stretch.page_size * TOKEN_BYTES
         for at, number in enumerate(stretch.numbers):

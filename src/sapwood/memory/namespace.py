@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sapwood.memory.node import TOKEN_BYTES
+
+MEDIUM = "medium "
+"""Begins the name of a branch whose prefixes show a picture or video; its digest follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +20,7 @@ class Branch:
     name         of the branch
     """
 
-    base: str
+    base: Namespace
     first_token: int
     name: str
 
@@ -33,25 +37,41 @@ Namespace = str | Branch
 
 def base_of(namespace: Namespace) -> str:
     """The name of the root below which the namespace's prefixes are."""
-    return namespace.base if isinstance(namespace, Branch) else namespace
+    while isinstance(namespace, Branch):
+        namespace = namespace.base
+    return namespace
 
 
 def place_at(namespace: Namespace, key: bytes, offset: int, page_bytes: int) -> bytes:
     """`Node.place` of a node whose tokens begin at that byte of a key."""
-    first = key[offset : offset + page_bytes]
-    if isinstance(namespace, Branch) and offset == _begin(namespace, page_bytes):
-        return namespace.mark + first
-    return first
+    place = key[offset : offset + page_bytes]
+    for branch in _branches(namespace):
+        if offset == _begin(branch, page_bytes):
+            place = branch.mark + place
+    return place
 
 
 def end_from(namespace: Namespace, key: bytes, offset: int, page_bytes: int) -> int:
     """The byte of a key where a node ends at the latest that begins at `offset`: no node has pages
     of a branch and of its base."""
-    if isinstance(namespace, Branch):
-        begin = _begin(namespace, page_bytes)
-        if offset < begin < len(key):
-            return begin
-    return len(key)
+    end = len(key)
+    for branch in _branches(namespace):
+        begin = _begin(branch, page_bytes)
+        if offset < begin < end:
+            end = begin
+    return end
+
+
+def branches_of(mark: str) -> list[str]:
+    """The names of the branches whose marks these are, one after another."""
+    return [one.partition(":")[2] for one in mark.split("\0") if one]
+
+
+def _branches(namespace: Namespace) -> Iterator[Branch]:
+    """The namespace and those that it is a branch of, the outermost first."""
+    while isinstance(namespace, Branch):
+        yield namespace
+        namespace = namespace.base
 
 
 def _begin(branch: Branch, page_bytes: int) -> int:

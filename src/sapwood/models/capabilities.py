@@ -21,6 +21,7 @@ from sapwood.models.loader.assign import load_weights
 from sapwood.models.loader.dummy import random_weights
 from sapwood.models.registry import ARCHITECTURES, decoder_class
 from sapwood.models.text_part import TEXT_ARCHITECTURES, WRAPPERS
+from sapwood.models.vision.registry import TOWERS
 from sapwood.store.gguf_architectures import ARCHITECTURES as DENSE_GGUF
 from sapwood.store.gguf_mixtures import MIXTURES as GGUF_MIXTURES
 
@@ -65,6 +66,7 @@ class Capabilities:
     gguf         names of the GGUF architectures that are read as this one
     is_recorded  whether a step is one call on CPUs; else it is computed op by op
     converts     whether `sapwood convert` takes it
+    sees         whether requests may show it pictures
     """
 
     name: str
@@ -72,16 +74,20 @@ class Capabilities:
     gguf: tuple[str, ...]
     is_recorded: bool
     converts: bool
+    sees: bool = False
 
 
 def capabilities() -> Iterator[Capabilities]:
     """Of all decoders, by name, and of the models whose text part is one."""
+    towers = TOWERS.names()
     for name in sorted((*ARCHITECTURES.names(), *WRAPPERS), key=str.lower):
         if name in WRAPPERS:
             usual = TEXT_ARCHITECTURES[WRAPPERS[name][0]]
             one = _capabilities_of(usual)
-            words = f"The text part of a model that also sees, for instance a {usual}"
-            yield replace(one, name=name, models=words, gguf=(), converts=False)
+            sees = name in towers
+            what = "A model that also sees" if sees else "The text part of a model that also sees"
+            words = f"{what}, for instance a {usual}"
+            yield replace(one, name=name, models=words, gguf=(), converts=False, sees=sees)
         elif name not in ENCODERS:
             yield _capabilities_of(name)
 

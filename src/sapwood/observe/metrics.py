@@ -488,6 +488,17 @@ def _engine_counters(model_name: str, facts: EngineFacts) -> Iterator[Family]:
             ("kv_events_published", "Events of the prefix cache that were sent.", published),
             ("kv_events_dropped", "Such events for which there was no room.", dropped),
         )
+    media = facts.media
+    if media is not None:
+        simple = (
+            *simple,
+            ("media_encoded", "Pictures and videos that were encoded.", media.num_encoded),
+            ("media_shared", "Times that vectors of a medium were found.", media.num_shared),
+            ("media_encoding_seconds", "Time that encoding took.", media.encoding_s),
+        )
+        text = "Bytes of the vectors of pictures and videos that are kept."
+        rows_of_media = [(labels, float(media.num_bytes))]
+        yield Family("gauge", "media_vector_bytes", text, ("model_name",), rows_of_media)
     for name, text, value in simple:
         yield Family("counter", name, text, ("model_name",), [(labels, value)])
     num_decoded = facts.num_computed_tokens - facts.num_prefill_tokens

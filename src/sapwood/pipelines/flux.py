@@ -27,7 +27,7 @@ from sapwood.pipelines.interface import (
     as_pixels,
 )
 from sapwood.pipelines.noise.flow_match import FlowMatchSchedule, shift_by_tokens
-from sapwood.pipelines.pictures import from_pixels, pack, resized, unpack
+from sapwood.pipelines.pictures import from_mask, from_pixels, pack, resized, unpack
 from sapwood.pipelines.requests import refuse_unused, text_length
 from sapwood.pipelines.trajectory import (
     PictureNoise,
@@ -54,6 +54,7 @@ class FluxPipeline:
     default_steps = 28
     default_guidance = 3.5
     max_pictures = 0
+    takes_mask = False
 
     def __init__(self, folder: ComponentFolder, precisions: Precisions) -> None:
         self.name = folder.pipeline_class
@@ -82,12 +83,21 @@ class FluxPipeline:
             ),
             size_multiple=self._multiple,
             max_input_pictures=self.max_pictures,
+            needs_picture=self.takes_mask,
+            takes_mask=self.takes_mask,
         )
 
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
         """As Pipeline.texts."""
         passes = self._passes(request)
-        refuse_unused(request, self.name, passes=passes, max_pictures=self.max_pictures)
+        refuse_unused(
+            request,
+            self.name,
+            passes=passes,
+            max_pictures=self.max_pictures,
+            takes_mask=self.takes_mask,
+            takes_strength=self.takes_mask,
+        )
         length = text_length(request, MAX_TEXT, MAX_TEXT)
         found = [PromptText(request.prompt, length)]
         if passes == 2:
@@ -124,22 +134,24 @@ class FluxPipeline:
         num_steps = checked_steps(self.default_steps if steps is None else steps)
         seen = yield from self._seen(request)
         noise = PictureNoise(request.seed)
-        channels = self._transformer.out_channels // 4
-        latents = pack(noise((channels, *size), self._dtype)).to(self._device)
+        mu = shift_by_tokens(self._schedule, size[0] * size[1] // 4)
+        sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
+        schedule = FlowMatchSchedule(
+            self._schedule, sigmas=sigmas, mu=mu, strength=request.strength
+        )
+        latents, beside = yield from self._started(request, size, noise, schedule)
         positions = _positions(size, 0)
         tokens = None
         if seen is not None:
             positions = torch.cat((positions, _positions((seen.shape[1], seen.shape[2]), 1)))
             tokens = pack(seen).to(self._dtype)
-        sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
-        mu = shift_by_tokens(self._schedule, len(latents))
         guidance = request.guidance_scale
         if guidance is None:
             guidance = self.default_guidance
         return TokenTrajectory(
             latents=latents,
             size=size,
-            schedule=FlowMatchSchedule(self._schedule, sigmas=sigmas, mu=mu),
+            schedule=schedule,
             noise=noise,
             templates=tuple(
                 DenoisingRow(
@@ -154,6 +166,7 @@ class FluxPipeline:
             ),
             scale=request.true_cfg_scale or 1.0,
             seen=tokens,
+            beside=beside,
         )
 
     def predict(self, rows: Sequence[DenoisingRow]) -> list[Tensor]:
@@ -165,6 +178,18 @@ class FluxPipeline:
         latents = unpack(trajectory.latents, trajectory.size)[None]
         picture = yield from self._vae.decode_tiled(latents)
         return as_pixels(picture[0])
+
+    def _started(
+        self,
+        request: PictureRequest,
+        size: tuple[int, int],
+        noise: PictureNoise,
+        schedule: FlowMatchSchedule,
+    ) -> Generator[None, None, tuple[Tensor, Tensor | None]]:
+        """The latents before the first step, and what the tokens are given besides; as tokens."""
+        yield from ()
+        channels = self._transformer.out_channels // 4
+        return pack(noise((channels, *size), self._dtype)).to(self._device), None
 
     def _passes(self, request: PictureRequest) -> int:
         has_negative = request.negative_prompt is not None
@@ -207,6 +232,56 @@ class FluxKontextPipeline(FluxPipeline):
         pixels = from_pixels(resized(request.images[0], height, width)).to(self._device)
         latents: Tensor = yield from self._vae.encode_tiled(pixels)
         return latents[0]
+
+
+class FluxFillPipeline(FluxPipeline):
+    """It draws the part of a picture that a mask shows: each token is given what stays of the
+    picture, and the mask."""
+
+    default_steps = 50
+    default_guidance = 30.0
+    max_pictures = 1
+    takes_mask = True
+
+    def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
+        """As Pipeline.texts."""
+        if not request.images or request.mask is None:
+            raise InvalidRequest(
+                f"{self.name} wants a picture, and a mask of the part that is to be drawn",
+                param="mask" if request.images else "image",
+            )
+        return super().texts(request)
+
+    def _passes(self, request: PictureRequest) -> int:
+        return 1
+
+    def _latent_size(self, request: PictureRequest) -> tuple[int, int]:
+        height, width = request.images[0].shape[:2]
+        height, width = request.height or height, request.width or width
+        return latent_size(height, width, self._multiple, unit=2)
+
+    def _started(
+        self,
+        request: PictureRequest,
+        size: tuple[int, int],
+        noise: PictureNoise,
+        schedule: FlowMatchSchedule,
+    ) -> Generator[None, None, tuple[Tensor, Tensor | None]]:
+        assert request.mask is not None
+        scale = self._vae.scale
+        height, width = size[0] * scale, size[1] * scale
+        picture = from_pixels(resized(request.images[0], height, width)).to(self._device)
+        mask = from_mask(request.mask, height, width).to(self._device)
+        whole: Tensor = yield from self._vae.encode_tiled(picture, noise.generator)
+        drawn = noise(whole.shape, self._dtype).to(self._device)
+        latents = schedule.noised(whole.to(self._dtype), drawn, 0)
+        staying = picture * (1.0 - mask)
+        kept: Tensor = yield from self._vae.encode_tiled(staying, noise.generator)
+        # The mask is not made smaller: its pixels are channels of a latent.
+        blocks = mask.reshape(size[0], scale, size[1], scale).permute(1, 3, 0, 2)
+        pixels = pack(blocks.reshape(scale * scale, *size))
+        beside = torch.cat((pack(kept[0]), pixels), dim=-1)
+        return pack(latents[0]), beside.to(self._dtype)
 
 
 def _positions(size: tuple[int, int], picture: int) -> Tensor:

@@ -41,6 +41,16 @@ def resized(pixels: Tensor, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(picture))
 
 
+def from_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    """mask [H, W] uint8 -> [1, 1, height, width] fp32: 1 where it is at least half, else 0."""
+    import numpy as np
+    from PIL import Image
+
+    picture = Image.fromarray(mask.numpy()).resize((width, height), Image.Resampling.LANCZOS)
+    levels = torch.from_numpy(np.array(picture)).float() / 255.0
+    return (levels >= 0.5).float()[None, None]
+
+
 def from_pixels(pixels: Tensor) -> Tensor:
     """pixels [H, W, 3] uint8 -> [1, 3, H, W] fp32 in -1..1"""
     levels = pixels.permute(2, 0, 1)[None].float() / 255.0

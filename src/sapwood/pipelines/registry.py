@@ -13,9 +13,18 @@ from sapwood.pipelines.components import ComponentFolder, Precisions
 from sapwood.pipelines.interface import Pipeline
 
 PIPELINES: dict[str, str] = {
+    "Flux2KleinPipeline": "sapwood.pipelines.flux2:Flux2KleinPipeline",
+    "FluxFillPipeline": "sapwood.pipelines.flux:FluxFillPipeline",
     "FluxKontextPipeline": "sapwood.pipelines.flux:FluxKontextPipeline",
     "FluxPipeline": "sapwood.pipelines.flux:FluxPipeline",
     "QwenImagePipeline": "sapwood.pipelines.qwen_image:QwenImagePipeline",
+    "StableDiffusion3Pipeline": "sapwood.pipelines.stable_diffusion_3:StableDiffusion3Pipeline",
+    "StableDiffusionImg2ImgPipeline": "sapwood.pipelines.stable_diffusion:StableDiffusionPipeline",
+    "StableDiffusionPipeline": "sapwood.pipelines.stable_diffusion:StableDiffusionPipeline",
+    "StableDiffusionXLImg2ImgPipeline": (
+        "sapwood.pipelines.stable_diffusion:StableDiffusionXLPipeline"
+    ),
+    "StableDiffusionXLPipeline": "sapwood.pipelines.stable_diffusion:StableDiffusionXLPipeline",
     "ZImagePipeline": "sapwood.pipelines.z_image:ZImagePipeline",
 }
 

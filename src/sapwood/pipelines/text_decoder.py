@@ -51,6 +51,40 @@ class TextDecoder:
             return [self._decoder.forward(batch)]
         return self._decoder.forward_capturing(batch, wanted)[1]
 
+    def padded(
+        self, token_ids: Tensor, pad_id: int, length: int, *, layers: Iterable[int]
+    ) -> list[Tensor]:
+        """As above, [length, size], of a text that is filled up with padding tokens: these attend
+        to the text alone, not to each other and not to themselves."""
+        wanted = sorted(set(layers))
+        num_text, num_pads = len(token_ids), length - len(token_ids)
+        num_pages = -(-num_text // PAGE_SIZE)
+        self._reserve(num_pages + -(-num_pads // PAGE_SIZE))
+        found = self._decoder.forward_capturing(self._batch(token_ids), wanted)[1]
+        if num_pads < 1:
+            return found
+        device = self._build.device
+        pads = torch.arange(num_pads, device=device)
+        pages = torch.arange(num_pages, dtype=torch.int32, device=device)
+        # Each is a request of its own that decodes after the text; its keys go where nobody looks.
+        batch = ForwardBatch(
+            token_ids=torch.full((num_pads,), pad_id, dtype=torch.int64, device=device),
+            positions=num_text + pads,
+            write_index=num_pages * PAGE_SIZE + pads,
+            attention=AttentionBatch(
+                page_table=pages.expand(num_pads, -1).contiguous(),
+                query_start=torch.arange(num_pads + 1, dtype=torch.int32, device=device),
+                context_len=torch.full((num_pads,), num_text, dtype=torch.int32, device=device),
+                query_lens=(1,) * num_pads,
+                context_lens=(num_text,) * num_pads,
+                num_decodes=num_pads,
+            ),
+            kv_caches=self._caches,
+            logits_index=pads[:0],
+        )
+        others = self._decoder.forward_capturing(batch, wanted)[1]
+        return [torch.cat(pair) for pair in zip(found, others, strict=True)]
+
     def _batch(self, token_ids: Tensor) -> ForwardBatch:
         device, length = self._build.device, len(token_ids)
         self._reserve(-(-length // PAGE_SIZE))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.models.dit.rows import DenoisingRow
+from sapwood.models.dit.unet import PictureRow
 from sapwood.pipelines.interface import Schedule
 
 Guide = Callable[[Tensor, Tensor, float], Tensor]
@@ -95,6 +96,48 @@ class TokenTrajectory:
         self.num_done += 1
         if self.kept is not None:
             self.latents = self.kept.restored(self.latents, self.schedule, self.num_done)
+
+    def _draw(self, like: Tensor) -> Tensor:
+        return self.noise(like.shape, like.dtype).to(like.device)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class PictureTrajectory:
+    """Latents [channels, h, w] of one picture.
+
+    templates  the rows of a step, without latents and timestep: with the prompt, and perhaps
+               without it
+    """
+
+    latents: Tensor
+    schedule: Schedule
+    noise: PictureNoise
+    templates: tuple[PictureRow, ...]
+    dtype: torch.dtype
+    scale: float = 1.0
+    num_done: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.schedule.timesteps)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_tokens for row in self.templates)
+
+    def rows(self) -> list[PictureRow]:
+        """As Trajectory.rows."""
+        latents = self.schedule.scaled(self.latents, self.num_done).to(self.dtype)
+        timestep = self.schedule.timesteps[self.num_done]
+        return [replace(row, latents=latents, timestep=timestep) for row in self.templates]
+
+    def advance(self, predictions: Sequence[Tensor]) -> None:
+        """As Trajectory.advance."""
+        prediction = predictions[0].to(self.latents.dtype)
+        if len(predictions) == 2:
+            prediction = guided(prediction, predictions[1].to(self.latents.dtype), self.scale)
+        self.latents = self.schedule.step(self.latents, prediction, self.num_done, self._draw)
+        self.num_done += 1
 
     def _draw(self, like: Tensor) -> Tensor:
         return self.noise(like.shape, like.dtype).to(like.device)

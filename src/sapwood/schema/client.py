@@ -6,7 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from sapwood.schema.output import CacheFlushed, CallDone, EngineReady, EngineStatus, RequestOutput
-from sapwood.schema.request import Generate, RecordExperts, SentAdapter, StartProfile
+from sapwood.schema.request import (
+    Generate,
+    OrderWeights,
+    RecordExperts,
+    SentAdapter,
+    StartProfile,
+)
 
 
 class EngineClient(Protocol):
@@ -57,3 +63,13 @@ class EngineClient(Protocol):
         ...
 
     async def unload_adapter(self, adapter_id: str) -> CallDone: ...
+
+    async def order_weights(self, order: OrderWeights) -> CallDone:
+        """Carry out an order about weights; the implementation fills in `order.call_id`."""
+        ...
+
+    async def pause(self, mode: str) -> CallDone: ...
+
+    async def resume(self) -> CallDone:
+        """Go on after `pause`."""
+        ...

@@ -298,6 +298,20 @@ UPLOAD_FIELD = Limit(
     fields=("purpose", "expires_after"),
     why="parts other than the file are read into memory",
 )
+PICTURE_PROMPT = Limit(
+    name="What a picture shows",
+    most=32_000,
+    unit="characters",
+    fields=("prompt of /v1/images", "negative_prompt"),
+    why="it is tokenized whole before it is cut to what the encoders read; as in OpenAI's API",
+)
+INPUT_PICTURES = Limit(
+    name="Pictures to edit",
+    most=16,
+    unit="entries",
+    fields=("image",),
+    why="all are in memory at once; as in OpenAI's API",
+)
 BODY_BYTES = Limit(
     name="A request's body",
     most=64 * MiB,

@@ -235,6 +235,23 @@ class CallDone(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class MediaUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Pictures and videos, and their vectors.
+
+    num_encoded  media that were encoded
+    num_shared   times that a request found the vectors of a medium that it shows
+    num_bytes    of the vectors that are kept
+    max_bytes    that they may take
+    encoding_s   seconds that encoding took
+    """
+
+    num_encoded: int
+    num_shared: int
+    num_bytes: int
+    max_bytes: int
+    encoding_s: float
+
+
 class AdapterUse(msgspec.Struct, frozen=True, kw_only=True):
     """LoRA adapters in the memory that steps read.
 
@@ -285,6 +302,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     resident_bytes       resident memory of the engine's process
     speculated           how all guesses have fared; None: the engine guesses nothing
     adapters             of LoRA; None: the engine serves none
+    media                None: the engine takes only text
     kv_events            None: the engine publishes none
     routing_key_running_counts  running requests per routing key, for each key that has some
     routing_key_all_counts      running and waiting requests per routing key
@@ -314,6 +332,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     resident_bytes: int = 0
     speculated: Speculated | None = None
     adapters: AdapterUse | None = None
+    media: MediaUse | None = None
     kv_events: KVEventCounts | None = None
     routing_key_running_counts: tuple[int, ...] = ()
     routing_key_all_counts: tuple[int, ...] = ()

@@ -104,6 +104,7 @@ class PaintDone(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     queue_s   seconds from arrival to the first step
     paint_s   seconds from arrival to this message
+    peak_bytes  the most memory that the engine's process has had
     """
 
     request_id: str
@@ -111,6 +112,7 @@ class PaintDone(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_steps: int
     queue_s: float
     paint_s: float
+    peak_bytes: int = 0
 
 
 class PaintFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -133,11 +135,11 @@ PaintEvent = PaintProgress | PaintDone | PaintFailed
 
 
 class PictureDefaults(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request has where it says nothing."""
+    """What a request has where it says nothing; None: the pipeline does not tell."""
 
-    width: int
-    height: int
-    num_inference_steps: int
+    width: int | None
+    height: int | None
+    num_inference_steps: int | None
     guidance_scale: float | None = None
 
 

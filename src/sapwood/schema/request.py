@@ -8,8 +8,10 @@ import msgspec
 
 from sapwood.schema.limits import ROUTING_KEY
 from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.media import Medium
 from sapwood.schema.namespace import DIGEST_CHARACTERS
 from sapwood.schema.sampling import SamplingParams
+from sapwood.schema.weights import WeightOrder
 
 FLOAT32_BYTES = 4
 """Bytes of each number in the vectors of `Generate.input_embeds`."""
@@ -90,6 +92,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
     prompt_ids  at least one token id; with input_embeds, a zero for each vector
     input_embeds  vectors that take the place of the token embeddings: fp32, little endian, one
                 piece per token; empty: the prompt consists of token ids
+    media       the pictures and videos that stand in the prompt, in its order
     options     what the request asks for; with `embed`, sampling.max_new_tokens is 0
     trace       set if the request is traced
     """
@@ -98,6 +101,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
     prompt_ids: list[int]
     options: RequestOptions
     input_embeds: list[bytes] = []
+    media: list[Medium] = []
     trace: TraceContext | None = None
 
 
@@ -204,6 +208,38 @@ class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
     adapter_id: str
 
 
+class OrderWeights(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """An order about weights or memory; answered by a `CallDone` with the same id.
+
+    Updates wait until no request runs, or are carried out at once while the engine is paused.
+
+    abort_all    whether to end all open requests first
+    flush_cache  whether to forget the prefixes that were computed with the old weights
+    """
+
+    call_id: str
+    order: WeightOrder
+    abort_all: bool = False
+    flush_cache: bool = True
+
+
+class Pause(msgspec.Struct, frozen=True, tag=True):
+    """Compute no more steps until `Continue`; answered by a `CallDone` with the same id.
+
+    mode  abort: open requests end; retract: running requests wait again, without their KV;
+          in_place: they keep it
+    """
+
+    call_id: str
+    mode: str
+
+
+class Continue(msgspec.Struct, frozen=True, tag=True):
+    """Go on after a `Pause`; answered by a `CallDone` with the same id."""
+
+    call_id: str
+
+
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """Refuse new requests, finish the open ones, then end the loop.
 
@@ -236,6 +272,9 @@ EngineInput = (
     | SlowDown
     | LoadAdapter
     | UnloadAdapter
+    | OrderWeights
+    | Pause
+    | Continue
     | Drain
     | StepBegun
     | EngineEnds

@@ -25,6 +25,7 @@ import msgspec
 
 from sapwood.schema.draft_tree import depths, path_of
 from sapwood.schema.logprobs import TokenLogprobs
+from sapwood.schema.media import Medium
 from sapwood.schema.request import RequestOptions
 
 
@@ -50,6 +51,9 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     options     what the request asks for; if it tells of tokens, every token is computed before it
                 is put out
     seed        seed of the request's random numbers
+    media       what the prompt shows, without pixels: its vectors take the place of the embeddings
+                of its tokens
+    num_prompt  tokens of the prompt, if it shows something
     first_position  what is added to the index of a token for ForwardBatch.positions
     adapter_slot  of the request's adapter while it has this row; -1: none
     adapter_start  the first token in the request that has the adapter
@@ -61,6 +65,8 @@ class RowStart(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: list[int]
     output_ids: list[int]
     input_embeds: list[bytes] = []
+    media: list[Medium] = []
+    num_prompt: int = 0
     first_position: int = 0
     adapter_slot: int = -1
     adapter_start: int = 0
@@ -156,6 +162,8 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     adapters  (slot, id) of adapters that slots have from this step on; "": none any more
     adapter_copies  ids of adapters to be copied to the device beside steps, once the slots have
               changed; a slot has one of them only after it is known to be there
+    forgets  digests of media whose vectors go, before this plan's are made
+    encodes  media whose vectors are made before the step, and stay
     is_idle  whether all requests of the step are those of other ranks, which share feed-forwards
               with this one; `scheduled` is empty then
     """
@@ -166,6 +174,8 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     ends: list[int] = []
     adapters: list[tuple[int, str]] = []
     adapter_copies: list[str] = []
+    forgets: list[bytes] = []
+    encodes: list[Medium] = []
     is_idle: bool = False
 
 
@@ -214,6 +224,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
               are not computed yet
     guesses   of the tokens that follow, as far as the entry asks for them (`num_guesses`)
     drafting_s  seconds that the rank's draft model took, in a step that asked for guesses
+    encoding_s  seconds that the rank's tower took, in a step with media to encode
     """
 
     step: int
@@ -226,6 +237,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     forced: dict[int, list[int]] = {}
     guesses: dict[int, GuessedTokens] = {}
     drafting_s: float = 0.0
+    encoding_s: float = 0.0
 
 
 class StepHandle(Protocol):

@@ -58,11 +58,59 @@ class WheelFolderSpec:
         _check_wheel(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WheelPart:
+    """A piece of a file, inside a PyPI wheel; fields as of WheelSpec."""
+
+    requirement: str
+    member: str
+    num_wheel_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WheelPartsSpec:
+    """A file whose pieces lie in several PyPI wheels.
+
+    parts      in the order in which they are joined
+    file       name that the joined file gets
+    sha256     SHA-256 of the joined file, in lower-case hex
+    num_bytes  size of the joined file
+    """
+
+    parts: tuple[WheelPart, ...]
+    file: str
+    sha256: str
+    num_bytes: int
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError(f"{self.file} has no parts")
+        for part in self.parts:
+            _check_pin(part.requirement)
+        _check_sha256(self.sha256)
+        if self.num_bytes < 1 or any(part.num_wheel_bytes < 1 for part in self.parts):
+            raise ValueError(f"{self.file}: sizes must be positive")
+
+    @property
+    def requirement(self) -> str:
+        """The wheels in words: "name-part1==1.0 and 5 more"."""
+        more = f" and {len(self.parts) - 1} more" if len(self.parts) > 1 else ""
+        return f"{self.parts[0].requirement}{more}"
+
+
+def _check_pin(requirement: str) -> None:
+    if "==" not in requirement:
+        raise ValueError(f"requirement must pin a version with ==, got {requirement!r}")
+
+
+def _check_sha256(sha256: str) -> None:
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError(f"sha256 must be 64 lower-case hex digits, got {sha256!r}")
+
+
 def _check_wheel(spec: WheelSpec | WheelFolderSpec) -> None:
-    if "==" not in spec.requirement:
-        raise ValueError(f"requirement must pin a version with ==, got {spec.requirement!r}")
-    if not _SHA256.fullmatch(spec.sha256):
-        raise ValueError(f"sha256 must be 64 lower-case hex digits, got {spec.sha256!r}")
+    _check_pin(spec.requirement)
+    _check_sha256(spec.sha256)
     if spec.num_bytes < 1 or spec.num_wheel_bytes < 1:
         raise ValueError(f"{spec.requirement}: sizes must be positive")
 
@@ -76,7 +124,7 @@ class HubSpec:
     revision: str | None = None
 
 
-SourceSpec = WheelSpec | WheelFolderSpec | HubSpec
+SourceSpec = WheelSpec | WheelFolderSpec | WheelPartsSpec | HubSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +194,20 @@ def _source(table: Mapping[str, Any]) -> SourceSpec:
                 num_bytes=table["bytes"],
                 num_wheel_bytes=table["wheel_bytes"],
             )
+        case "wheel-parts":
+            return WheelPartsSpec(
+                parts=tuple(
+                    WheelPart(
+                        requirement=part["requirement"],
+                        member=part["member"],
+                        num_wheel_bytes=part["wheel_bytes"],
+                    )
+                    for part in table["parts"]
+                ),
+                file=table["file"],
+                sha256=table["sha256"],
+                num_bytes=table["bytes"],
+            )
         case "hub":
             return HubSpec(
                 repository=table["repository"],
@@ -153,4 +215,5 @@ def _source(table: Mapping[str, Any]) -> SourceSpec:
                 revision=table.get("revision"),
             )
         case other:
-            raise ValueError(f"unknown kind of source {other!r}; known: wheel, wheel-folder, hub")
+            known = "wheel, wheel-folder, wheel-parts, hub"
+            raise ValueError(f"unknown kind of source {other!r}; known: {known}")

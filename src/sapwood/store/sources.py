@@ -17,8 +17,7 @@ from typing import Protocol
 
 from sapwood.base.errors import ModelSourceError
 from sapwood.store import cache
-from sapwood.store.catalogue import HubSpec, SourceSpec, WheelFolderSpec, WheelSpec
-from sapwood.store.files import ADAPTER, detect_format
+from sapwood.store.catalogue import HubSpec, WheelFolderSpec, WheelSpec
 from sapwood.store.hub import HubClient, choose_files
 from sapwood.store.progress import POLL_S, Growth, Progress, stage, watching
 
@@ -317,30 +316,3 @@ class HubSource:
 
     def _marker(self, home: Path) -> Path:
         return home / "hub" / "complete" / f"{self._key}.json"
-
-
-def make_source(
-    spec: SourceSpec, *, load_format: str, download: WheelDownload, hub: HubClient
-) -> Source:
-    match spec:
-        case WheelSpec():
-            return WheelSource(spec, download)
-        case WheelFolderSpec():
-            return WheelFolderSource(spec, download)
-        case HubSpec():
-            return HubSource(spec, load_format, hub)
-
-
-def why_not(spec: SourceSpec, *, load_format: str, revision: str | None) -> str | None:
-    """Why this source cannot provide the wanted files; None if it can."""
-    if isinstance(spec, HubSpec):
-        return None
-    if revision is not None:
-        return f"{spec.requirement} has no revision {revision!r}; only hub repositories have"
-    if load_format == ADAPTER and isinstance(spec, WheelFolderSpec):
-        return None
-    weights = spec.weights if isinstance(spec, WheelFolderSpec) else spec.member
-    weight_format = detect_format(Path(weights))
-    if load_format not in ("auto", "dummy", weight_format):
-        return f"{spec.requirement} has {weight_format} weights, not {load_format}"
-    return None

@@ -15,17 +15,19 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 import msgspec
 
-from sapwood.base.errors import InvalidRequest, PromptTooLong
+from sapwood.base.errors import InvalidRequest, PromptTooLong, UnsupportedFeature
 from sapwood.observe.tracing import RequestTrace
 from sapwood.schema import limits
 from sapwood.schema.client import EngineClient
 from sapwood.schema.logits_processors import code_of
 from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.media import Medium
+from sapwood.schema.media_source import MediaSource
 from sapwood.schema.output import Finish, RequestOutput, summed
 from sapwood.schema.pooling import Pooling, why_not
 from sapwood.schema.request import FLOAT32_BYTES, Generate, RequestOptions, TraceContext
@@ -64,6 +66,7 @@ class TextRequest:
     input_embeds        vectors that take the place of the prompt's token embeddings: fp32, little
                         endian, one piece per token
     add_special_tokens  whether the tokenizer adds BOS or EOS to a text
+    media               pictures and videos, whose markers stand in the text in their order
     options             what else the request asks for
     stream_interval     tokens that every chunk but the last has at least
     n                   number of samples; with a seed, sample i takes seed + i
@@ -78,6 +81,7 @@ class TextRequest:
     stream_interval: int = 1
     n: int = 1
     input_embeds: Sequence[bytes] = ()
+    media: Sequence[MediaSource] = ()
     trace: RequestTrace | None = None
     allowance: AnswerAllowance | None = None
 
@@ -89,6 +93,17 @@ class TextRequest:
                 f"stream_interval is {self.stream_interval} but must be >= 1",
                 param="stream_interval",
             )
+
+
+class MediaPreparer(Protocol):
+    """Prepares the media of a prompt; `sapwood.multimodal.preparer` has the one that there is."""
+
+    async def prepare(
+        self,
+        prompt: str,
+        sources: Sequence[MediaSource],
+        encode: Callable[[str], Awaitable[list[int]]],
+    ) -> tuple[list[int], list[Medium]]: ...
 
 
 class TextGenerator:
@@ -107,6 +122,7 @@ class TextGenerator:
     pooling         how the model makes embeddings or scores; None: the model generates
     encode          encodes a text (text, whether to add BOS or EOS), where there is something
                     better than the tokenizer alone
+    preparer        prepares pictures and videos; None: the model takes only text
     """
 
     def __init__(
@@ -122,7 +138,9 @@ class TextGenerator:
         hidden_size: int | None = None,
         pooling: Pooling | None = None,
         encode: Encode | None = None,
+        preparer: MediaPreparer | None = None,
     ) -> None:
+        self._preparer = preparer
         self._engine = engine
         self._encode = encode
         self._tokenizer = tokenizer
@@ -157,6 +175,7 @@ class TextGenerator:
             else nullcontext(opened) as held
         ):
             self.check_sampling(request.options.sampling)
+            request, media = await self._with_media(request)
             prompt_ids = await self.encode_prompt(request)
             if request.options.logprobs is not None:
                 self._check_logprobs(request.options.logprobs, prompt_ids)
@@ -165,7 +184,9 @@ class TextGenerator:
                 self._take_prompt(request, request.allowance, len(prompt_ids))
             if request.trace is not None:
                 request.trace.tokenized(len(prompt_ids))
-            parts = [_engine_request(request, prompt_ids, index) for index in range(request.n)]
+            parts = [
+                _engine_request(request, prompt_ids, media, index) for index in range(request.n)
+            ]
             every = request.stream_interval
             chunks = (
                 self._one(0, parts[0], held, every)
@@ -175,6 +196,23 @@ class TextGenerator:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
+
+    async def _with_media(self, request: TextRequest) -> tuple[TextRequest, list[Medium]]:
+        """The request with its prompt as token ids that have places for its media, and these."""
+        if not request.media:
+            return request, []
+        if self._preparer is None or not isinstance(request.prompt, str):
+            raise UnsupportedFeature(
+                f"{request.media[0].where} is of the kind {request.media[0].kind}, but this model "
+                "takes only text; leave it out or serve a model that sees",
+                param=request.media[0].where,
+            )
+
+        async def encode(text: str) -> list[int]:
+            return await self.encode(text, request.add_special_tokens)
+
+        token_ids, media = await self._preparer.prepare(request.prompt, request.media, encode)
+        return replace(request, prompt=token_ids), media
 
     @contextmanager
     def opened(self, request_id: str, n: int = 1) -> Iterator[OpenRequest]:
@@ -458,7 +496,9 @@ def part_ids(request_id: str, n: int) -> list[str]:
     return [request_id] if n == 1 else [f"{request_id}-{index}" for index in range(n)]
 
 
-def _engine_request(request: TextRequest, prompt_ids: list[int], index: int) -> Generate:
+def _engine_request(
+    request: TextRequest, prompt_ids: list[int], media: list[Medium], index: int
+) -> Generate:
     options = request.options
     sampling = options.sampling
     if index > 0 and sampling.seed is not None:
@@ -471,6 +511,7 @@ def _engine_request(request: TextRequest, prompt_ids: list[int], index: int) -> 
         prompt_ids=prompt_ids,
         options=options,
         input_embeds=list(request.input_embeds),
+        media=media,
         trace=_trace_context(request),
     )
 

@@ -213,7 +213,7 @@ def test_what_would_not_start_ends_with_1_but_shows_the_machine(monkeypatch, cap
         raise ModelSourceError("no source could provide the model")
 
     monkeypatch.setattr(check_module, "fetch_with_bar", fetch)
-    assert main(["check", *args]) == 1
+    assert main(["check", "--model", "absent", *args]) == 1
     captured = capsys.readouterr()
     if args:
         report = json.loads(captured.out)

@@ -178,6 +178,7 @@ def test_help_tells_all_of_an_option():
         "Speculation:",
         "Drafting:",
         "Lora:",
+        "Vision:",
         "Server:",
     ]
     words = " ".join(text.split())

@@ -4,6 +4,7 @@ import pytest
 
 from sapwood.app.cli.main import COMMANDS, main
 from sapwood.app.cli.reference import (
+    PEER,
     help_text,
     option_table,
     stale_pages,
@@ -67,7 +68,14 @@ def test_only_what_is_between_markers_changes():
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in ("configuration.md", "command-line.md", "fields.md", "limits.md", "models.md"):
+    for name in (
+        "configuration.md",
+        "command-line.md",
+        "fields.md",
+        "limits.md",
+        "models.md",
+        PEER,
+    ):
         (tmp_path / name).write_text((DOCS / name).read_text("utf-8"), "utf-8")
     return tmp_path
 

@@ -39,7 +39,7 @@ def test_another_model_runs_here(opened):
 
 def test_without_a_name_it_is_the_configured_model(opened):
     assert run().exit_code == 0
-    assert opened == [(None, "smollm2-135m")]
+    assert opened == [(None, "default")]
 
 
 def test_options_of_the_engine_ask_for_an_engine_of_ones_own(opened):

@@ -96,6 +96,8 @@ def test_tools_of_a_template_without_a_place_for_them(make_llm: MakeLLM) -> None
 def test_options_that_are_wrong_are_named(llm: LLM) -> None:
     for options, param in (
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"max_tokens": 4}, r'max_tokens is a sampling parameter.*"max_new_tokens"'),
+        ({"temperature": 0}, r'chat\(messages, {"temperature"'),
         ({"tools": [{"type": "function"}]}, r"tools\[0\].function"),
     ):
         with pytest.raises(InvalidRequest, match=param):

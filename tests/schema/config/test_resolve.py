@@ -127,7 +127,7 @@ def test_nothing_asked_gives_a_config_without_open_choices():
     assert config.execution.num_threads == 2
     assert config.model.dtype == "bfloat16"
     assert config.model.context_length == 8192
-    assert config.model.served_model_name == "smollm2-135m"
+    assert config.model.served_model_name == "default"
     assert config.memory.page_size == DEFAULT_PAGE_SIZE
     assert config.scheduler.max_running_requests == 128
     assert config.scheduler.overlap_depth == 1

@@ -13,9 +13,17 @@ from sapwood.app.building.drafters import (
     load_drafter,
     own_heads,
 )
-from sapwood.app.building.loading import LoadWatch, dense_weight_dtype, fill, linear_scheme, timed
+from sapwood.app.building.loading import (
+    LoadWatch,
+    Packable,
+    dense_weight_dtype,
+    fill,
+    linear_scheme,
+    timed,
+)
 from sapwood.app.building.model_impl import SLOW
 from sapwood.app.building.resolving import Resolved
+from sapwood.app.building.towers import load_tower
 from sapwood.app.ranks.expert_parts import expert_exchange, place_experts
 from sapwood.app.ranks.member import ALONE, RankMember
 from sapwood.executor.runner import DecoderModel
@@ -27,16 +35,23 @@ from sapwood.layers.shared_rows import SharedRows
 from sapwood.models.foreign.decoder import ForeignDecoder
 from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
+from sapwood.models.vision.interface import Tower
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """A model, and its draft model; None: it has none."""
+    """A model, its draft model, and what sees for it; None: it has none.
+
+    fillable  the model, with the heads that its checkpoint has, as it can be filled again; None: it
+              cannot be
+    """
 
     model: DecoderModel
     draft: LoadedDraft | None = None
+    fillable: Packable | None = None
+    tower: Tower | None = None
 
 
 def load_model(resolved: Resolved, *, watch: LoadWatch | None = None) -> DecoderModel:
@@ -72,8 +87,9 @@ def load_models(
     name_of = model.checkpoint_name
     if draft is not None and draft.kind is DraftKind.OWN:
         heads = own_heads(model, draft, build)
-        fill(WithHeads(model, heads), files, config, resolved.dtype, name_of=name_of, watch=watch)
-        return Models(model, head_drafter(resolved, model, heads))
+        both = WithHeads(model, heads)
+        fill(both, files, config, resolved.dtype, name_of=name_of, watch=watch)
+        return Models(model, head_drafter(resolved, model, heads), both)
     fill(
         model,
         files,
@@ -83,9 +99,11 @@ def load_models(
         wanted=lambda name: not model.is_elsewhere(name),
         watch=watch,
     )
+    tower = load_tower(resolved, build, watch)
     if draft is None:
-        return Models(model)
-    return Models(model, load_drafter(resolved, draft, model, watch))
+        # A checkpoint with a tower has tensors that the model alone does not know.
+        return Models(model, None, model if tower is None else None, tower)
+    return Models(model, load_drafter(resolved, draft, model, watch), model)
 
 
 def _load_foreign(resolved: Resolved, shape: ForeignConfig, watch: LoadWatch) -> DecoderModel:

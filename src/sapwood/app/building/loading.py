@@ -88,7 +88,7 @@ class LoadWatch:
         start_s, before = time.perf_counter(), _memory_bytes()
         peak_before = _peak_bytes()
         yield
-        _give_back_freed_memory()
+        give_back_freed_memory()
         self.load_s += time.perf_counter() - start_s
         weight_bytes = max(0, _memory_bytes() - before)
         self.weight_bytes += weight_bytes
@@ -104,7 +104,7 @@ class LoadWatch:
             )
 
 
-def _give_back_freed_memory() -> None:
+def give_back_freed_memory() -> None:
     """Let the C library hand back what was freed while loading: parts of layers that waited to be
     packed leave holes, which it would keep."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it

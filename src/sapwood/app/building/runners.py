@@ -15,6 +15,7 @@ from sapwood.app.building.grammars import GrammarParts
 from sapwood.app.building.loaded_models import Models, build_of, load_models
 from sapwood.app.building.loading import LoadWatch, fill, timed
 from sapwood.app.building.resolving import Resolved
+from sapwood.app.building.weights import ServedWeights
 from sapwood.app.ranks.expert_moves import ExpertMoves
 from sapwood.app.ranks.expert_parts import expert_record
 from sapwood.app.ranks.member import ALONE, RankMember
@@ -44,6 +45,7 @@ from sapwood.executor.sampling.processors import (
 )
 from sapwood.executor.sampling.sampler import Sampler, SamplingOps
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
+from sapwood.executor.sight import Sight
 from sapwood.executor.stage_runner import StageRunner
 from sapwood.executor.warmup import measure_steps, warm_up, warm_up_pooling
 from sapwood.kernels.capture import capture_on
@@ -63,6 +65,7 @@ from sapwood.models.encoder.heads import decoder_head
 from sapwood.models.foreign.structure import ForeignConfig
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.registry import encoder_class
+from sapwood.models.vision.interface import Tower
 from sapwood.schema.cache import CacheKind, shifted
 from sapwood.schema.config.decision import Decision
 from sapwood.schema.env import environment, home
@@ -82,6 +85,8 @@ class StepRunner:
               the model's requests have no tokens to guess
     adapters  loads LoRA adapters; None: there are none
     expert_record  records which experts are chosen; None: nobody can ask for that
+    memory    carries out orders about weights and memory; None: it cannot be asked to
+    tower     sees for the model; None: it takes only text
     """
 
     resolved: Resolved
@@ -91,6 +96,8 @@ class StepRunner:
     measure: Callable[[Execute, Sequence[int]], dict[int, float]] | None = None
     adapters: AdapterParts | None = None
     expert_record: ExpertRecord | None = None
+    memory: ServedWeights | None = None
+    tower: Tower | None = None
 
 
 def build_runner(
@@ -150,6 +157,7 @@ def build_runner(
         del reserve
     execute: Execute
     launch: Launch | None = None
+    memory: ServedWeights | None = None
     if isinstance(model, Decoder) and not resolved.stage.is_last:
         execute = _stage_runner(resolved, model, watch, adapters).execute
     else:
@@ -159,6 +167,8 @@ def build_runner(
             resolved, models, recording, watch, grammars, told, adapters, member
         )
         execute, launch = runner.execute, runner.launch if runs_ahead(resolved.device) else None
+        if member is ALONE and isinstance(model, Decoder) and models.fillable is not None:
+            memory = ServedWeights(resolved, model, models.fillable, runner, recording.captures)
     if member.counting is not None and isinstance(model, Decoder):
         execute = jointly(execute, model, lambda result: result)
         launch = None if launch is None else jointly(launch, model, Finished)
@@ -179,6 +189,8 @@ def build_runner(
         ),
         adapters=adapters,
         expert_record=record,
+        memory=memory,
+        tower=models.tower,
     )
 
 
@@ -285,7 +297,8 @@ def _decoder_runner(
         having = None if adapters is None else steps_with_adapters(adapters, kernels, plan)
         return capture_on_device(model, kernels, kv_caches, plan, recorder, memory, watch, having)
 
-    choice = record_steps(
+    record = partial(
+        record_steps,
         model,
         kernels,
         kv_caches,
@@ -295,6 +308,7 @@ def _decoder_runner(
         capture=None if captures is None else capture,
         why_not_captured=recording.why_not,
     )
+    choice = record()
     resolved.decisions.append(Decision("graphs", "on" if choice.is_recorded else "off", choice.why))
     failures: dict[int, str] = {}
     masks = None
@@ -326,6 +340,10 @@ def _decoder_runner(
         adapters=None if adapters is None else adapters.pool,
         drafter=drafter,
         share=same_requests.broadcast if overlaps and same_requests.size > 1 else None,
+        record_anew=lambda: record().steps,
+        sight=None
+        if models.tower is None
+        else Sight(models.tower, hidden_size=resolved.decoder.hidden_size, device=device),
     )
 
 

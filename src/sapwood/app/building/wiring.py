@@ -14,6 +14,7 @@ from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.runners import StepRunner, build_runner
 from sapwood.app.building.speculation import build_speculation
+from sapwood.app.building.towers import media_vectors
 from sapwood.app.ranks.member import ALONE, facts_of, lead
 from sapwood.app.ranks.ranks import RankTeam, explained_by
 from sapwood.app.ranks.team_adapters import TeamAdapters
@@ -26,6 +27,7 @@ from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
+from sapwood.engine.steering import Steering
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.launch import (
     OverlappedExecutor,
@@ -190,6 +192,7 @@ def _build_engine(
         if isinstance(resolved.shape, DecoderConfig)
         else None,
         adapters=None if adapters is None else adapters.slots,
+        media=media_vectors(resolved, runner.tower),
     )
     # A launch of a step with guesses waits for the device.
     waits = speculation is not None and speculation.overlaps
@@ -206,6 +209,7 @@ def _build_engine(
         joint=None if joint is None else joint.steps(config.parallel.tp_size),
         experts=runner.expert_record,
         kv_events=kv_events,
+        steering=Steering(scheduler, runner.memory),
     )
     return Engine(
         loop=loop,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sapwood.app.cli.engine import open_llm
+from sapwood.app.cli.engine import engine_of, open_llm
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.base.errors import SapwoodError
 from sapwood.schema.config.engine import COMPONENTS
@@ -105,7 +105,7 @@ def open_backend(options: ChatOptions, asked: Asked) -> ChatBackend:
     if options.url is None:
         if options.api_key is not None:
             raise click.UsageError("--api-key is for a server; give --url too")
-        return InProcess(open_llm(asked.engine()), options.sampling)
+        return InProcess(open_llm(engine_of(asked)), options.sampling)
     useless = [flag for flag in asked.from_command_line(COMPONENTS) if flag != "--model"]
     if useless:
         raise click.UsageError(f"{', '.join(useless)}: the server of --url has its own settings")

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sapwood.app.cli.engine import fetch_with_bar
+from sapwood.app.cli.engine import engine_of, fetch_with_bar
+from sapwood.app.cli.kinds import draws
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.base.errors import StartupError
 from sapwood.schema.config.engine import COMPONENTS
+from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.env import environment, home
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ UNRESOLVED = 1
 @click.command(cls=ConfigCommand)
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-@config_options(*COMPONENTS)
+@config_options(*COMPONENTS, PaintingConfig)
 @click.pass_context
 def check(ctx: click.Context, name: str | None, as_json: bool, asked: Asked) -> None:
     """Show what this machine has, and what would run on it and why.
@@ -35,13 +37,30 @@ def check(ctx: click.Context, name: str | None, as_json: bool, asked: Asked) -> 
     NAME is the same as --model NAME. Takes the options of serve; the model's files are fetched if
     they are not cached (--offline forbids it), but it is not loaded.
     """
-    report = inspect(asked.with_model(name))
+    asked = asked.with_model(name)
+    report = inspect_painting(asked) if draws(asked) else inspect(asked)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, default=str))
     else:
         print_report(report)
     if report.problem is not None:
         ctx.exit(UNRESOLVED)
+
+
+def inspect_painting(asked: Asked) -> Report:
+    """The same of a diffusers folder: what its components take in memory."""
+    from sapwood.app.cli.machine_report import Row, make_report
+    from sapwood.app.painting.loading import plan_painting
+
+    engine, rows, problem = asked.engine(), [], None
+    try:
+        plan = plan_painting(engine.model.model, asked.build(PaintingConfig))
+        rows = [Row(name="pipeline", value=plan.folder.pipeline)]
+        rows += [Row(name="", value=note) for note in plan.notes]
+        problem = plan.problem
+    except StartupError as error:
+        problem = error.message
+    return replace(make_report(engine, asked.given, None, problem), model=rows)
 
 
 def inspect(asked: Asked) -> Report:
@@ -53,6 +72,7 @@ def inspect(asked: Asked) -> Report:
     engine = asked.engine()
     resolved, problem = None, None
     try:
+        engine = engine_of(asked)
         fetch_with_bar(engine.model)
         resolved = resolve_config(engine, home=home(environment()), is_verified=True)
         if resolved.pooling is None:

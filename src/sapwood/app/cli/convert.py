@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sapwood.app.cli.engine import engine_of
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.base.errors import ConfigError
 from sapwood.convert.options import ConvertOptions
@@ -75,7 +76,7 @@ def convert(
                 "first, then convert the result"
             )
         merged = merge_adapter(
-            asked.with_model(name).engine(),
+            engine_of(asked.with_model(name)),
             merge_lora,
             output.expanduser().absolute(),
             force=force,
@@ -89,7 +90,7 @@ def convert(
         )
         return
     job = prepare(
-        asked.with_model(name).engine(),
+        engine_of(asked.with_model(name)),
         options,
         output.expanduser().absolute(),
         ignore=ignore,

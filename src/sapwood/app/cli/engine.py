@@ -10,6 +10,7 @@ from sapwood.schema.config.model import ModelConfig
 from sapwood.schema.env import environment, home
 
 if TYPE_CHECKING:
+    from sapwood.app.cli.options import Asked
     from sapwood.app.offline.llm import LLM
     from sapwood.store import ModelFiles
     from sapwood.store.terminal import TerminalProgress
@@ -22,6 +23,15 @@ def bar() -> TerminalProgress:
     from sapwood.store.terminal import TerminalProgress
 
     return TerminalProgress(Console(stderr=True))
+
+
+def engine_of(asked: Asked) -> EngineConfig:
+    """The engine's configuration, in which the default model has its own name.
+
+    Where nobody names a model, this chooses one and fetches it, with a bar."""
+    from sapwood.app.building.default_model import with_named_model
+
+    return with_named_model(asked.engine(), home=home(environment()), progress=bar())
 
 
 def fetch_with_bar(model: ModelConfig) -> ModelFiles:

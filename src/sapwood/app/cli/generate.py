@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from sapwood.app.cli.engine import open_llm
+from sapwood.app.cli.engine import engine_of, open_llm
 from sapwood.app.cli.interrupt import on_interrupt
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.base.errors import ConfigError
@@ -104,13 +104,13 @@ def generate(
         with ExitStack() as opened:
             answers = _open(target, "ab", sys.stdout.buffer, opened)
             if engine == "ray":
-                placed = OnRay(asked.engine(), ray_address, ray_engines, in_flight)
+                placed = OnRay(engine_of(asked), ray_address, ray_engines, in_flight)
                 is_complete = run_on_ray(
                     placed, Path(source), answers, done=done, answered=answered
                 )
             else:
                 lines = _open(source, "rb", sys.stdin.buffer, opened)
-                llm = opened.enter_context(open_llm(asked.engine()))
+                llm = opened.enter_context(open_llm(engine_of(asked)))
                 is_complete = run(
                     llm, lines, answers, done=done, in_flight=in_flight, answered=answered
                 )

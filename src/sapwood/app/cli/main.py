@@ -40,6 +40,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "generate": LazyCommand(
         "sapwood.app.cli.generate:generate", "Answer a file of prompts, without a server."
     ),
+    "paint": LazyCommand(
+        "sapwood.app.cli.paint:paint", "Draw a picture with a diffusion model, without a server."
+    ),
     "pull": LazyCommand("sapwood.app.cli.pull:pull", "Get a model's files before they are needed."),
     "list": LazyCommand("sapwood.app.cli.stored:list_models", "List the models on this disk."),
     "rm": LazyCommand("sapwood.app.cli.stored:remove", "Remove models from this disk."),
@@ -115,7 +118,7 @@ def _as_command(name: str, found: Any) -> click.Command:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sapwood", message="sapwood %(version)s")
 def cli() -> None:
-    """sapwood serves language models, fast on CPUs and GPUs."""
+    """sapwood serves language and diffusion models, fast on CPUs and GPUs."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

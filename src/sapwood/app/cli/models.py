@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-HEADER = ("Architecture", "Models", "GGUF", "One call per step", "Convert")
+HEADER = ("Architecture", "Models", "GGUF", "One call per step", "Convert", "Pictures")
 
 
 @click.command("models")
@@ -16,7 +16,8 @@ def models() -> None:
     An architecture is what config.json calls it. Quantised checkpoints, and quantisation while a
     model is loaded, work for all of them. GGUF: what GGUF files call it, if they are read. One call
     per step: whether kernels on CPUs compute a step in one call, which is faster for small models.
-    Convert: whether `sapwood convert` takes it.
+    Convert: whether `sapwood convert` takes it. Pictures: whether the engine sees pictures and
+    videos.
     """
     from sapwood.app.cli.stored import print_table
 
@@ -34,6 +35,7 @@ def rows() -> list[tuple[str, ...]]:
             ", ".join(one.gguf) or "-",
             _yes(one.is_recorded),
             _yes(one.converts),
+            _yes(one.sees),
         )
         for one in capabilities()
     ]

@@ -19,6 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sapwood.app.cli.peer_flags import (
+    Hint,
+    file_without_peer_keys,
+    say_hints,
+    without_peer_flags,
+)
 from sapwood.app.cli.suggestions import flag_hint
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
@@ -32,6 +38,7 @@ from sapwood.schema.config.options import (
     gather_given,
     option_specs,
 )
+from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.config.server import ServerConfig
 from sapwood.schema.env import environment
 
@@ -40,6 +47,7 @@ SHARED_CONFIGS: tuple[type, ...] = (
     ServerConfig,
     ObservabilityConfig,
     GatewayConfig,
+    PaintingConfig,
 )
 """Configs whose keys every --config file may have, so that all commands can share one file."""
 
@@ -48,6 +56,9 @@ EPILOG = (
     "environment, or as `name: value` in the YAML file of --config. A flag wins over the "
     "environment, the environment over the file. Each switch has a --no- form that turns it off."
 )
+
+_HINTS = "sapwood.hints"
+"""The key of click's context under which a command line's hints lie."""
 
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,6 +69,8 @@ class Asked:
     """All options that were given in any place; an option not in `given` has its default."""
 
     given: Mapping[str, Given]
+    hints: tuple[Hint, ...] = ()
+    """Flags of SGLang that have nothing to choose here."""
 
     def build(self, config: type[C]) -> C:
         return build(config, {name: item.value for name, item in self.given.items()})
@@ -71,7 +84,8 @@ class Asked:
         model = self.given.get("model")
         if model is not None and model.source == "the command line":
             raise ConfigError(f"the model is given twice, as {name} and by --model; leave one out")
-        return Asked({**self.given, "model": Given(name, "the command line")})
+        given = {**self.given, "model": Given(name, "the command line")}
+        return Asked(given, self.hints)
 
     def engine(self) -> EngineConfig:
         return EngineConfig.of({name: item.value for name, item in self.given.items()})
@@ -144,6 +158,7 @@ class ConfigCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         specs = [param.spec for param in self.get_params(ctx) if isinstance(param, ConfigOption)]
         many = {flag for spec in specs if spec.many for flag in flags_of(spec)}
+        args = self._without_peer_flags(ctx, args)
         try:
             return super().parse_args(ctx, joined_values(args, many))
         except click.NoSuchOption as error:
@@ -151,6 +166,24 @@ class ConfigCommand(click.Command):
             hint = flag_hint(error.option_name, flags)
             message = f"{self.name} has no option {error.option_name}{hint}"
             raise click.UsageError(message, ctx) from error
+
+    def _without_peer_flags(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments without SGLang's flags, whose hints are kept for `Asked`."""
+        params = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        own = {flag for param in params for flag in (*param.opts, *param.secondary_opts)}
+        valued = [p for p in params if not p.is_flag and not p._flag_needs_value]
+        own_with_value = {
+            flag
+            for param in valued
+            if not (isinstance(param, ConfigOption) and param.spec.many)
+            for flag in param.opts
+        }
+        try:
+            kept, hints = without_peer_flags(args, own, own_with_value)
+        except ConfigError as error:
+            raise click.UsageError(f"{self.name}: {error.message}", ctx) from error
+        ctx.meta[_HINTS] = tuple(hints)
+        return kept
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
@@ -219,7 +252,10 @@ def config_options(
         @functools.wraps(function)
         def call(*, config_file: str | None, **values: Any) -> Any:
             flags = {name: value for name in names if (value := values.pop(name)) is not None}
-            return function(asked=read_asked(configs, flags, config_file), **values)
+            asked = read_asked(configs, flags, config_file)
+            strict = asked.given.get("strict_flags")
+            say_hints(asked.hints, is_strict=strict is not None and bool(strict.value))
+            return function(asked=asked, **values)
 
         params: list[click.Parameter] = getattr(call, "__click_params__", [])
         own = [ConfigOption(spec, component_title(config)) for spec, config in shown]
@@ -235,15 +271,25 @@ def read_asked(configs: Sequence[type], flags: Mapping[str, Any], config_file: s
     env = environment()
     path = config_file or env.get(f"{ENV_PREFIX}CONFIG") or None
     elsewhere = [config for config in SHARED_CONFIGS if config not in configs]
+    known = {
+        key
+        for config in (*configs, *elsewhere)
+        for spec in option_specs(config)
+        for key in spec.file_keys
+    }
+    content = {} if path is None else read_config_file(Path(path))
+    file, hints = file_without_peer_keys(content, known)
     given = gather_given(
         configs,
         flags=flags,
         env=env,
-        file={} if path is None else read_config_file(Path(path)),
+        file=file,
         file_name=path or "",
         known_elsewhere=elsewhere,
     )
-    return Asked(given)
+    context = click.get_current_context(silent=True)
+    from_flags = () if context is None else context.meta.get(_HINTS, ())
+    return Asked(given, (*from_flags, *hints))
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sapwood.app.cli.engine import fetch_with_bar
+from sapwood.app.cli.engine import engine_of, fetch_with_bar
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.schema.config.model import ModelConfig
 
@@ -24,7 +24,7 @@ def pull(name: str | None, show_list: bool, asked: Asked) -> None:
     if show_list:
         show_catalogue()
         return
-    files = fetch_with_bar(asked.with_model(name).build(ModelConfig))
+    files = fetch_with_bar(engine_of(asked.with_model(name)).model)
     num_bytes = sum(path.stat().st_size for path in files.weights)
     click.echo(f"{files.name}: {files.path}")
     click.echo(f"{len(files.weights)} weight files, {files.weight_format}, {in_units(num_bytes)}")

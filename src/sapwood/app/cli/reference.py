@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from sapwood.app.cli import peer_flags
 from sapwood.app.cli.options import SHARED_CONFIGS, component_title, default_of, names_of
 from sapwood.schema import limits
 from sapwood.schema.config.engine import COMPONENTS
@@ -19,6 +20,7 @@ COMMAND_LINE = "command-line.md"
 FIELDS = "fields.md"
 LIMITS = "limits.md"
 MODELS = "models.md"
+PEER = "coming-from-sglang.md"
 HELP_WIDTH = 100
 
 _HELP = re.compile(
@@ -27,6 +29,7 @@ _HELP = re.compile(
 _FIELDS = re.compile(r"(<!-- fields -->\n).*?(<!-- end of fields -->)", re.DOTALL)
 _LIMITS = re.compile(r"(<!-- limits -->\n).*?(<!-- end of limits -->)", re.DOTALL)
 _MODELS = re.compile(r"(<!-- models -->\n).*?(<!-- end of models -->)", re.DOTALL)
+_PEER = re.compile(r"(<!-- flags -->\n).*?(<!-- end of flags -->)", re.DOTALL)
 _OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
@@ -55,6 +58,7 @@ def stale_pages(directory: Path) -> dict[str, str]:
         FIELDS: with_fields((directory / FIELDS).read_text(encoding="utf-8")),
         LIMITS: with_limits((directory / LIMITS).read_text(encoding="utf-8")),
         MODELS: with_models((directory / MODELS).read_text(encoding="utf-8")),
+        PEER: with_peer_flags((directory / PEER).read_text(encoding="utf-8")),
     }
     return {
         name: text
@@ -87,6 +91,11 @@ def with_models(page: str) -> str:
     from sapwood.app.cli.models import as_markdown, rows
 
     return _MODELS.sub(lambda found: f"{found[1]}\n{as_markdown(rows())}\n\n{found[2]}", page)
+
+
+def with_peer_flags(page: str) -> str:
+    """The page with a table of SGLang's other flags between its markers."""
+    return _PEER.sub(lambda found: f"{found[1]}\n{peer_flags.as_markdown()}\n\n{found[2]}", page)
 
 
 def with_help(page: str) -> str:

@@ -42,7 +42,9 @@ def run(name: str | None, message: str | None, asked: Asked) -> None:
 def server_with(name: str, *, api_key: str | None) -> str | None:
     """The address of the server on the default port, if it serves that model."""
     from sapwood.app.serving.running import served_model
+    from sapwood.store.default_model import DEFAULT, PREFERRED, SMALL
 
     config = ServerConfig()
     url = f"http://{config.host}:{config.port}"
-    return url if served_model(url, api_key=api_key) == name else None
+    wanted = (PREFERRED, SMALL) if name == DEFAULT else (name,)
+    return url if served_model(url, api_key=api_key) in wanted else None

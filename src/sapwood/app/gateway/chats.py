@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from sapwood.app.building.model_defaults import sampling_defaults
+from sapwood.app.gateway.making import Make, with_body
 from sapwood.app.gateway.parsing import parsing_dialect
 from sapwood.base.errors import (
     ConfigError,
@@ -50,8 +51,6 @@ from sapwood.text.generation import TextGenerator
 
 MADE_OF_TOKENS = ("/v1/completions", "/generate", "/v1/embeddings")
 """Paths that are made here only for workers that know nothing but tokens."""
-Make = Callable[[Request, Services], Awaitable[Response]]
-"""One endpoint of a dialect: answers a request by these services."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,16 +273,6 @@ class _Made(Response):
         # The request's own scope has the application, and so the limits on bodies.
         asked = with_body(self._request.scope, self._body, receive)
         await (await self._answer(asked))(scope, receive, send)
-
-
-def with_body(scope: Scope, body: bytes, receive: Receive) -> Request:
-    """A request whose body has been read, for those who read it themselves."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return Request(scope, replayed)
 
 
 def _makers() -> Mapping[str, Make]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.app.gateway.chats import Make, with_body
+from sapwood.app.gateway.making import Make, with_body
 from sapwood.base.errors import UnsupportedFeature
 from sapwood.frontends.native.generate import generate_text
 from sapwood.frontends.openai.completions import completions

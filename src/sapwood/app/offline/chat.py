@@ -18,6 +18,9 @@ _NAMES = {
     "reasoning_effort": "effort",
     "thinking_budget": "thinking_budget",
 }
+_SAMPLING = {name: name for name in SamplingParams.__struct_fields__ if name not in _NAMES}
+_SAMPLING |= dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_new_tokens")
+"""What programs give beside the messages, and the sampling parameter that it means."""
 
 
 def chat_turn(
@@ -38,6 +41,13 @@ def chat_turn(
             param="messages",
         )
     given = dict(options)
+    misplaced = next((name for name in given if name in _SAMPLING), None)
+    if misplaced is not None:
+        raise InvalidRequest(
+            f"{misplaced} is a sampling parameter, and options of chat go to the template; give it "
+            f'in the second argument: chat(messages, {{"{_SAMPLING[misplaced]}": …}})',
+            param=misplaced,
+        )
     use = openai_tool_use(
         given.pop("tools", None) or (),
         given.pop("tool_choice", None),

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
+from sapwood.app.building.default_model import with_named_model
 from sapwood.app.building.resolving import resolve_config
 from sapwood.app.offline.chat import chat_turn
 from sapwood.app.offline.in_process import InProcessEngine
@@ -47,12 +48,11 @@ from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineStatus, Finish
 from sapwood.schema.request import EngineInput, RequestOptions, SentAdapter
+from sapwood.store.default_model import DEFAULT
 from sapwood.text.answer import AnswerShape
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 from sapwood.text.events import Answer
 from sapwood.text.generation import TextChunk, TextRequest
-
-DEFAULT_MODEL = "smollm2-135m"
 
 T = TypeVar("T")
 Prompt = str | Sequence[int]
@@ -95,7 +95,8 @@ class LLM:
         with LLM("smollm2-135m") as llm:
             print(llm.chat([{"role": "user", "content": "Hello"}])[0].text)
 
-    model    catalogue name, hub repository id, or path; None: smollm2-135m
+    model    catalogue name, hub repository id, or path; None: the default model, as for
+             `sapwood serve`
     options  any option of `sapwood serve` that concerns the engine, by its name with underscores
              (max_total_tokens=4096); or give a whole `config`, and neither model nor options
 
@@ -112,7 +113,8 @@ class LLM:
         config: EngineConfig | None = None,
         **options: Any,
     ) -> None:
-        asked, store = _asked(model, config, options), home(environment())
+        store = home(environment())
+        asked = with_named_model(_asked(model, config, options), home=store)
         resolved = resolve_config(asked, home=store)
         self.config = resolved.config
         self._engine: InProcessEngine | ReplicaEngines
@@ -468,7 +470,7 @@ def _asked(
     model: str | None, config: EngineConfig | None, options: Mapping[str, Any]
 ) -> EngineConfig:
     if config is None:
-        given = {"model": DEFAULT_MODEL if model is None else model, **options}
+        given = {"model": DEFAULT if model is None else model, **options}
         return EngineConfig.of(gather(COMPONENTS, flags={}, env={}, file=given, file_name="LLM(…)"))
     if options:
         raise ConfigError("give either a config or single options, not both")

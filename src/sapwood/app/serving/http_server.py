@@ -145,13 +145,15 @@ def access_of(server: ListeningConfig, callers: tuple[Callers, ...] = ()) -> Acc
         or server.ssl_certfile is not None
         or "*" in server.allowed_origins
     )
+    is_local = is_loopback(server.host)
     return Access(
         api_key=server.api_key,
         admin_api_key=server.admin_api_key,
         callers=callers,
         allowed_origins=server.allowed_origins,
         allowed_hosts=("*",) if is_safe else (*server.host_names, server.host),
-        is_local=is_loopback(server.host),
+        is_local=is_local,
+        refuses_open_admin=not (is_local or server.allow_open_admin),
     )
 
 

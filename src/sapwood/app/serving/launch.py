@@ -19,6 +19,7 @@ import msgspec
 import uvloop
 from rich.console import Console
 
+from sapwood.app.building.default_model import with_named_model
 from sapwood.app.building.engine_process import EngineProcessArgs
 from sapwood.app.building.model_defaults import eos_token_ids
 from sapwood.app.serving.engine_start import start_engine_process
@@ -92,6 +93,8 @@ def serve(
     configure_logging(server.log_level)
     print_stacks_on_signal()
     store = home(environment())
+    progress = TerminalProgress(Console(stderr=True))
+    engine = with_named_model(engine, home=store, progress=progress)
     files = fetch_model(
         engine.model.model,
         home=store,
@@ -99,7 +102,7 @@ def serve(
         load_format=engine.model.load_format,
         offline=engine.model.offline,
         checksum=engine.model.model_checksum,
-        progress=TerminalProgress(Console(stderr=True)),
+        progress=progress,
     )
     # Before there is anything to clean up: from here on a signal only asks for the end.
     stop = StopSignals()

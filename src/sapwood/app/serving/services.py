@@ -8,10 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sapwood.app.building.model_defaults import read_json_if_there, reading, sampling_defaults
+from sapwood.app.serving.media import build_preparer
 from sapwood.app.serving.observability import build_observer
 from sapwood.frontends.serving.adapters import AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
-from sapwood.frontends.serving.services import Services
+from sapwood.frontends.serving.services import ServedWeights, Services
 from sapwood.models.pooling import pooling_of
 from sapwood.schema.client import EngineClient
 from sapwood.schema.config.decision import Decision
@@ -54,8 +55,10 @@ def build_services(
     template = ChatTemplate.of_model(
         tokenizer, override=config.model.chat_template, architectures=architectures
     )
+    preparer = build_preparer(files.path, model, tokenizer)
     return Services(
         engine=engine,
+        sees=preparer is not None,
         replicas=tuple(replicas),
         generator=TextGenerator(
             engine,
@@ -66,12 +69,14 @@ def build_services(
             allow_code=config.execution.enable_custom_logit_processor,
             tells_hidden=config.execution.enable_return_hidden_states,
             hidden_size=model.get("hidden_size"),
+            preparer=preparer,
         ),
         tokenizer=tokenizer,
         template=template,
         formats=_answer_formats(config.model, template, architectures),
         model_name=config.model.served_model_name or config.model.model,
         model_path=config.model.model,
+        served=ServedWeights(version=config.model.weight_version),
         tokenizer_path=str(tokenizer_path),
         model_type=model.get("model_type"),
         architectures=architectures,

@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import TimeoutExpired
+from typing import Any, Generic, Protocol, TypeVar
 
 from sapwood.app.serving.observability import STACKS_SIGNAL
 from sapwood.base.channel import AsyncZmqReceiver, ZmqSender
 from sapwood.base.process import Child, watch
 from sapwood.engine.client import AsyncEngineClient
 from sapwood.schema.output import EngineOutput
-from sapwood.schema.request import EngineInput
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,33 @@ STACKS_S = 0.5
 """How long an engine that never got ready may take to print its stacks."""
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
+
+
+class SupervisedClient(Protocol):
+    """What a supervisor needs of the client in front of its engine, whatever the engine makes."""
+
+    is_draining: bool
+
+    @property
+    def failure(self) -> str | None: ...
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    def deliver(self, message: Any) -> None: ...
+
+    def fail(self, reason: str) -> None: ...
+
+    def drain(self, timeout_s: float) -> None: ...
+
+    def restart(self, sender: Any, reason: str) -> None: ...
+
+    async def wait_for_change(self) -> None: ...
+
+    async def wait_until_failed(self) -> None: ...
+
+
+C = TypeVar("C", bound=SupervisedClient)
 
 Spawn = Callable[[str, str], Child]
 """Starts an engine process; the arguments are the addresses of its inbox and of its outbox."""
@@ -53,8 +80,8 @@ class _Process:
     """One engine process and the sockets to it, which no other engine uses."""
 
     process: Child
-    sender: ZmqSender[EngineInput]
-    receiver: AsyncZmqReceiver[EngineOutput]
+    sender: ZmqSender[Any]
+    receiver: AsyncZmqReceiver[Any]
     pump: asyncio.Task[None]
     exited: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -68,9 +95,11 @@ class _Process:
         self.receiver.close()
 
 
-class EngineSupervisor:
+class ProcessSupervisor(Generic[C]):
     """Keeps one engine process behind `client`.
 
+    connect  makes the client of what sends to the engine
+    outputs  the union of the messages that the engine sends
     policy  when a dead engine is replaced; None: never
     host    address of this machine, which engines on other machines reach; None: they are here
     """
@@ -79,6 +108,8 @@ class EngineSupervisor:
         self,
         spawn: Spawn,
         sockets: Path,
+        connect: Callable[[ZmqSender[Any]], C],
+        outputs: object,
         *,
         start_timeout_s: float,
         policy: RestartPolicy | None,
@@ -93,6 +124,7 @@ class EngineSupervisor:
         """
         self._spawn = spawn
         self._sockets = sockets
+        self._outputs = outputs
         self._host = host
         self._start_timeout_s = start_timeout_s
         self._policy = policy
@@ -103,7 +135,7 @@ class EngineSupervisor:
         self.has_been_ready = False
         self._is_stopping = False
         sender, outbox = self._bind()
-        self.client = AsyncEngineClient(sender)
+        self.client = connect(sender)
         self._engine = self._start(sender, outbox)
 
     @property
@@ -178,7 +210,7 @@ class EngineSupervisor:
         times = len(self._restarts_at_s)
         return f"{failure} (after {times} restarts)" if times else failure
 
-    def _bind(self) -> tuple[ZmqSender[EngineInput], str]:
+    def _bind(self) -> tuple[ZmqSender[Any], str]:
         """(what is bound to a new address, another new address, for outputs): late messages of an
         earlier engine then reach nobody."""
         self._num_started += 1
@@ -191,8 +223,8 @@ class EngineSupervisor:
             )
         return ZmqSender(inbox, bind=True), outbox
 
-    def _start(self, sender: ZmqSender[EngineInput], outbox: str) -> _Process:
-        receiver: AsyncZmqReceiver[EngineOutput] = AsyncZmqReceiver(outbox, EngineOutput, bind=True)
+    def _start(self, sender: ZmqSender[Any], outbox: str) -> _Process:
+        receiver: AsyncZmqReceiver[Any] = AsyncZmqReceiver(outbox, self._outputs, bind=True)
         engine = _Process(
             process=self._spawn(sender.address, receiver.address),
             sender=sender,
@@ -222,7 +254,34 @@ class EngineSupervisor:
             self.client.fail(reason)
 
 
-async def _pump(receiver: AsyncZmqReceiver[EngineOutput], client: AsyncEngineClient) -> None:
+class EngineSupervisor(ProcessSupervisor[AsyncEngineClient]):
+    """Keeps the process of a language model's engine; arguments as those of ProcessSupervisor."""
+
+    def __init__(
+        self,
+        spawn: Spawn,
+        sockets: Path,
+        *,
+        start_timeout_s: float,
+        policy: RestartPolicy | None,
+        on_ready: Callable[[bool], None],
+        on_failed: Callable[[str], None] | None = None,
+        host: str | None = None,
+    ) -> None:
+        super().__init__(
+            spawn,
+            sockets,
+            AsyncEngineClient,
+            EngineOutput,
+            start_timeout_s=start_timeout_s,
+            policy=policy,
+            on_ready=on_ready,
+            on_failed=on_failed,
+            host=host,
+        )
+
+
+async def _pump(receiver: AsyncZmqReceiver[Any], client: SupervisedClient) -> None:
     async for message in receiver.messages():
         client.deliver(message)
 

@@ -19,7 +19,7 @@ from sapwood.frontends.observability.loads import all_loads
 from sapwood.frontends.serving.embed import embed_all
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.generate import generate
-from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.frontends.serving.services import Services
 from sapwood.rpc import health_pb2
 from sapwood.rpc import scheduler_pb2 as pb
 from sapwood.rpc.methods import SCHEDULER
@@ -97,7 +97,7 @@ class SchedulerService:
             is_generation=pooling is None,
             preferred_sampling_params=defaults,
             default_sampling_params_json=defaults,
-            weight_version=WEIGHT_VERSION,
+            weight_version=services.served.version,
             served_model_name=services.model_name,
             max_context_length=info.context_length,
             max_req_input_len=info.context_length - 1,

@@ -13,7 +13,7 @@ from sapwood.base.errors import EngineUnavailable, InvalidRequest
 from sapwood.frontends.native.protocol import ABORT_FIELDS
 from sapwood.frontends.serving.embed import embed_all
 from sapwood.frontends.serving.generate import collect
-from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response
 from sapwood.http.sse import until_disconnect
@@ -55,11 +55,11 @@ async def health_generate(request: Request, services: Services) -> Response:
 
 def model_info(services: Services) -> dict[str, object]:
     return {
-        "model_path": services.model_path,
+        "model_path": services.served.path or services.model_path,
         "tokenizer_path": services.tokenizer_path or services.model_path,
         "is_generation": services.pooling is None,
         "preferred_sampling_params": dict(services.default_sampling) or None,
-        "weight_version": WEIGHT_VERSION,
+        "weight_version": services.served.version,
         "has_image_understanding": False,
         "has_audio_understanding": False,
         "model_type": services.model_type,

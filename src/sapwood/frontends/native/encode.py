@@ -106,7 +106,9 @@ async def _answer(request: Request, services: Services, task: Task) -> Response:
         values = answer.values
         if asked.dimensions is not None:
             values = shortened(values, asked.dimensions, normalize=normalize)
-        found.append({"embedding": values.tolist(), "meta_info": meta_info(answer, latency_s)})
+        found.append(
+            {"embedding": values.tolist(), "meta_info": meta_info(services, answer, latency_s)}
+        )
     return json_response(found if is_list else found[0])
 
 

@@ -25,7 +25,7 @@ from sapwood.frontends.serving.grammar import chosen_grammar
 from sapwood.frontends.serving.hidden_states import encoded_hidden_states
 from sapwood.frontends.serving.routed_experts import encoded_routed_experts
 from sapwood.frontends.serving.sampling import params_of, renamed
-from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response, native_body
 from sapwood.http.routing import routing_key
@@ -87,7 +87,7 @@ async def whole_answers(services: Services, batch: Batch, started_s: float) -> l
             lists = _lists(request, batch, services)
             if lists is not None:
                 await _add(lists, choice.whole)
-            answer = _answer(choice, _sample_id(request, k), latency_s, lists)
+            answer = _answer(services, choice, _sample_id(request, k), latency_s, lists)
             await _tell_of_tokens(answer, request, choice)
             answers.append(answer)
     return answers
@@ -275,6 +275,7 @@ async def _events(
                 if so_far_lists is not None:
                     await _add(so_far_lists, chunk)
                 answer = _answer(
+                    services,
                     so_far,
                     _sample_id(batch.requests[position], chunk.index),
                     services.clock.now_s() - started_s,
@@ -326,7 +327,11 @@ def _own_names() -> Iterator[None]:
 
 
 def _answer(
-    choice: Choice, sample_id: str, latency_s: float, lists: LogprobLists | None
+    services: Services,
+    choice: Choice,
+    sample_id: str,
+    latency_s: float,
+    lists: LogprobLists | None,
 ) -> dict[str, Any]:
     whole = choice.whole
     return {
@@ -338,7 +343,7 @@ def _answer(
             "prompt_tokens": whole.num_prompt_tokens,
             "completion_tokens": whole.num_output_tokens,
             "cached_tokens": whole.num_cached_tokens,
-            "weight_version": WEIGHT_VERSION,
+            "weight_version": services.served.version,
             "e2e_latency": latency_s,
             "decode_throughput": choice.decode_throughput,
             "queue_time": whole.queue_time_s,

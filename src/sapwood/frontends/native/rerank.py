@@ -93,7 +93,7 @@ async def rerank(request: Request, services: Services) -> Response:
         ranked: dict[str, Any] = {
             "score": float(sigmoid(values)[0] if squashes else values[0]),
             "index": index,
-            "meta_info": meta_info(answer, latency_s),
+            "meta_info": meta_info(services, answer, latency_s),
         }
         if asked.return_documents:
             ranked["document"] = asked.documents[index]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from sapwood.frontends.ollama.protocol import SHOW_FIELDS
 from sapwood.frontends.ollama.stream import rfc3339
-from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response
 from sapwood.schema.fields import parse
@@ -39,7 +39,8 @@ def tags(services: Services) -> dict[str, Any]:
 
 def digest(services: Services) -> str:
     """64 hexadecimal digits; in Ollama a manifest's hash, here one that differs between models."""
-    identity = f"{services.model_path}\n{WEIGHT_VERSION}\n{services.weights}".encode()
+    path, version = services.served.path or services.model_path, services.served.version
+    identity = f"{path}\n{version}\n{services.weights}".encode()
     return hashlib.sha256(identity).hexdigest()
 
 

@@ -29,7 +29,7 @@ from sapwood.frontends.ollama.protocol import (
 from sapwood.frontends.ollama.pull import pull
 from sapwood.frontends.ollama.stream import NDJSON
 from sapwood.frontends.serving.services import Services
-from sapwood.http.endpoints import Dialect, Endpoint
+from sapwood.http.endpoints import Dialect, Endpoint, EndpointRows
 from sapwood.http.errors import OLLAMA_ERRORS, json_response
 
 _NOT_OFFERED = {
@@ -41,127 +41,130 @@ _NOT_OFFERED = {
 }
 
 
+ROWS: EndpointRows[Services] = EndpointRows()
+
+
 def ollama_dialect(services: Services) -> Dialect:
-    dialect = Dialect("ollama", errors={"/api": OLLAMA_ERRORS})
+    return ROWS.dialect("ollama", services, errors={"/api": OLLAMA_ERRORS})
 
-    @dialect.serves(
-        Endpoint(
-            paths=("/api/chat",),
-            methods=("POST",),
-            access="user",
-            body=OllamaChatRequest,
-            example={
-                "model": "default",
-                "messages": [{"role": "user", "content": "Name three trees."}],
-                "options": {"num_predict": 32},
-                "stream": False,
-            },
-            answers=(OllamaAnswer, NDJSON),
-        )
+
+@ROWS.serves(
+    Endpoint(
+        paths=("/api/chat",),
+        methods=("POST",),
+        access="user",
+        body=OllamaChatRequest,
+        example={
+            "model": "default",
+            "messages": [{"role": "user", "content": "Name three trees."}],
+            "options": {"num_predict": 32},
+            "stream": False,
+        },
+        answers=(OllamaAnswer, NDJSON),
     )
-    async def post_chat(request: Request) -> Response:
-        return await chat(request, services)
+)
+async def post_chat(request: Request, services: Services) -> Response:
+    return await chat(request, services)
 
-    @dialect.serves(
-        Endpoint(
-            paths=("/api/generate",),
-            methods=("POST",),
-            access="user",
-            body=OllamaGenerateRequest,
-            example={
-                "model": "default",
-                "prompt": "The oak is",
-                "options": {"num_predict": 16},
-                "stream": False,
-            },
-            answers=(OllamaAnswer, NDJSON),
-        )
+
+@ROWS.serves(
+    Endpoint(
+        paths=("/api/generate",),
+        methods=("POST",),
+        access="user",
+        body=OllamaGenerateRequest,
+        example={
+            "model": "default",
+            "prompt": "The oak is",
+            "options": {"num_predict": 16},
+            "stream": False,
+        },
+        answers=(OllamaAnswer, NDJSON),
     )
-    async def post_generate(request: Request) -> Response:
-        return await generate_text(request, services)
+)
+async def post_generate(request: Request, services: Services) -> Response:
+    return await generate_text(request, services)
 
-    @dialect.serves(
-        Endpoint(
-            paths=("/api/show",),
-            methods=("POST",),
-            access="user",
-            body=OllamaShowRequest,
-            example={"model": "default"},
-            answers=(OllamaModel,),
-        )
+
+@ROWS.serves(
+    Endpoint(
+        paths=("/api/show",),
+        methods=("POST",),
+        access="user",
+        body=OllamaShowRequest,
+        example={"model": "default"},
+        answers=(OllamaModel,),
     )
-    async def post_show(request: Request) -> Response:
-        return await models.show(request, services)
+)
+async def post_show(request: Request, services: Services) -> Response:
+    return await models.show(request, services)
 
-    @dialect.serves(
-        Endpoint(
-            paths=("/api/embed",),
-            methods=("POST",),
-            access="user",
-            body=OllamaEmbedRequest,
-            example={"model": "default", "input": ["The oak is old.", "The elm is young."]},
-            answers=(OllamaEmbeddings,),
-        )
+
+@ROWS.serves(
+    Endpoint(
+        paths=("/api/embed",),
+        methods=("POST",),
+        access="user",
+        body=OllamaEmbedRequest,
+        example={"model": "default", "input": ["The oak is old.", "The elm is young."]},
+        answers=(OllamaEmbeddings,),
     )
-    async def post_embed(request: Request) -> Response:
-        return await embed(request, services)
+)
+async def post_embed(request: Request, services: Services) -> Response:
+    return await embed(request, services)
 
-    @dialect.serves(
-        Endpoint(
-            paths=("/api/embeddings",),
-            methods=("POST",),
-            access="user",
-            body=OllamaEmbeddingsRequest,
-            example={"model": "default", "prompt": "The oak is old."},
-            answers=(OllamaEmbedding,),
-            is_deprecated=True,
-        )
+
+@ROWS.serves(
+    Endpoint(
+        paths=("/api/embeddings",),
+        methods=("POST",),
+        access="user",
+        body=OllamaEmbeddingsRequest,
+        example={"model": "default", "prompt": "The oak is old."},
+        answers=(OllamaEmbedding,),
+        is_deprecated=True,
     )
-    async def post_embeddings(request: Request) -> Response:
-        return await embeddings(request, services)
+)
+async def post_embeddings(request: Request, services: Services) -> Response:
+    return await embeddings(request, services)
 
-    @dialect.serves(
-        Endpoint(
-            paths=("/api/pull",),
-            methods=("POST",),
-            access="user",
-            body=OllamaPullRequest,
-            example={"model": "default", "stream": False},
-            answers=(PullStatus, NDJSON),
-        )
+
+@ROWS.serves(
+    Endpoint(
+        paths=("/api/pull",),
+        methods=("POST",),
+        access="user",
+        body=OllamaPullRequest,
+        example={"model": "default", "stream": False},
+        answers=(PullStatus, NDJSON),
     )
-    async def post_pull(request: Request) -> Response:
-        return await pull(request, services)
-
-    @dialect.serves(
-        Endpoint(
-            paths=("/api/tags",), methods=("GET", "HEAD"), access="user", answers=(OllamaModels,)
-        )
-    )
-    async def get_tags(request: Request) -> Response:
-        return json_response(models.tags(services))
-
-    @dialect.serves(
-        Endpoint(
-            paths=("/api/ps",), methods=("GET", "HEAD"), access="user", answers=(OllamaModels,)
-        )
-    )
-    async def get_running(request: Request) -> Response:
-        return json_response(models.running(services))
-
-    @dialect.serves(
-        Endpoint(
-            paths=("/api/version",), methods=("GET", "HEAD"), access="user", answers=(Version,)
-        )
-    )
-    async def get_version(request: Request) -> Response:
-        return json_response({"version": services.version})
-
-    for path, method in _NOT_OFFERED.items():
-        refused = Endpoint(paths=(path,), methods=(method,), access="user", is_documented=False)
-        dialect.serves(refused)(_refuse)
-    return dialect
+)
+async def post_pull(request: Request, services: Services) -> Response:
+    return await pull(request, services)
 
 
-async def _refuse(request: Request) -> Response:
+@ROWS.serves(
+    Endpoint(paths=("/api/tags",), methods=("GET",), access="user", answers=(OllamaModels,))
+)
+async def get_tags(request: Request, services: Services) -> Response:
+    return json_response(models.tags(services))
+
+
+@ROWS.serves(Endpoint(paths=("/api/ps",), methods=("GET",), access="user", answers=(OllamaModels,)))
+async def get_running(request: Request, services: Services) -> Response:
+    return json_response(models.running(services))
+
+
+@ROWS.serves(Endpoint(paths=("/api/version",), methods=("GET",), access="user", answers=(Version,)))
+async def get_version(request: Request, services: Services) -> Response:
+    return json_response({"version": services.version})
+
+
+async def _refuse(request: Request, services: Services) -> Response:
     raise UnsupportedFeature(f"{request.url.path} is not supported: {ONE_MODEL}")
+
+
+for _path, _method in _NOT_OFFERED.items():
+    ROWS.serves(Endpoint(paths=(_path,), methods=(_method,), access="user", is_documented=False))(
+        _refuse
+    )

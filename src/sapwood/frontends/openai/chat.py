@@ -32,13 +32,14 @@ from sapwood.frontends.openai.stream import (
     usage,
 )
 from sapwood.frontends.serving.chat import Conversation, Turn, collect_turn, plan_turn
-from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.frontends.serving.services import Services
 from sapwood.frontends.serving.tools import openai_tool_use
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response, openai_body
 from sapwood.http.routing import routing_key
 from sapwood.http.sse import EventStream, until_disconnect
 from sapwood.schema.fields import parse
+from sapwood.schema.media_source import MediaKind, MediaSource
 from sapwood.text.events import Answer
 from sapwood.text.generation import TextRequest
 
@@ -88,7 +89,7 @@ async def answer_chat(asked: ChatRequest, request: Request, services: Services) 
                 for index, (choice, sample) in enumerate(samples)
             ],
             "usage": usage(choices, choices[:1]),
-            "metadata": {"weight_version": WEIGHT_VERSION},
+            "metadata": {"weight_version": services.served.version},
         }
         | routed[0]
     )
@@ -119,7 +120,9 @@ def to_turn(asked: ChatRequest, services: Services) -> Turn:
     """
     max_tokens, limit_name = _max_tokens(asked)
     sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name=limit_name)
-    messages = [_message(given, i) for i, given in enumerate(asked.messages)]
+    media: list[MediaSource] = []
+    sees = services.sees
+    messages = [_message(given, i, media, sees) for i, given in enumerate(asked.messages)]
     if asked.continue_final_message and messages and messages[-1]["role"] != "assistant":
         raise InvalidRequest(
             "continue_final_message needs the last of messages to be the assistant's, but it is "
@@ -142,7 +145,7 @@ def to_turn(asked: ChatRequest, services: Services) -> Turn:
         thinking_budget=asked.thinking_budget,
     )
     turn = plan_turn(services, conversation, sampling, instead="use /v1/completions")
-    return replace(turn, tells_cut_calls=True)
+    return replace(turn, tells_cut_calls=True, media=tuple(media))
 
 
 def to_text_request(
@@ -155,6 +158,7 @@ def to_text_request(
     return TextRequest(
         request_id=request_id,
         prompt=turn.prompt,
+        media=turn.media,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=asked.add_special_tokens is True,
         options=request_options(asked, turn.sampling, chat_options(asked), key, services)[0],
@@ -172,8 +176,14 @@ def _max_tokens(asked: ChatRequest) -> tuple[int | None, str]:
     return (old, "max_tokens") if new is None else (new, "max_completion_tokens")
 
 
-def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
-    """One message in the template's form, its fields checked."""
+def _message(
+    given: dict[str, Any], position: int, media: list[MediaSource], sees: bool
+) -> dict[str, Any]:
+    """One message in the template's form, its fields checked.
+
+    media  takes its pictures and videos
+    sees   whether the model takes any
+    """
     where = f"messages[{position}]"
     message = parse(given, MESSAGE_FIELDS, where=where)
     if message.content is None and not message.tool_calls:
@@ -181,7 +191,8 @@ def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
     checked: dict[str, Any] = {"role": message.role}
     if isinstance(message.content, list):
         checked["content"] = [
-            _text_part(part, f"{where}.content[{i}]") for i, part in enumerate(message.content)
+            _part(part, f"{where}.content[{i}]", media, sees)
+            for i, part in enumerate(message.content)
         ]
     elif message.content is not None:
         checked["content"] = message.content
@@ -192,6 +203,32 @@ def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
     if message.tool_calls:
         checked["tool_calls"] = message.tool_calls
     return checked
+
+
+def _part(
+    given: dict[str, Any], where: str, media: list[MediaSource], sees: bool
+) -> dict[str, str]:
+    kinds: dict[object, MediaKind] = {"image_url": "image", "video_url": "video"}
+    field = given.get("type")
+    kind = kinds.get(field) if sees and isinstance(field, str) else None
+    if kind is None:
+        return _text_part(given, where)
+    asked = given.get(str(field))
+    url = asked.get("url") if isinstance(asked, dict) else asked
+    given_fields = asked if isinstance(asked, dict) else {}
+    for name, value in given_fields.items():
+        if name != "url" and value is not None and (name, value) != ("detail", "auto"):
+            raise UnsupportedFeature(
+                f"{where}.{field}.{name} is not supported by this server: the model's files say "
+                "how its pictures are prepared; leave it out",
+                param=f"{where}.{field}.{name}",
+            )
+    if not isinstance(url, str) or not url:
+        raise InvalidRequest(
+            f"{where}.{field}.url is required, a text", param=f"{where}.{field}.url"
+        )
+    media.append(MediaSource(kind=kind, where=where, url=url))
+    return {"type": kind}
 
 
 def _text_part(given: dict[str, Any], where: str) -> dict[str, str]:

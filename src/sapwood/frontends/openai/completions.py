@@ -25,7 +25,7 @@ from sapwood.frontends.openai.stream import (
     usage,
 )
 from sapwood.frontends.serving.generate import collect
-from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response, openai_body
 from sapwood.http.routing import routing_key
@@ -80,7 +80,7 @@ async def completions(request: Request, services: Services) -> Response:
                 for index, choice in enumerate(samples)
             ],
             "usage": usage(samples, samples[:: asked.n]),
-            "metadata": {"weight_version": WEIGHT_VERSION},
+            "metadata": {"weight_version": services.served.version},
         }
         | routed[0]
     )

@@ -14,6 +14,7 @@ from sapwood.frontends.serving.generate import Choice, generate
 from sapwood.frontends.serving.services import Services
 from sapwood.frontends.serving.tools import ToolUse
 from sapwood.schema.grammar import Thinking
+from sapwood.schema.media_source import MediaSource
 from sapwood.schema.output import Finish
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.thinking import ThinkingBudget
@@ -69,6 +70,7 @@ class Conversation:
 class Turn:
     """A conversation made ready for the engine; special tokens are in the prompt.
 
+    media            pictures and videos, whose markers stand in the prompt
     tells_cut_calls  whether a call that the token limit cuts off is told as far as it came, as in
                      OpenAI's dialect; else its text becomes content
     """
@@ -78,6 +80,7 @@ class Turn:
     shape: AnswerShape
     streams_reasoning: bool = True
     tells_cut_calls: bool = False
+    media: tuple[MediaSource, ...] = ()
 
     def sample(self) -> TurnSample:
         return TurnSample(self)

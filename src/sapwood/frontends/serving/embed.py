@@ -10,7 +10,7 @@ from typing import Any
 
 from sapwood.base.errors import EngineUnavailable, InvalidRequest
 from sapwood.frontends.serving.generate import EngineFailed
-from sapwood.frontends.serving.services import WEIGHT_VERSION, Services
+from sapwood.frontends.serving.services import Services
 from sapwood.observe.requests import Asked, ObservedRequest
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, TextEmbedder
 
@@ -149,7 +149,7 @@ def usage(answers: Sequence[PoolingOutput]) -> dict[str, int]:
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
 
 
-def meta_info(output: PoolingOutput, latency_s: float) -> dict[str, Any]:
+def meta_info(services: Services, output: PoolingOutput, latency_s: float) -> dict[str, Any]:
     """The field meta_info of the native routes, as in the answers of /generate."""
     return {
         "id": output.request_id,
@@ -157,7 +157,7 @@ def meta_info(output: PoolingOutput, latency_s: float) -> dict[str, Any]:
         "prompt_tokens": output.num_prompt_tokens,
         "completion_tokens": 0,
         "cached_tokens": output.num_cached_tokens,
-        "weight_version": WEIGHT_VERSION,
+        "weight_version": services.served.version,
         "e2e_latency": latency_s,
         "queue_time": output.queue_time_s,
     }

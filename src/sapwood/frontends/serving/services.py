@@ -22,8 +22,22 @@ from sapwood.text.generation import TextGenerator
 from sapwood.text.template import ChatTemplate
 from sapwood.text.tokenizer import Tokenizer
 
-WEIGHT_VERSION = "default"
-"""The name of the weights that the server started with; they never change while it runs."""
+INITIAL_VERSION = "default"
+"""The name of the weights that the server started with, unless --weight-version says another."""
+
+
+@dataclass(slots=True)
+class ServedWeights:
+    """The weights that are served now; updates change it.
+
+    version    their name
+    path       the checkpoint that they were last read from; None: that of the start
+    is_paused  whether generation is paused
+    """
+
+    version: str = INITIAL_VERSION
+    path: str | None = None
+    is_paused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +62,8 @@ class Services:
     on_unsupported    what becomes of a call with a field that asks for what the server does not do
     pooling           how the model makes embeddings or scores; None: the model generates
     adapters          the LoRA adapters by name
+    sees              whether the model takes pictures or videos
+    served            which weights the engine has now
     replicas          the engines behind `engine`, in the order of their ranks; (): that one alone
     """
 
@@ -77,6 +93,8 @@ class Services:
     on_unsupported: OnUnsupported = "error"
     adapters: AdapterRegistry | None = None
     replicas: tuple[EngineClient, ...] = ()
+    sees: bool = False
+    served: ServedWeights = field(default_factory=ServedWeights)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.default_sampling) - set(DEFAULTABLE))

@@ -30,7 +30,7 @@ from sapwood.schema.output import (
     Finish,
     RequestOutput,
 )
-from sapwood.schema.request import Generate, RecordExperts, SentAdapter, StartProfile
+from sapwood.schema.request import Generate, OrderWeights, RecordExperts, SentAdapter, StartProfile
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +201,15 @@ class PlainEngine:
         raise _not_here()
 
     async def unload_adapter(self, adapter_id: str) -> CallDone:
+        raise _not_here()
+
+    async def order_weights(self, order: OrderWeights) -> CallDone:
+        raise _not_here()
+
+    async def pause(self, mode: str) -> CallDone:
+        raise _not_here()
+
+    async def resume(self) -> CallDone:
         raise _not_here()
 
 

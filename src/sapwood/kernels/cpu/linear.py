@@ -36,12 +36,9 @@ class Linear:
         self._padding = self._num_in % 2 if weight.dtype == torch.bfloat16 else 0
         if self._padding:
             weight = F.pad(weight, (0, 1))
-        weight = weight.contiguous()
         padded_out = -(-self._num_out // _native.PANEL) * _native.PANEL
         self._weight = memory.empty((padded_out, weight.shape[1]), weight.dtype)
-        _native.pack_weight(
-            self._kind, weight.data_ptr(), self._weight.data_ptr(), self._num_out, weight.shape[1]
-        )
+        self._pack(weight)
         self._bias = None if bias is None else bias.contiguous()
         self._weight_address = self._weight.data_ptr()
         self._bias_address = 0 if self._bias is None else self._bias.data_ptr()
@@ -68,6 +65,25 @@ class Linear:
 
     def fp32(self, x: Tensor) -> Tensor:
         return self._multiply(x, torch.float32)
+
+    def _pack(self, weight: Tensor) -> None:
+        weight = weight.contiguous()
+        _native.pack_weight(
+            self._kind, weight.data_ptr(), self._weight.data_ptr(), self._num_out, weight.shape[1]
+        )
+
+    def refill(self, weight: Tensor) -> bool:
+        self._pack(F.pad(weight, (0, 1)) if self._padding else weight)
+        return True
+
+    def unpacked(self) -> Tensor:
+        panels, num_in = self._weight, self._num_in + self._padding
+        if panels.dtype == torch.bfloat16:
+            pairs = panels.view(-1, num_in // 2, _native.PANEL, 2)
+            rows = pairs.permute(0, 2, 1, 3).reshape(-1, num_in)
+        else:
+            rows = panels.view(-1, num_in, _native.PANEL).transpose(1, 2).reshape(-1, num_in)
+        return rows[: self._num_out, : self._num_in]
 
     def _multiply(self, x: Tensor, out_dtype: torch.dtype) -> Tensor:
         rows, num_in = x.shape

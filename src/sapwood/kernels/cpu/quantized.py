@@ -175,6 +175,12 @@ class QuantizedLinear:
         )  # fmt: skip
         return out
 
+    def unpacked(self) -> None:
+        return None
+
+    def refill(self, weight: Tensor) -> bool:
+        return False
+
     def _rows_of(self, x: Tensor) -> tuple[Tensor, int]:
         """x and the entries between its rows, in which entries lie one after another."""
         num_in = x.shape[1]

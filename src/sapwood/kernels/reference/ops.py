@@ -59,6 +59,13 @@ class _Linear:
         out = x.float() @ self.weight.float().T
         return out if self.bias is None else out + self.bias.float()
 
+    def unpacked(self) -> Tensor:
+        return self.weight
+
+    def refill(self, weight: Tensor) -> bool:
+        self.weight.copy_(weight)
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class _HeadProducts:

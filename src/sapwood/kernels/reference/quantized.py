@@ -164,6 +164,12 @@ class QuantizedLinear:
         out = torch.cat([multiply(x, part) for part in self.parts], dim=1)
         return out if self.bias is None else out + self.bias.float()
 
+    def unpacked(self) -> None:
+        return None
+
+    def refill(self, weight: Tensor) -> bool:
+        return False
+
 
 def multiply(x: Tensor, weight: LinearPart) -> Tensor:
     """x [T, in] -> [T, out] fp32."""

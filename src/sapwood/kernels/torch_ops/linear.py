@@ -32,6 +32,13 @@ class _Plain:
     def fp32(self, x: Tensor) -> Tensor:
         return self(x).float()  # torch rounds its products to x's dtype
 
+    def unpacked(self) -> Tensor:
+        return self.weight
+
+    def refill(self, weight: Tensor) -> bool:
+        self.weight.copy_(weight)
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class _Prepacked:
@@ -49,6 +56,12 @@ class _Prepacked:
     def fp32(self, x: Tensor) -> Tensor:
         return self(x).float()  # oneDNN rounds its products to x's dtype
 
+    def unpacked(self) -> None:
+        return None
+
+    def refill(self, weight: Tensor) -> bool:
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class _Widened:
@@ -61,6 +74,12 @@ class _Widened:
 
     def fp32(self, x: Tensor) -> Tensor:
         return self.wide(x.float())
+
+    def unpacked(self) -> Tensor | None:
+        return self.wide.unpacked()
+
+    def refill(self, weight: Tensor) -> bool:
+        return self.wide.refill(weight.float())
 
 
 def cpu_multiplies(dtype: torch.dtype) -> bool:

@@ -46,6 +46,13 @@ class DenseLinear:
         out: Tensor = torch.mm(x, self.weight.T, out_dtype=torch.float32)
         return out if self.bias is None else out.add_(self.bias)
 
+    def unpacked(self) -> Tensor:
+        return self.weight
+
+    def refill(self, weight: Tensor) -> bool:
+        self.weight.copy_(weight)
+        return True
+
 
 class _Multiply(Protocol):
     num_out: int
@@ -79,6 +86,12 @@ class QuantizedLinear:
 
     def fp32(self, x: Tensor) -> Tensor:
         return self._multiply(x, torch.float32)
+
+    def unpacked(self) -> None:
+        return None
+
+    def refill(self, weight: Tensor) -> bool:
+        return False
 
     def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         rows, num_in = x.shape

@@ -68,6 +68,12 @@ class DenseStorage:
         self._weight = None  # frees the memory although targets still refer to this storage
         return packed
 
+    def repack(self, packed: PackedLinear, bias: Tensor | None) -> PackedLinear:
+        if not packed.refill(self.weight):
+            return self.pack(bias)
+        self._weight = None
+        return packed
+
 
 def check_range(stored: Tensor, shard: Tensor) -> None:
     """WeightError if a finite number of `shard` is infinite in `stored`, its copy in float16."""

@@ -74,6 +74,9 @@ class BlocksStorage:
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         return self._kernels.pack_linear(weight, bias, self._dtype)
 
+    def repack(self, packed: PackedLinear, bias: Tensor | None) -> PackedLinear:
+        return self.pack(bias)
+
 
 class CheckpointScheme:
     """The weights of a checkpoint that another tool quantised, as they are stored.

@@ -52,6 +52,11 @@ class LinearStorage(Protocol):
         """The layer, packed by the kernels, once all parts are placed."""
         ...
 
+    def repack(self, packed: PackedLinear, bias: Tensor | None) -> PackedLinear:
+        """The same in the place of a layer with older numbers: that one, refilled, if the kernels
+        can refill it."""
+        ...
+
 
 class LinearScheme(Protocol):
     """Makes the storage of each linear layer.

@@ -77,6 +77,9 @@ class QuantizingStorage:
         self._parts = [None] * len(parts)  # targets may still refer to this storage
         return self._kernels.pack_quantized_linear(parts, bias, self._dtype)
 
+    def repack(self, packed: PackedLinear, bias: Tensor | None) -> PackedLinear:
+        return self.pack(bias)
+
 
 class Int8Scheme:
     """w8a8_int8: int8 weights, one scale per output; int8 activations, one scale per token and 64

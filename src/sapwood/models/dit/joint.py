@@ -109,12 +109,18 @@ class JointAttention:
         heads: HeadSizes,
         *,
         text_out: bool = True,
+        bias: bool = True,
     ) -> None:
-        """text_out: whether the text goes on after it"""
+        """text_out: whether the text goes on after it; bias: of all its layers"""
         self._kernels = build.kernels
         self._scale = heads.head_dim**-0.5
         self._picture = Projections(
-            build, size, heads, names=("to_q", "to_k", "to_v"), norms=("norm_q", "norm_k")
+            build,
+            size,
+            heads,
+            names=("to_q", "to_k", "to_v"),
+            norms=("norm_q", "norm_k"),
+            bias=bias,
         )
         self._text = Projections(
             build,
@@ -122,9 +128,12 @@ class JointAttention:
             heads,
             names=("add_q_proj", "add_k_proj", "add_v_proj"),
             norms=("norm_added_q", "norm_added_k"),
+            bias=bias,
         )
-        self._out = linear(build, "to_out.0", heads.width, size)
-        self._text_out = linear(build, "to_add_out", heads.width, size) if text_out else None
+        self._out = linear(build, "to_out.0", heads.width, size, bias=bias)
+        self._text_out = None
+        if text_out:
+            self._text_out = linear(build, "to_add_out", heads.width, size, bias=bias)
 
     def __call__(self, text: Tensor, picture: Tensor, step: JointStep) -> tuple[Tensor, Tensor]:
         """text [T1, size], picture [T2, size] -> the same shapes; without an output for the text,

@@ -18,7 +18,8 @@ class DenoisingRow:
 
     latents    [S, channels]: a vector per patch of the picture, and of pictures to look at
     text       [L, text size]: the vectors of the prompt
-    rotations  of the tokens, as the transformer's `rotations` gave them
+    rotations  of the tokens, as the transformer's `rotations` gave them; the vectors of `positions`
+               for a transformer that adds them
     timestep   from 1000, all noise, to 0
     pooled     [size]: the vector of the whole prompt; None: the transformer wants none
     guidance   strength of guidance as an input of the transformer; None: it has no such input

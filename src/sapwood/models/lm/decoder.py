@@ -114,6 +114,8 @@ class Decoder:
                 # A copy: a layer may add to what it gets.
                 captured.append(x.clone() if residual is None else x + residual)
             x, residual = layer(x, residual, batch)
+            if batch.embeds is not None and index < len(batch.embeds.later):
+                x = x.index_add(0, batch.embeds.at, batch.embeds.later[index].to(x.dtype))
         if self.config.num_layers in layers:
             captured.append(x.clone() if residual is None else x + residual)
         if not self._stage.is_last:

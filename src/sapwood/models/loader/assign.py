@@ -59,45 +59,107 @@ def load_weights(
     Raises  WeightError, with the names (up to 20 of each kind), if tensors are missing, unexpected,
             given twice, or of the wrong shape or type. The model is half filled then, and unusable
     """
-    targets = model.targets()
-    patterns = model.ignorable_tensors()
-    placed: set[str] = set()
-    ignored: list[str] = []
-    unexpected: list[str] = []
-    repeated: list[str] = []
-    misshapen: list[str] = []
-    mistyped: list[str] = []
+    intake = _Intake(model)
     num_bytes = 0
+    for name, tensor in FusedExperts(intake.targets).split(weights):
+        target = intake.take(name, tensor)
+        if target is not None:
+            num_bytes += _place(target, tensor)
+    _refuse_mistakes({"missing": intake.missing(), **intake.mistakes}, source)
+    return LoadReport(
+        num_tensors=len(intake.placed), num_bytes=num_bytes, ignored=tuple(intake.ignored)
+    )
+
+
+def check_weights(
+    model: Loadable,
+    weights: Iterable[tuple[str, Tensor | LinearPart]],
+    *,
+    source: str = "the update",
+    may_be_partial: bool = False,
+) -> None:
+    """Raise WeightError, as `load_weights` would, without placing anything.
+
+    weights         may be tensors without numbers, on torch's meta device
+    may_be_partial  whether tensors may be missing, as long as the layers that are touched can keep
+                    their other parts
+    """
+    intake = _Intake(model)
+    for name, tensor in FusedExperts(intake.targets).split(weights):
+        intake.take(name, tensor)
+    missing = _lacking_parts(intake) if may_be_partial else intake.missing()
+    kind = "missing beside others of the same quantised layers" if may_be_partial else "missing"
+    _refuse_mistakes({kind: missing, **intake.mistakes}, source)
+
+
+def place_some(model: Loadable, weights: Iterable[tuple[str, Tensor]]) -> int:
+    """Place tensors that `check_weights` has found right. Returns how many.
+
+    The model must be told to `finalize` afterwards."""
+    targets, count = model.targets(), 0
     for name, tensor in FusedExperts(targets).split(weights):
         target = targets.get(name)
+        if target is not None:
+            _place(target, tensor)
+            count += 1
+    return count
+
+
+class _Intake:
+    """Finds the targets of tensors, and notes what is wrong with them, by kind of mistake."""
+
+    def __init__(self, model: Loadable) -> None:
+        self.targets = model.targets()
+        self.placed: set[str] = set()
+        self.ignored: list[str] = []
+        self.mistakes: dict[str, list[str]] = {
+            "unexpected": [],
+            "given twice": [],
+            "of the wrong shape": [],
+            "not of floating point": [],
+        }
+        self._patterns = model.ignorable_tensors()
+
+    def take(self, name: str, tensor: Tensor | LinearPart) -> Target | None:
+        """Where the tensor is to be placed; None if it is not needed, or wrong."""
+        target = self.targets.get(name)
         if target is None:
-            is_ignorable = any(fnmatchcase(name, pattern) for pattern in patterns)
-            (ignored if is_ignorable else unexpected).append(name)
-        elif name in placed:
-            repeated.append(name)
-        else:
-            placed.add(name)
-            if tuple(tensor.shape) not in (target.shape, target.part_shape):
-                expected = list(target.shape)
-                misshapen.append(f"{name} (is {list(tensor.shape)}, must be {expected})")
-            elif isinstance(tensor, Tensor) and not _has_numbers_for(target, tensor):
-                mistyped.append(f"{name} (is {str(tensor.dtype).removeprefix('torch.')})")
-            else:
-                num_bytes += _place(target, tensor)
-    missing = [
-        name for name, target in targets.items() if name not in placed and not target.is_elsewhere
+            is_ignorable = any(fnmatchcase(name, pattern) for pattern in self._patterns)
+            (self.ignored if is_ignorable else self.mistakes["unexpected"]).append(name)
+            return None
+        if name in self.placed:
+            self.mistakes["given twice"].append(name)
+            return None
+        self.placed.add(name)
+        if tuple(tensor.shape) not in (target.shape, target.part_shape):
+            what = f"{name} (is {list(tensor.shape)}, must be {list(target.shape)})"
+            self.mistakes["of the wrong shape"].append(what)
+            return None
+        if isinstance(tensor, Tensor) and not _has_numbers_for(target, tensor):
+            what = f"{name} (is {str(tensor.dtype).removeprefix('torch.')})"
+            self.mistakes["not of floating point"].append(what)
+            return None
+        return target
+
+    def missing(self) -> list[str]:
+        return [
+            name
+            for name, target in self.targets.items()
+            if name not in self.placed and not target.is_elsewhere
+        ]
+
+
+def _lacking_parts(intake: _Intake) -> list[str]:
+    """The tensors without which a touched layer, which cannot keep its other parts, is no whole."""
+    touched = {id(intake.targets[name].fused_with) for name in intake.placed}
+    # Asked last, of few: to know it a layer may have to unpack its weight.
+    return [
+        name
+        for name in intake.missing()
+        if (layer := intake.targets[name].fused_with) is not None
+        and id(layer) in touched
+        and not layer.keeps_parts
     ]
-    _refuse_mistakes(
-        {
-            "missing": missing,
-            "unexpected": unexpected,
-            "given twice": repeated,
-            "of the wrong shape": misshapen,
-            "not of floating point": mistyped,
-        },
-        source,
-    )
-    return LoadReport(num_tensors=len(placed), num_bytes=num_bytes, ignored=tuple(ignored))
 
 
 def _has_numbers_for(target: Target, tensor: Tensor) -> bool:

@@ -15,7 +15,7 @@ from sapwood.layers.convolution import Conv2d, GroupNorm
 from sapwood.layers.masked_attention import attend
 from sapwood.layers.named_linear import NamedLinear, linear
 from sapwood.layers.residual_convolution import Downsample, ResidualBlock, Upsample
-from sapwood.layers.targets import Target, prefixed
+from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.vae.tiles import Tiling, compute_tiled
 
 EPS = 1e-6
@@ -203,6 +203,32 @@ class AutoencoderKL:
         for old, new in _FIRST_NAMES.items():
             name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
         return name
+
+
+class AutoencoderKLFlux2(AutoencoderKL):
+    """Flux.2's: four neighbouring latents are a token, whose entries have means and deviations."""
+
+    def __init__(self, config: Mapping[str, Any], build: Build) -> None:
+        other = config.get("decoder_block_out_channels")
+        if other and list(other) != list(config.get("block_out_channels", (64,))):
+            raise ConfigError("decoder_block_out_channels of its own is not implemented")
+        super().__init__({**config, "scaling_factor": 1.0, "shift_factor": 0.0}, build)
+        size = 4 * self.latent_channels
+        self._means, self._variances = build.empty(size), build.empty(size)
+        self._eps = float(config.get("batch_norm_eps", 1e-4))
+
+    def tokens_to_decode(self, tokens: Tensor) -> Tensor:
+        """tokens [S, 4 * channels], as a diffusion model has them -> as the decoder's latents"""
+        return tokens * (self._variances + self._eps).sqrt() + self._means
+
+    def targets(self) -> dict[str, Target]:
+        return super().targets() | {
+            "bn.running_mean": whole(self._means),
+            "bn.running_var": whole(self._variances),
+        }
+
+    def ignorable_tensors(self) -> tuple[str, ...]:
+        return ("bn.num_batches_tracked",)
 
 
 _FIRST_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

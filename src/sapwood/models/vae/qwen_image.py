@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.layers.build import Build
+from sapwood.layers.convolution import convolve, kernel_of
 from sapwood.layers.masked_attention import attend
 from sapwood.layers.residual_convolution import Downsample
 from sapwood.layers.targets import Target, prefixed, whole
@@ -29,12 +30,12 @@ class LastSlice:
     """A convolution over pictures: the last slice in time of one over frames."""
 
     def __init__(self, build: Build, in_channels: int, out_channels: int, kernel: int) -> None:
-        self._weight = build.empty(out_channels, in_channels, kernel, kernel)
+        self._weight = kernel_of(build, out_channels, in_channels, kernel)
         self._bias = build.empty(out_channels)
         self._kernel = kernel
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self._weight, self._bias, padding=self._kernel // 2)
+        return convolve(x, self._weight, self._bias, padding=self._kernel // 2)
 
     def targets(self) -> dict[str, Target]:
         def put(weight: Tensor) -> None:
@@ -49,12 +50,12 @@ class PlainConv:
     """A convolution over pictures."""
 
     def __init__(self, build: Build, in_channels: int, out_channels: int, kernel: int) -> None:
-        self._weight = build.empty(out_channels, in_channels, kernel, kernel)
+        self._weight = kernel_of(build, out_channels, in_channels, kernel)
         self._bias = build.empty(out_channels)
         self._padding = kernel // 2
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self._weight, self._bias, padding=self._padding)
+        return convolve(x, self._weight, self._bias, padding=self._padding)
 
     def targets(self) -> dict[str, Target]:
         return {"weight": whole(self._weight), "bias": whole(self._bias)}
@@ -129,7 +130,7 @@ class FrameAttention:
 
     def __call__(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        qkv = self._qkv(self._norm(x)).view(batch, 3, 1, channels, height * width)
+        qkv = self._qkv(self._norm(x)).reshape(batch, 3, 1, channels, height * width)
         q, k, v = qkv.permute(1, 0, 4, 2, 3)
         mixed = attend(q, k, v, scale=channels**-0.5).transpose(1, 2)
         return x + self._out(mixed.reshape(batch, channels, height, width))

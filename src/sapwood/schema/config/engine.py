@@ -16,6 +16,7 @@ from sapwood.schema.config.options import build
 from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 from sapwood.schema.config.speculation import SpeculationConfig
+from sapwood.schema.config.vision import VisionConfig
 
 COMPONENTS: tuple[type, ...] = (
     ModelConfig,
@@ -27,6 +28,7 @@ COMPONENTS: tuple[type, ...] = (
     SpeculationConfig,
     DraftingConfig,
     LoraConfig,
+    VisionConfig,
 )
 
 
@@ -43,6 +45,7 @@ class EngineConfig:
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     drafting: DraftingConfig = field(default_factory=DraftingConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
 
     def flat(self) -> dict[str, Any]:
         """All components' options by name."""
@@ -62,6 +65,7 @@ class EngineConfig:
             speculation=build(SpeculationConfig, values),
             drafting=build(DraftingConfig, values),
             lora=build(LoraConfig, values),
+            vision=build(VisionConfig, values),
         )
 
 

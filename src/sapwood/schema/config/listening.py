@@ -38,6 +38,12 @@ class ListeningConfig:
         "opens all others too; default: the API key opens them.",
         secret=True,
     )
+    allow_open_admin: bool = option(
+        False,
+        "Let anybody use the routes that steer the server, where it can be reached from other "
+        "machines and no key is set; default: they are refused there, and open on a loopback "
+        "address.",
+    )
     cors_allow_origins: str = option(
         "",
         "Origins whose web pages may use the server, separated by commas or as a JSON list, such "

@@ -96,6 +96,16 @@ class MemoryConfig:
         "lru", "Which unused prefix is forgotten first.", choices=tuple(EvictionPolicy)
     )
 
+    enable_memory_saver: bool = option(
+        False,
+        "Let /release_memory_occupation give the memory of weights and KV pool back to the system "
+        "while the server is idle, on a CPU.",
+    )
+    enable_weights_cpu_backup: bool = option(
+        False,
+        "Keep released weights in a temporary file, from which they come back. Default: they come "
+        "from their checkpoint, or with the next update.",
+    )
     kv_events_config: str | None = option(
         None,
         "Publish what the prefix cache holds, for routers, as JSON: publisher (zmq or null), "
@@ -109,6 +119,11 @@ class MemoryConfig:
             raise ConfigError(
                 "--kv-events-config tells of prefixes that are kept, and --disable-radix-cache "
                 "keeps none; leave one out"
+            )
+        if self.enable_weights_cpu_backup and not self.enable_memory_saver:
+            raise ConfigError(
+                "--enable-weights-cpu-backup keeps weights that are released, and without "
+                "--enable-memory-saver none are; add that, or leave it out"
             )
         if self.page_size is not None and not 1 <= self.page_size <= 1024:
             raise ConfigError(f"--page-size is {self.page_size} but must be from 1 to 1024")

@@ -33,8 +33,9 @@ QUANTIZATIONS = tuple(dict.fromkeys(("none", *ON_THE_FLY, *GGUF_BLOCKS, *CHECKPO
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     model: str = option(
-        "smollm2-135m",
-        "Catalogue name, hub repository id (owner/name), or path of a model.",
+        "default",
+        "Catalogue name, hub repository id (owner/name), or path of a model; default: "
+        "qwen2.5-coder-0.5b, or smollm2-135m where memory, disk or network do not allow that.",
         aliases=["model-path"],
     )
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
@@ -43,6 +44,9 @@ class ModelConfig:
     )
     served_model_name: str | None = option(
         None, "Name that the API shows and accepts; default: the model's."
+    )
+    weight_version: str = option(
+        "default", "Name of the weights of the start, which answers tell in meta_info."
     )
     chat_template: str | None = option(
         None, "Chat template: a file, a built-in name, or jinja text; default: the model's own."

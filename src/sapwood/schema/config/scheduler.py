@@ -28,6 +28,13 @@ class SchedulerConfig:
         "chunks. -1: no limit.",
         unit="tokens",
     )
+    max_step_time_ms: float = option(
+        250.0,
+        "While requests decode, a step computes only as many prompt tokens as fit into this time, "
+        "by what steps before it took, and 64 in any case: so a long prompt holds others up no "
+        "longer, however slow the machine. 0: as many as --chunked-prefill-size says.",
+        unit="milliseconds",
+    )
     schedule_policy: str = option(
         "lpm",
         "Order of the waiting requests: fcfs first come first served; lpm longest prefix match; "
@@ -158,7 +165,12 @@ class SchedulerConfig:
                 )
 
     def _check_limits(self) -> None:
-        for name in ("queue_timeout", "request_timeout", "priority_aging_interval"):
+        for name in (
+            "max_step_time_ms",
+            "queue_timeout",
+            "request_timeout",
+            "priority_aging_interval",
+        ):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(

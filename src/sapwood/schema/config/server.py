@@ -97,6 +97,10 @@ class ServerConfig(ListeningConfig):
         choices=UNSUPPORTED_FIELDS,
     )
 
+    strict_flags: bool = option(
+        False,
+        "Refuse flags of SGLang that are accepted although there is nothing to choose here.",
+    )
     state_dir: str | None = option(
         None,
         "Directory for what outlives the server: responses, files and batches. Default: "

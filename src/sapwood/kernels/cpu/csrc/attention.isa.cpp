@@ -1,9 +1,15 @@
 // Causal attention over paged keys and values with an online softmax.
 //
+// A query's result depends on its keys alone, bit by bit: its keys are taken in tiles and segments that begin at
+// multiples of their lengths (kKeyTile, kKeySegment), every way to multiply adds in the same order, and a segment's
+// sums are added to those of the segments before it in one way. So it makes no difference how many queries a task has,
+// which of their keys they share with others, or which thread computes what.
+//
 // Two kernels, chosen per task by its number of query rows (tokens x heads of the kv group):
 //   few rows of one token   each key row is read once and multiplied with all rows, as it lies (decode)
 //   many rows               key and value tiles are repacked once for all rows, and both products
 //                           run on register tiles or the matrix unit (prefill)
+// The matrix unit of x86 has an order of its own, so it has all rows of bf16: a few multiply keys as they lie there, too.
 // Keys and values may be one row, of which the value is the first part: it is read, and decoded, once.
 // Keys and values in 8 bits become the activations' dtype tile by tile, and are then like any others.
 // Probabilities are rounded to the activations' dtype before they meet the values; all sums are fp32.
@@ -43,7 +49,7 @@ class Attention {
         adjusts_(args.traits.soft_cap > 0.0f || args.traits.alibi != nullptr),
         scale_(adjusts_ ? kLog2E : args.scale * kLog2E),
         is_dense_(args.kv == KvFormat::dense), element_(is_dense_ ? sizeof(T) : 1),
-        results_(args, s_),
+        results_(args),
         keys_(is_dense_ ? static_cast<const T*>(args.keys) : s_.dense),
         values_(is_dense_     ? static_cast<const T*>(args.values)
                 : is_one_row_ ? s_.dense
@@ -54,22 +60,44 @@ class Attention {
     task_ = &task;
     next_ = next;
     rows_ = task.num_queries * group_;
-    for (int r = 0; r < rows_; r++) {
-      s_.max[r] = kMinusInfinity;
-      store(s_.total + r * W, VF{});
-    }
-    __builtin_memset(s_.out, 0, sizeof(float) * static_cast<std::size_t>(rows_ * d_));
-    if (task.num_queries == 1 && has_few_rows()) {
-      run_rows();
+    has_earlier_ = !results_.add_parts(task.before, s_.earlier, true, s_.sums, rows_);
+    results_.clear(s_.sums, rows_);
+    is_first_tile_ = task.resumed < 0;
+    if (!is_first_tile_) results_.load_rows(task.resumed, s_.sums, rows_);
+    if constexpr (is_only_on_unit<T>()) {
+      run_on_unit();
     } else {
-      run_tiles();
+      task.num_queries == 1 && has_few_rows() ? run_rows() : run_tiles();
     }
-    results_.write(task, rows_);
+    const bool is_open = task.open >= 0;
+    if (is_open) {
+      results_.save_rows(task.open, s_.sums, rows_);
+    } else if (has_earlier_) {
+      results_.add(s_.earlier, s_.sums, rows_);
+    }
+    const Sums& whole = has_earlier_ || is_open ? s_.earlier : s_.sums;
+    if (task.partial == kWholeResult) results_.write(whole, task.kv_head, task.first_row, rows_);
+    if (task.partial >= 0) results_.save_rows(task.partial, whole, rows_);
   }
 
-  void merge(const AttentionMerge& m) { results_.merge(m); }
+  void merge(const AttentionMerge& m) { results_.merge(m, s_.earlier, s_.sums); }
 
  private:
+  // Before the tile that begins there: if it begins another segment, that of the tiles before is finished.
+  void open_segment(std::int64_t begin) {
+    if (begin % kKeySegment != 0 || begin <= task_->kv_begin) return;
+    if (has_earlier_) {
+      results_.add(s_.earlier, s_.sums, rows_);
+    } else {
+      const Sums first = s_.sums;
+      s_.sums = s_.earlier;
+      s_.earlier = first;
+      has_earlier_ = true;
+    }
+    results_.clear(s_.sums, rows_);
+    is_first_tile_ = true;
+  }
+
   const T* query(int row) const {
     const std::int64_t token = task_->shared < 0 ? task_->first_row + row / group_
                                                  : a_.shared_tokens[task_->shared + row / group_];
@@ -88,18 +116,29 @@ class Attention {
   template <class Body>
   __attribute__((always_inline)) void walk(const AttentionTask& task, std::int64_t begin, int n, const Body& body) const {
     const std::int64_t head = static_cast<std::int64_t>(task.kv_head) * a_.page_size * kv_width(a_.kv, d_);
-    each_page(a_.page_table + task.request * a_.page_table_stride, a_.entry_size, a_.page_size, begin, n,
-              [&](int t, int count, std::int64_t page, std::int64_t offset) {
-                body(t, count, offset, page * a_.key_stride + head, page * a_.value_stride + head);
-              });
+    const auto walk_pages = [&](std::int64_t from, int length, int first) __attribute__((always_inline)) {
+      each_page(a_.page_table + task.request * a_.page_table_stride, a_.entry_size, a_.page_size, from, length,
+                [&](int t, int count, std::int64_t page, std::int64_t offset) {
+                  body(first + t, count, offset, page * a_.key_stride + head, page * a_.value_stride + head);
+                });
+    };
+    if (task.sees == 0 || begin + n <= task.first_new) return walk_pages(begin, n, 0);
+    const int before = static_cast<int>(most(0, task.first_new - begin));
+    if (before > 0) walk_pages(begin, before, 0);
+    std::uint64_t seen = static_cast<std::uint64_t>(task.sees);
+    for (std::int64_t skipped = task.first_new; skipped < begin; skipped++) seen &= seen - 1;
+    for (int t = before; t < n; t++, seen &= seen - 1) walk_pages(task.first_new + __builtin_ctzll(seen), 1, t);
   }
 
-  // Makes key(s_.rows[t]) and values_ + s_.rows[kKeyTile + t] the rows of tokens [begin, begin + n).
+  // Makes key(s_.rows[t]) and values_ + s_.rows[kKeyTile + t] the rows of tokens [begin, begin + n); of those before
+  // the task's first key, which may be in no page, that key's.
   // Where the tile has to be dequantised, also fetches the keys of the `num_ahead` rows found ahead.
   void open_tile(std::int64_t begin, int n, int num_ahead = 0) {
     std::int64_t* key_rows = s_.rows;
     std::int64_t* value_rows = s_.rows + kKeyTile;
-    walk(*task_, begin, n, [&](int t, int count, std::int64_t offset, std::int64_t key, std::int64_t value) {
+    const int skipped = num_skipped(*task_, begin);
+    walk(*task_, begin + skipped, n - skipped, [&](int from, int count, std::int64_t offset, std::int64_t key, std::int64_t value) {
+      const int t = skipped + from;
       if (!is_dense_) {
         prefetch_rows(a_.keys, s_.ahead, t, t + count < n ? least(t + count, num_ahead) : num_ahead);
         dequantize(a_.kv, a_.keys, key, a_.page_size, offset, count, d_, s_.dense + t * d_);
@@ -113,7 +152,18 @@ class Attention {
         value_rows[t + i] = value + (offset + i) * d_;
       }
     });
+    for (int t = 0; t < skipped; t++) {
+      key_rows[t] = key_rows[skipped];
+      value_rows[t] = value_rows[skipped];
+    }
   }
+
+  // Of the tile that begins there: how many of its keys come before the task's first one.
+  static int num_skipped(const AttentionTask& task, std::int64_t begin) {
+    return static_cast<int>(most(0, task.kv_begin - begin));
+  }
+  // The tiles of a task begin here, and end at its kv_end.
+  static std::int64_t first_tile(const AttentionTask& task) { return task.kv_begin / kKeyTile * kKeyTile; }
 
   const T* key(std::int64_t offset) const { return keys_ + offset; }
 
@@ -140,21 +190,12 @@ class Attention {
     }
   }
 
-  // Of a row of scores, those before the window.
+  // Of a row of scores, those before the window or before the task's first key.
   void hide(int row, std::int64_t begin, int n) {
-    const std::int64_t first = least(n, position(row) + 1 - a_.traits.window - begin);
+    const std::int64_t window = a_.traits.window;
+    const std::int64_t first_seen = window > 0 ? most(task_->kv_begin, position(row) + 1 - window) : task_->kv_begin;
+    const std::int64_t first = least(n, first_seen - begin);
     for (std::int64_t i = 0; i < first; i++) s_.scores[row * kKeyTile + i] = kMinusInfinity;
-  }
-
-  // Of a row of scores, those of new tokens that the row's token does not see.
-  void hide_unseen(int row, std::int64_t begin, int n) {
-    if (task_->shared >= 0) return;  // its keys come before all new tokens
-    const std::int64_t sees = a_.sees[task_->first_row + row / group_];
-    if (sees == -1) return;
-    const std::int64_t first = begin - task_->first_new, end = least(first + n, 64);
-    for (std::int64_t j = most(first, 0); j < end; j++) {
-      if ((sees >> j & 1) == 0) s_.scores[row * kKeyTile + j - first] = kMinusInfinity;
-    }
   }
 
   // Turns scores[row][0 .. n) into probabilities relative to the new maximum, rescales what was
@@ -165,27 +206,29 @@ class Attention {
     for (int i = n; i < padded; i++) score[i] = kMinusInfinity;
     VF top = splat(kMinusInfinity);
     for (int i = 0; i < padded; i += W) top = vmax(top, load(score + i));
-    const float old_max = s_.max[row];
+    const float old_max = s_.sums.max[row];
     const float tile_max = maximum(top) * scale_;
     const float new_max = tile_max > old_max ? tile_max : old_max;
     if (new_max == kMinusInfinity) {  // every key of the tile is masked for this row
       for (int i = 0; i < padded; i += W) store(probability + i, VF{});
       return;
     }
-    VF total = load(s_.total + row * W);
-    if (new_max > old_max) {
+    VF total = load(s_.sums.total + row * W);
+    if (old_max == kMinusInfinity) {  // what was summed before is 0, or nothing yet
+      s_.sums.max[row] = new_max;
+    } else if (new_max > old_max) {
       const float factor = exp2_1(old_max - new_max);
       total = total * splat(factor);
-      float* out = s_.out + row * d_;
+      float* out = s_.sums.out + row * d_;
       for (int i = 0; i < v_; i += W) store(out + i, load(out + i) * splat(factor));
-      s_.max[row] = new_max;
+      s_.sums.max[row] = new_max;
     }
     for (int i = 0; i < padded; i += W) {
       const VF p = vexp2(load(score + i) * splat(scale_) - splat(new_max));
       store(probability + i, p);
       total = total + p;
     }
-    store(s_.total + row * W, total);
+    store(s_.sums.total + row * W, total);
   }
 
   // ---- few rows ----
@@ -199,7 +242,7 @@ class Attention {
   __attribute__((always_inline)) void begin_fetching() {
     if (ahead_task_ == task_) return;
     ahead_task_ = task_;
-    ahead_ = task_->kv_begin;
+    ahead_ = first_tile(*task_);
     for (int i = 0; i < (is_one_row_ ? kLongTilesAhead : kTilesAhead); i++) {
       const int num_rows = find_ahead();
       prefetch_rows(a_.keys, s_.ahead, 0, num_rows);
@@ -211,7 +254,8 @@ class Attention {
     std::int64_t* value_rows = s_.rows + kKeyTile;
     const T* q = query(0);  // the heads of a group are neighbours: [group, D]
     begin_fetching();
-    for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
+    for (std::int64_t begin = first_tile(*task_); begin < task_->kv_end; begin += kKeyTile) {
+      open_segment(begin);
       const int n = tile_length(*task_, begin);
       const int num_ahead = find_ahead();
       // Rows that are keys and values are fetched half during each product; keys in 8 bits, which take longest to
@@ -219,11 +263,10 @@ class Attention {
       const int with_scores = is_one_row_ ? num_ahead / 2 : is_dense_ ? num_ahead : 0;
       open_tile(begin, n, is_one_row_ ? 0 : num_ahead);
       score_rows(q, s_.rows, n, with_scores);
-      for (int row = 0; adjusts_ && row < rows_; row++) adjust(row, begin, n);
-      for (int row = 0; a_.sees != nullptr && row < rows_; row++) hide_unseen(row, begin, n);
       constexpr int pack = Pack<T>::per_lane;
-      const int padded = (n + W - 1) / W * W;
-      for (int row = 0; row < rows_; row++) soften(row, n, padded);
+      if (is_first_tile_) __builtin_memset(s_.sums.out, 0, sizeof(float) * static_cast<std::size_t>(rows_ * d_));
+      is_first_tile_ = false;
+      soften_tile(begin, n, (n + W - 1) / W * W);
       if (n % pack != 0) value_rows[n] = value_rows[n - 1];  // its probability is 0
       add_values(value_rows, (n + pack - 1) / pack, is_one_row_ ? with_scores : 0, num_ahead);
     }
@@ -234,12 +277,13 @@ class Attention {
   __attribute__((always_inline)) int find_ahead() {
     if (ahead_ >= ahead_task_->kv_end && ahead_task_ == task_ && next_ != nullptr && next_->num_queries == 1) {
       ahead_task_ = next_;
-      ahead_ = next_->kv_begin;
+      ahead_ = first_tile(*next_);
     }
     const int n = tile_length(*ahead_task_, ahead_);
     std::int64_t* key_rows = s_.ahead;
     std::int64_t* value_rows = s_.ahead + kKeyTile;
-    walk(*ahead_task_, ahead_, n, [&](int t, int count, std::int64_t offset, std::int64_t key, std::int64_t value) {
+    const int skipped = num_skipped(*ahead_task_, ahead_);
+    walk(*ahead_task_, ahead_ + skipped, n - skipped, [&](int t, int count, std::int64_t offset, std::int64_t key, std::int64_t value) {
       for (int i = 0; i < count; i++) {
         key_rows[t + i] = (key + (offset + i) * d_) * element_;
         value_rows[t + i] = (value + (offset + i) * d_) * element_;
@@ -251,7 +295,7 @@ class Attention {
       }
     });
     ahead_ += kKeyTile;
-    return n;
+    return n - skipped;
   }
 
   // Rows [first, last) of the tile found ahead, whose places in the cache are `rows`.
@@ -279,7 +323,7 @@ class Attention {
           for (tiles++; fetched * num_tiles < num_ahead * tiles; fetched++) prefetch_row(a_.keys, s_.ahead[fetched]);
           switch (last - row) {
             case 3: score<least(3, kScoredRows)>(q, keys, row, t); break;
-            case 2: score<least(2, kScoredRows)>(q, keys, row, t); break;
+            case 2: score<2>(q, keys, row, t); break;
             case 1: score<1>(q, keys, row, t); break;
             default: score<kScoredRows>(q, keys, row, t); break;
           }
@@ -323,34 +367,25 @@ class Attention {
   // To the sums of R rows from `row` on, in the columns from d on.
   template <int R>
   void add_to(const std::int64_t* rows, int pairs, int row, int d, const FetchedLines& lines) {
-    add_tile<T, R>(s_.probabilities + row * kKeyTile, kKeyTile, values_ + d, rows, pairs, s_.out + row * d_ + d, d_,
+    add_tile<T, R>(s_.probabilities + row * kKeyTile, kKeyTile, values_ + d, rows, pairs, s_.sums.out + row * d_ + d, d_,
                    lines);
   }
 
   // ---- many rows ----
 
   void run_tiles() {
-#if defined(SAPWOOD_AMX)
-    if (is_one_row_ && uses_unit<T>(rows_)) return run_rows_as_they_lie();
-#endif
     // Rows that are keys and values are long: transposing queries and scores costs less than transposing keys.
     const bool scores_by_key = is_one_row_ && !multiplies_on_unit<T>(rows_);
     const int stride = (rows_ + 31) / 32 * 32;
-    if (scores_by_key) {
-      transpose_queries(stride);
-    } else {
-      for (int row = 0; row < rows_; row++) {
-        __builtin_memcpy(s_.q + row * d_, query(row), sizeof(T) * static_cast<std::size_t>(d_));
-      }
-    }
+    scores_by_key ? transpose_queries(stride) : sort_queries();
     // A single token's keys are read as fast as memory gives them.
     const bool fetches = task_->num_queries == 1;
     if (fetches) begin_fetching();
-    for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
+    for (std::int64_t begin = first_tile(*task_); begin < task_->kv_end; begin += kKeyTile) {
+      open_segment(begin);
       const int n = tile_length(*task_, begin);
       const int num_ahead = fetches ? find_ahead() : 0;
       open_tile(begin, n, num_ahead);
-      constexpr int pack = Pack<T>::per_lane;
       const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
       if (scores_by_key) {
         score_by_key(stride, n, is_dense_ ? num_ahead : 0);
@@ -359,21 +394,60 @@ class Attention {
         pack_keys(n);
         if (is_dense_) prefetch_rows(a_.keys, s_.ahead, num_ahead / 2, num_ahead);
         if (!is_one_row_) prefetch_rows(a_.values, s_.ahead + kKeyTile, 0, num_ahead);
-        multiply_on<T, false>(unit_, reinterpret_cast<const std::uint32_t*>(s_.q), d_ / pack, s_.keys,
-                              kKeyTile, s_.scores, kKeyTile, rows_, padded, d_ / pack);
+        score_packed(padded);
       }
-      pack_values(n);
       soften_tile(begin, n, padded);
-      multiply_on<T, true>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities),
-                           kKeyTile / pack, s_.values, d_, s_.out, d_, rows_, v_, padded / pack);
+      add_packed(n, padded);
     }
   }
 
+  // Makes s_.q the rows' lanes, of each row first those that make up the first of a score's sums.
+  void sort_queries() {
+    const int each = d_ / Pack<T>::per_lane / kScoreSums;
+    for (int row = 0; row < rows_; row++) {
+      const void* from = query(row);
+      std::uint32_t* to = reinterpret_cast<std::uint32_t*>(s_.q + row * d_);
+      for (int i = 0; i < each; i++) {
+        for (int part = 0; part < kScoreSums; part++) {
+          to[part * each + i] = load_lane(static_cast<const char*>(from) + (i * kScoreSums + part) * 4);
+        }
+      }
+    }
+  }
+
+  // The scores of this tile, of the rows of sort_queries.
+  void score_packed(int padded) {
+    const int each = d_ / Pack<T>::per_lane / kScoreSums;
+    const std::uint32_t* queries = reinterpret_cast<const std::uint32_t*>(s_.q);
+    if constexpr (kWideRowTiles) {
+      score_packed_rows<T>(queries, kScoreSums * each, s_.keys, s_.scores, rows_, padded);
+      return;
+    }
+    const auto multiply = [&]<int kAdd>(int part) {
+      multiply_on<T, kAdd>(unit_, queries + part * each, kScoreSums * each, s_.keys + part * kKeyTile,
+                           kScoreSums * kKeyTile, s_.scores, kKeyTile, rows_, padded, each);
+    };
+    multiply.template operator()<0>(0);
+    for (int part = 1; part < kScoreSums; part++) multiply.template operator()<kAddAfter>(part);
+  }
+
+  // Adds the values of this tile.
+  void add_packed(int n, int padded) {
+    constexpr int pack = Pack<T>::per_lane;
+    const auto multiply = [&]<int kAdd> {
+      multiply_on<T, kAdd>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities), kKeyTile / pack, s_.values,
+                           d_, s_.sums.out, d_, rows_, v_, padded / pack);
+    };
+    pack_values(n);
+    is_first_tile_ ? multiply.template operator()<0>() : multiply.template operator()<1>();
+    is_first_tile_ = false;
+  }
+
   void soften_tile(std::int64_t begin, int n, int padded) {
+    const bool hides = a_.traits.window > 0 || num_skipped(*task_, begin) > 0;
     for (int row = 0; row < rows_; row++) {
       if (adjusts_) adjust(row, begin, n);
-      if (a_.traits.window > 0) hide(row, begin, n);
-      if (a_.sees != nullptr) hide_unseen(row, begin, n);
+      if (hides) hide(row, begin, n);
       // A query sees itself.
       soften(row, static_cast<int>(most(0, least(n, position(row) + 1 - begin))), padded);
     }
@@ -410,63 +484,98 @@ class Attention {
     }
   }
 
+  // ---- on the matrix unit of x86, which has all rows of its dtype ----
+
 #if defined(SAPWOOD_AMX)
-  // Keys are the left factor as they lie, and queries, which are fewer, the right one: the scores are transposed
-  // instead of the keys. For up to a tile of rows the values are a factor as they lie, too.
-  void run_rows_as_they_lie() {
-    const int lanes = d_ / Pack<T>::per_lane, stride = (rows_ + 31) / 32 * 32;
-    const std::uint32_t* queries = reinterpret_cast<const std::uint32_t*>(s_.q);
-    transpose_queries(stride);
-    const void* from[kKeyTile];
-    float* by_key = reinterpret_cast<float*>(s_.keys);
-    for (int t = 0; t < kKeyTile; t++) from[t] = by_key + t * kUnitLanes;
-    const bool fetches = task_->num_queries == 1, is_one_tile = rows_ <= kUnitRows;
-    if (fetches) begin_fetching();
-    for (std::int64_t begin = task_->kv_begin; begin < task_->kv_end; begin += kKeyTile) {
-      const int n = tile_length(*task_, begin), num_blocks = (n + kUnitRows - 1) / kUnitRows;
-      const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
-      const int num_ahead = fetches ? find_ahead() : 0;
-      open_tile(begin, n, num_ahead);
-      const void* blocks[kUnitBlocks];
-      for (int i = 0; i < kUnitBlocks; i++) blocks[i] = i < num_blocks ? block(begin, i * kUnitRows, n) : blocks[0];
-      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, 0, num_ahead / 2);
-      for (int row = 0; row < rows_; row += kUnitLanes) {
-        unit_.multiply_blocks(blocks, d_ * sizeof(T), queries + row, stride, by_key, lanes);
-        transpose_lanes(from, n, kUnitLanes, reinterpret_cast<std::uint32_t*>(s_.scores) + row * kKeyTile, kKeyTile);
-      }
-      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, num_ahead / 2, num_ahead);
-      soften_tile(begin, n, padded);
-      if (is_one_tile) {
-        std::uint32_t *even = s_.values, *odd = s_.values + kUnitRows * kKeyTile;
-        for (int i = 0; i < rows_ * kKeyTile; i += W) {
-          const VU p = bits_as<VU>(load(s_.probabilities + i));
-          store_lanes(even + i, p >> 16);
-          store_lanes(odd + i, p);
-        }
-        unit_.add_blocks(even, odd, kKeyTile, blocks, num_blocks, d_ * sizeof(T), s_.out, d_, v_);
-      } else {
-        pack_values(n);
-        constexpr int pack = Pack<T>::per_lane;
-        multiply_on<T, true>(unit_, reinterpret_cast<const std::uint32_t*>(s_.probabilities), kKeyTile / pack,
-                             s_.values, d_, s_.out, d_, rows_, v_, padded / pack);
+  // For a few rows, or long ones, keys are the left factor as they lie and queries, which are fewer, the right one: the
+  // scores are transposed instead of the keys. The unit adds in the same order.
+  void run_on_unit() {
+    const bool as_they_lie = is_one_row_ || task_->num_queries == 1;
+    const int stride = (rows_ + 31) / 32 * 32;
+    if (as_they_lie) {
+      transpose_queries(stride);
+    } else {
+      for (int row = 0; row < rows_; row++) {
+        __builtin_memcpy(s_.q + row * d_, query(row), sizeof(T) * static_cast<std::size_t>(d_));
       }
     }
-    for (int row = 0; is_one_tile && row < rows_; row++) join_columns(s_.out + row * d_, v_);
+    const bool fetches = task_->num_queries == 1;
+    if (fetches) begin_fetching();
+    for (std::int64_t begin = first_tile(*task_); begin < task_->kv_end; begin += kKeyTile) {
+      open_segment(begin);
+      const int n = tile_length(*task_, begin), num_ahead = fetches ? find_ahead() : 0;
+      const int padded = static_cast<int>(least(kKeyTile, (n + 31) / 32 * 32));
+      open_tile(begin, n, num_ahead);
+      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, 0, num_ahead / 2);
+      as_they_lie ? score_blocks(stride, n) : score_on_unit(n, padded);
+      if (is_dense_) prefetch_rows(a_.keys, s_.ahead, num_ahead / 2, num_ahead);
+      if (!is_one_row_) prefetch_rows(a_.values, s_.ahead + kKeyTile, 0, num_ahead);
+      soften_tile(begin, n, padded);
+      if (!as_they_lie || rows_ > kUnitRows) {
+        add_packed(n, padded);
+        continue;
+      }
+      constexpr int pack = Pack<T>::per_lane;
+      pack_values(n);
+      unit_.add_few(reinterpret_cast<const std::uint32_t*>(s_.probabilities), kKeyTile / pack, s_.values, d_,
+                    s_.sums.out, d_, v_, padded / pack, !is_first_tile_);
+      is_first_tile_ = false;
+    }
   }
 
-  // Where kUnitRows neighbouring keys lie one after the other: those of the tile from the t-th on, then zeros.
-  const void* block(std::int64_t begin, int t, int n) {
-    T* own = s_.dense + t * d_;
-    const int count = static_cast<int>(least(n - t, kUnitRows));
-    const std::size_t row_bytes = static_cast<std::size_t>(d_) * sizeof(T);
-    if (is_dense_) {
-      if (count == kUnitRows && a_.entry_size % kUnitRows == 0 && begin % kUnitRows == 0) return key(s_.rows[t]);
-      for (int i = 0; i < count; i++) __builtin_memcpy(own + i * d_, key(s_.rows[t + i]), row_bytes);
+  void score_on_unit(int n, int padded) {
+    const int lanes = d_ / Pack<T>::per_lane;
+    pack_keys(n);
+    multiply_on<T, 0>(unit_, reinterpret_cast<const std::uint32_t*>(s_.q), lanes, s_.keys, kKeyTile, s_.scores,
+                      kKeyTile, rows_, padded, lanes);
+  }
+
+  // Of the rows of transpose_queries.
+  void score_blocks(int stride, int n) {
+    const int num_blocks = (n + kUnitRows - 1) / kUnitRows;
+    const void *blocks[kUnitBlocks], *from[kKeyTile];
+    for (int i = 0; i < kUnitBlocks; i++) blocks[i] = i < num_blocks ? block(i * kUnitRows, n) : blocks[0];
+    float* by_key = reinterpret_cast<float*>(s_.keys);
+    for (int t = 0; t < kKeyTile; t++) from[t] = by_key + t * kUnitLanes;
+    for (int row = 0; row < rows_; row += kUnitLanes) {
+      float* scores = s_.scores + row * kKeyTile;
+      unit_.multiply_blocks(blocks, d_ * sizeof(T), reinterpret_cast<const std::uint32_t*>(s_.q) + row, stride, by_key,
+                            d_ / Pack<T>::per_lane);
+      if (rows_ - row > 4) {
+        transpose_lanes(from, n, kUnitLanes, reinterpret_cast<std::uint32_t*>(scores), kKeyTile);
+        continue;
+      }
+      for (int t = 0; t < n; t += W) {
+        VF four[4];
+        for (int i = 0; i < 4; i++) four[i] = load_apart(by_key + (t + i) * kUnitLanes, 4 * kUnitLanes);
+        transpose_blocks(four);
+        for (int i = 0; i < 4; i++) store(scores + i * kKeyTile + t, four[i]);
+      }
     }
-    // Their probabilities are 0, but 0 x NaN would reach the sums.
-    __builtin_memset(own + count * d_, 0, static_cast<std::size_t>(kUnitRows - count) * row_bytes);
+  }
+
+  // The first four of 16, of rows `stride` apart.
+  static VF load_apart(const float* rows, int stride) {
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(rows));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(rows + stride), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(rows + 2 * stride), 2);
+    return bits_as<VF>(_mm512_insertf32x4(v, _mm_loadu_ps(rows + 3 * stride), 3));
+  }
+
+  // Where kUnitRows neighbouring keys lie one after the other: those of the tile from the t-th on, then any.
+  const void* block(int t, int n) {
+    const std::int64_t* rows = s_.rows + t;
+    const int count = static_cast<int>(least(n - t, kUnitRows));
+    bool is_whole = count == kUnitRows;
+    for (int i = 1; i < count; i++) is_whole &= rows[i] == rows[0] + i * d_;
+    if (is_whole) return key(rows[0]);
+    T* own = s_.apart;
+    own += t * d_;
+    for (int i = 0; i < count; i++) __builtin_memcpy(own + i * d_, key(rows[i]), static_cast<std::size_t>(d_) * sizeof(T));
     return own;
   }
+#else
+  void run_on_unit() {}
 #endif
 
   void pack_keys(int n) {
@@ -512,28 +621,39 @@ class Attention {
   const AttentionTask* ahead_task_ = nullptr;  // whose keys and values are fetched up to ahead_
   std::int64_t ahead_ = 0;
   int rows_ = 0;
-  MatrixUnit unit_;
+  bool has_earlier_ = false;  // segments before this one
+  bool is_first_tile_ = false;  // of this segment: there is no output yet
+  [[maybe_unused]] MatrixUnit unit_;
 };
+
+// Tasks [begin, end).
+template <class T>
+void run_tasks(const AttentionArgs& a, int threads, std::int64_t begin, std::int64_t end) {
+  if (begin == end) return;
+  std::int64_t next_task = begin;
+  run_parallel(a.team, least(threads, end - begin), [&](int thread) {
+    Attention<T> attention(a, a.scratch + static_cast<std::size_t>(thread) * a.scratch_stride);
+    if (end - begin < kTasksForLookahead * threads) {
+      for (std::int64_t i; (i = take(&next_task)) < end;) attention.run(a.tasks[i], nullptr);
+      return;
+    }
+    // Many short tasks: what the next one reads first is fetched during the one before.
+    std::int64_t next = take(&next_task);
+    while (next < end) {
+      const std::int64_t i = next;
+      next = take(&next_task);
+      attention.run(a.tasks[i], next < end ? a.tasks + next : nullptr);
+    }
+  });
+}
 
 template <class T>
 void attend(const AttentionArgs& a) {
   // A tiny step is done before another thread has woken.
   const int threads = worth_threads(a.team.threads, a.num_key_entries, kEntriesPerThread);
-  std::int64_t next_task = 0, next_merge = 0;
-  run_parallel(a.team, least(threads, a.num_tasks), [&](int thread) {
-    Attention<T> attention(a, a.scratch + static_cast<std::size_t>(thread) * a.scratch_stride);
-    if (a.num_tasks < kTasksForLookahead * threads) {
-      for (std::int64_t i; (i = take(&next_task)) < a.num_tasks;) attention.run(a.tasks[i], nullptr);
-      return;
-    }
-    // Many short tasks: what the next one reads first is fetched during the one before.
-    std::int64_t next = take(&next_task);
-    while (next < a.num_tasks) {
-      const std::int64_t i = next;
-      next = take(&next_task);
-      attention.run(a.tasks[i], next < a.num_tasks ? a.tasks + next : nullptr);
-    }
-  });
+  run_tasks<T>(a, threads, 0, a.num_first_tasks);
+  run_tasks<T>(a, threads, a.num_first_tasks, a.num_tasks);
+  std::int64_t next_merge = 0;
   run_parallel(a.team, least(threads, a.num_merges), [&](int thread) {
     Attention<T> attention(a, a.scratch + static_cast<std::size_t>(thread) * a.scratch_stride);
     for (std::int64_t i; (i = take(&next_merge)) < a.num_merges;) attention.merge(a.merges[i]);

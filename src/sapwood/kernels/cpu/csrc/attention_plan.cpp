@@ -1,6 +1,7 @@
 #include "attention_plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -9,8 +10,18 @@
 namespace sapwood {
 namespace {
 
-constexpr std::int64_t kMinSplit = 256;  // keys; a shorter part costs more in the merge than it gains
 constexpr std::int64_t kTasksPerThread = 4;
+constexpr std::int64_t kMostPartialBytes = 32 << 20;  // of the parts of requests that are cut
+
+constexpr std::int64_t kMostTreeTokens = 64;
+
+constexpr std::int64_t tile_begin(std::int64_t position) { return position / kKeyTile * kKeyTile; }
+constexpr std::int64_t segment_begin(std::int64_t position) { return position / kKeySegment * kKeySegment; }
+constexpr std::int64_t num_segments(std::int64_t begin, std::int64_t end) {
+  return (end - 1) / kKeySegment - begin / kKeySegment + 1;
+}
+// Of the new tokens up to the j-th, itself included.
+constexpr std::uint64_t up_to(std::int64_t j) { return j >= 63 ? ~std::uint64_t{0} : (std::uint64_t{1} << (j + 1)) - 1; }
 
 }  // namespace
 
@@ -81,12 +92,13 @@ void AttentionPlan::check_group(const Group& group, std::vector<bool>& is_taken)
   }
 }
 
-// Cuts the attention of one window into tasks.
+// Cuts the attention of one window into tasks. However they are cut, and whatever else is in the batch, a query's keys
+// are taken in the same tiles and segments, from the first one that it sees on.
 class AttentionPlan::Cutter {
  public:
   Cutter(const AttentionPlan& plan, std::int64_t window)
       : plan_(plan), shape_(plan.shape_), lengths_(plan.lengths_), window_(window),
-        shared_(plan.lengths_.query.size()) {}
+        shared_(static_cast<std::size_t>(plan.num_tokens_)) {}
 
   Cut make() {
     std::int64_t rows = 0;
@@ -96,41 +108,73 @@ class AttentionPlan::Cutter {
       rows += lengths_.query[i];
     }
     for (const Group& group : plan_.groups_) add_group(group);
-    const std::int64_t chunk = split_length();
-    for (std::size_t i = 0; i < lengths_.query.size(); i++) add_request(i, chunk);
+    for (std::size_t i = 0; i < lengths_.query.size(); i++) {
+      if (is_tree(i)) add_beginning_of_tree(i);
+    }
+    cut_.num_first_tasks = static_cast<std::int64_t>(cut_.tasks.size());
+    is_cut_ = should_cut();
+    for (std::size_t i = 0; i < lengths_.query.size(); i++) {
+      is_tree(i) ? add_tree(i) : add_request(i);
+    }
     // The longest first: the last tasks to be taken are then the short ones, and threads end together.
     const auto cost = [](const AttentionTask& task) {
       return static_cast<std::int64_t>(task.num_queries + 1) * (task.kv_end - task.kv_begin);
     };
-    std::stable_sort(cut_.tasks.begin(), cut_.tasks.end(),
-                     [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
+    const auto is_longer = [&](const auto& a, const auto& b) { return cost(a) > cost(b); };
+    const auto others = cut_.tasks.begin() + cut_.num_first_tasks;
+    std::stable_sort(cut_.tasks.begin(), others, is_longer);
+    std::stable_sort(others, cut_.tasks.end(), is_longer);
     return std::move(cut_);
   }
 
  private:
-  // Where the partial results are that one request has from its group.
+  // What a token has from the task that it shared with others.
   struct Shared {
-    std::int64_t num_keys = 0;  // the request's own tasks begin after these
-    AttentionParts parts{};     // of the first kv head
-    std::int64_t head_rows = 0;  // from one kv head's parts to the next one's
+    std::int64_t num_keys = 0;    // the token's own tasks begin after these
+    AttentionParts parts{};       // whole segments, of the first kv head
+    std::int32_t resumed = -1;    // the rows of a segment that was begun, of the first kv head
+    std::int64_t head_rows = 0;   // from one kv head's rows to the next one's
+  };
+  // A token of a task that is shared.
+  struct Member {
+    std::int64_t row, position;
   };
 
   // The first key that a query at this position sees.
   std::int64_t first_key(std::int64_t position) const {
     return window_ == 0 ? 0 : std::max<std::int64_t>(0, position - window_ + 1);
   }
-  // The first key that any of a request's new tokens sees.
-  std::int64_t first_key_of(std::size_t request) const {
-    return first_key(lengths_.context[request] - lengths_.query[request]);
-  }
+  std::int64_t first_new(std::size_t request) const { return lengths_.context[request] - lengths_.query[request]; }
   int group() const { return shape_.num_heads / shape_.num_kv_heads; }
   std::int64_t tokens_per_tile() const { return std::max(1, kQueryTile / group()); }
+
+  // The new tokens that the j-th one of a request sees, itself included.
+  std::uint64_t seen(std::size_t request, std::int64_t j) const {
+    return (static_cast<std::uint64_t>(plan_.sees_[first_rows_[request] + j]) & up_to(j)) | (std::uint64_t{1} << j);
+  }
+  bool is_tree(std::size_t request) const {
+    if (plan_.sees_ == nullptr) return false;
+    const std::int64_t* sees = plan_.sees_ + first_rows_[request];
+    const std::int64_t count = lengths_.query[request];
+    for (std::int64_t j = 0; j < count; j++) {
+      if (sees[j] == -1 || (j < kMostTreeTokens && seen(request, j) == up_to(j))) continue;
+      if (count <= kMostTreeTokens) return true;
+      throw std::invalid_argument("request " + std::to_string(request) + " of the batch has a tree of " +
+                                  std::to_string(count) + " new tokens, but at most " +
+                                  std::to_string(kMostTreeTokens) + " have bits");
+    }
+    return false;
+  }
+  // Where a token of a tree would be if only the tokens that it sees were there.
+  std::int64_t tree_position(std::size_t request, std::int64_t j) const {
+    return first_new(request) + std::popcount(seen(request, j)) - 1;
+  }
 
   // What lies before the window may have been given away: its entries may be anything.
   void check_pages(std::size_t request) const {
     const std::int64_t end = (lengths_.context[request] + shape_.page_size - 1) / shape_.page_size;
     const std::int32_t* row = plan_.page_table_ + static_cast<std::int64_t>(request) * plan_.page_table_stride_;
-    for (std::int64_t i = first_key_of(request) / shape_.page_size; i < end; i++) {
+    for (std::int64_t i = first_key(first_new(request)) / shape_.page_size; i < end; i++) {
       if (row[i] < 0 || row[i] >= shape_.num_pages) {
         throw std::out_of_range("request " + std::to_string(request) + " of the batch names page " +
                                 std::to_string(row[i]) + " but the cache has pages 0 to " +
@@ -139,113 +183,159 @@ class AttentionPlan::Cutter {
     }
   }
 
-  // Keys per task such that every thread has several tasks, however few requests there are.
-  std::int64_t split_length() const {
+  // Whether requests are cut into a task for each segment, so that every thread has several, however few requests
+  // there are. It makes no difference to results.
+  bool should_cut() const {
     const int threads = plan_.threads_;
-    if (threads == 1) return INT64_MAX;
-    std::int64_t total = 0, tasks = 0;
+    if (threads == 1) return false;
+    std::int64_t tasks = 0, rows = 0;
     for (std::size_t i = 0; i < lengths_.query.size(); i++) {
       const std::int64_t tiles = (lengths_.query[i] + tokens_per_tile() - 1) / tokens_per_tile();
-      std::int64_t keys = lengths_.context[i] - std::max(shared_[i].num_keys, first_key_of(i));
-      if (window_ > 0) keys = std::min(keys, window_ + tokens_per_tile());
+      std::int64_t keys = lengths_.context[i] - (lengths_.query[i] == 1 ? shared_of(i).num_keys : 0);
+      if (window_ > 0) keys = std::min(keys, window_ + tokens_per_tile() + kKeySegment);
       tasks += tiles * shape_.num_kv_heads;
-      total += tiles * shape_.num_kv_heads * keys;
+      rows += lengths_.query[i] * shape_.num_heads * (keys / kKeySegment + 1);
     }
-    if (tasks >= kTasksPerThread * threads * 4) return INT64_MAX;
-    const std::int64_t even = (total + kTasksPerThread * threads - 1) / (kTasksPerThread * threads);
-    return std::max(kMinSplit, (even + kKeyTile - 1) / kKeyTile * kKeyTile);
+    const std::int64_t row_bytes = partial_row_floats(shape_.head_dim) * static_cast<std::int64_t>(sizeof(float));
+    return tasks < kTasksPerThread * threads * 4 && rows * row_bytes <= kMostPartialBytes;
   }
+  const Shared& shared_of(std::size_t request) const { return shared_[static_cast<std::size_t>(first_rows_[request])]; }
 
   void add_group(const Group& group) {
-    const std::int64_t count = static_cast<std::int64_t>(group.requests.size());
+    std::vector<Member> members;
+    for (const std::int64_t request : group.requests) {
+      const std::size_t i = static_cast<std::size_t>(request);
+      members.push_back({first_rows_[i], lengths_.context[i] - 1});
+    }
+    add_members(static_cast<std::int32_t>(group.requests[0]), members, tile_begin(group.num_pages * shape_.page_size));
+  }
+
+  // All tokens of a tree see what was there before.
+  void add_beginning_of_tree(std::size_t request) {
+    std::vector<Member> members;
+    for (std::int64_t j = 0; j < lengths_.query[request]; j++) {
+      members.push_back({first_rows_[request] + j, tree_position(request, j)});
+    }
+    add_members(static_cast<std::int32_t>(request), members, tile_begin(first_new(request)));
+  }
+
+  // Tokens that see the same keys up to `end`, in tiles of about equal size.
+  void add_members(std::int32_t request, const std::vector<Member>& members, std::int64_t end) {
+    const std::int64_t count = static_cast<std::int64_t>(members.size());
     const std::int64_t tiles = (count + tokens_per_tile() - 1) / tokens_per_tile();
     const std::int64_t height = (count + tiles - 1) / tiles;
+    const bool is_cut = plan_.threads_ > 1 && tiles * shape_.num_kv_heads < kTasksPerThread * plan_.threads_;
     for (std::int64_t i = 0; i < count; i += height) {
-      add_shared_tile(group, i, std::min(height, count - i), tiles);
+      add_shared_tile(request, members.data() + i, std::min(height, count - i), end, is_cut);
     }
   }
 
-  // The requests [begin, begin + num_queries) of a group.
-  void add_shared_tile(const Group& group, std::int64_t begin, std::int64_t num_queries, std::int64_t tiles) {
-    const auto request_at = [&](std::int64_t i) { return static_cast<std::size_t>(group.requests[static_cast<std::size_t>(begin + i)]); };
-    const std::int64_t end = group.num_pages * shape_.page_size;
+  void add_shared_tile(std::int32_t request, const Member* members, std::int64_t count, std::int64_t end, bool is_cut) {
     std::int64_t first = end;
-    for (std::int64_t i = 0; i < num_queries; i++) first = std::min(first, first_key_of(request_at(i)));
-    if (first == end) return;  // all windows begin after these pages
-    // All tiles of all heads together should be several tasks per thread.
-    const std::int64_t tasks = tiles * shape_.num_kv_heads;
-    const std::int64_t parts = plan_.threads_ == 1 ? 1 : (kTasksPerThread * plan_.threads_ + tasks - 1) / tasks;
-    const std::int64_t chunk = std::max(kMinSplit, ((end - first) / parts + kKeyTile - 1) / kKeyTile * kKeyTile);
+    for (std::int64_t i = 0; i < count; i++) first = std::min(first, first_key(members[i].position));
+    if (first == end) return;  // all windows begin after these keys
     AttentionTask task{};
-    task.request = static_cast<std::int32_t>(group.requests[0]);
+    task.request = request;
     task.shared = static_cast<std::int32_t>(cut_.shared_tokens.size());
-    task.num_queries = static_cast<std::int32_t>(num_queries);
-    task.kv_begin = static_cast<std::int32_t>(first);
-    task.kv_end = static_cast<std::int32_t>(end);
-    for (std::int64_t i = 0; i < num_queries; i++) {
-      const std::size_t request = request_at(i);
-      cut_.shared_tokens.push_back(static_cast<std::int32_t>(first_rows_[request]));
-      cut_.shared_positions.push_back(static_cast<std::int32_t>(lengths_.context[request] - 1));
+    task.num_queries = static_cast<std::int32_t>(count);
+    task.resumed = -1;
+    const int rows = task.num_queries * group();
+    const std::int64_t whole_end = segment_begin(end);  // of the segments that are finished
+    const std::int64_t whole = first < whole_end ? num_segments(first, whole_end) : 0;
+    const std::int64_t parts = is_cut ? whole : std::min<std::int64_t>(whole, 1);
+    const std::int64_t head_rows = (parts + (end > whole_end ? 1 : 0)) * rows, first_row = cut_.num_partial_rows;
+    for (std::int64_t i = 0; i < count; i++) {
+      cut_.shared_tokens.push_back(static_cast<std::int32_t>(members[i].row));
+      cut_.shared_positions.push_back(static_cast<std::int32_t>(members[i].position));
+      const std::int32_t row = static_cast<std::int32_t>(first_row + i * group());
+      const std::int32_t resumed = end > whole_end ? static_cast<std::int32_t>(row + parts * rows) : -1;
+      shared_[static_cast<std::size_t>(members[i].row)] = {end, {row, static_cast<std::int32_t>(parts), rows}, resumed, head_rows};
     }
     for (int head = 0; head < shape_.num_kv_heads; head++) {
       task.kv_head = head;
-      const AttentionParts parts_of_head = add_tasks(task, chunk, false);
-      for (std::int64_t i = 0; head == 0 && i < num_queries; i++) {
-        Shared& of = shared_[request_at(i)];
-        of.num_keys = end;
-        of.parts = parts_of_head;
-        of.parts.first_row += static_cast<std::int32_t>(i * this->group());
-        of.head_rows = parts_of_head.count * parts_of_head.stride;
+      std::int64_t row = first_row + head * head_rows;
+      const std::int32_t open = end > whole_end ? static_cast<std::int32_t>(row + parts * rows) : -1;
+      for (std::int64_t begin = first; begin < end;) {
+        const std::int64_t until = is_cut ? std::min(end, segment_begin(begin) + kKeySegment) : end;
+        task.partial = begin < whole_end ? static_cast<std::int32_t>(row) : kNoPart;
+        task.open = until == end ? open : -1;
+        add_task(task, begin, until);
+        begin = until;
+        row += rows;
       }
     }
+    cut_.num_partial_rows += head_rows * shape_.num_kv_heads;
   }
 
-  void add_request(std::size_t request, std::int64_t chunk) {
-    const std::int64_t query_len = lengths_.query[request], context_len = lengths_.context[request];
-    const Shared& shared = shared_[request];
+  void add_request(std::size_t request) {
+    const std::int64_t query_len = lengths_.query[request];
     for (std::int64_t query = 0; query < query_len; query += tokens_per_tile()) {
-      AttentionTask task{};
-      task.request = static_cast<std::int32_t>(request);
-      task.first_row = static_cast<std::int32_t>(first_rows_[request] + query);
-      task.shared = -1;
+      AttentionTask task = task_of(request, query);
       task.num_queries = static_cast<std::int32_t>(std::min(tokens_per_tile(), query_len - query));
-      task.first_new = static_cast<std::int32_t>(context_len - query_len);
-      task.first_position = static_cast<std::int32_t>(context_len - query_len + query);
-      task.kv_begin = static_cast<std::int32_t>(std::max(shared.num_keys, first_key(task.first_position)));
-      task.kv_end = task.first_position + task.num_queries;
-      for (int head = 0; head < shape_.num_kv_heads; head++) {
-        task.kv_head = head;
-        const AttentionParts own = add_tasks(task, chunk, shared.parts.count == 0);
-        if (own.count == 0) continue;
-        AttentionParts before = shared.parts;
-        before.first_row += static_cast<std::int32_t>(head * shared.head_rows);
-        cut_.merges.push_back({head, task.first_row, task.num_queries, before, own});
+      task.first_position = static_cast<std::int32_t>(first_new(request) + query);
+      add_own(task);
+    }
+  }
+
+  // Each token by itself: others are between the keys that it sees.
+  void add_tree(std::size_t request) {
+    for (std::int64_t j = 0; j < lengths_.query[request]; j++) {
+      AttentionTask task = task_of(request, j);
+      task.num_queries = 1;
+      task.first_position = static_cast<std::int32_t>(tree_position(request, j));
+      task.sees = static_cast<std::int64_t>(seen(request, j));
+      add_own(task);
+    }
+  }
+
+  AttentionTask task_of(std::size_t request, std::int64_t query) const {
+    AttentionTask task{};
+    task.request = static_cast<std::int32_t>(request);
+    task.first_row = static_cast<std::int32_t>(first_rows_[request] + query);
+    task.shared = -1;
+    task.first_new = static_cast<std::int32_t>(first_new(request));
+    task.open = -1;
+    return task;
+  }
+
+  // The tasks of queries that are neighbours, after what they have shared with others.
+  void add_own(AttentionTask task) {
+    const Shared& shared = shared_[static_cast<std::size_t>(task.first_row)];
+    const std::int64_t begin = std::max(shared.num_keys, first_key(task.first_position));
+    const std::int64_t end = task.first_position + task.num_queries;
+    const std::int64_t parts = num_segments(begin, end);
+    const int rows = task.num_queries * group();
+    for (int head = 0; head < shape_.num_kv_heads; head++) {
+      const std::int32_t from = static_cast<std::int32_t>(head * shared.head_rows);
+      task.kv_head = head;
+      task.before = shared.parts;
+      task.before.first_row += from;
+      task.resumed = shared.resumed < 0 ? -1 : shared.resumed + from;
+      task.partial = kWholeResult;
+      if (!is_cut_ || parts == 1) {
+        add_task(task, begin, end);
+        continue;
+      }
+      const AttentionParts own{static_cast<std::int32_t>(cut_.num_partial_rows), static_cast<std::int32_t>(parts), rows};
+      cut_.merges.push_back({head, task.first_row, task.num_queries, task.before, own});
+      cut_.num_partial_rows += parts * rows;
+      task.before.count = 0;
+      task.partial = own.first_row;
+      for (std::int64_t key = begin; key < end; task.partial += rows, task.resumed = -1) {
+        const std::int64_t until = std::min(end, segment_begin(key) + kKeySegment);
+        add_task(task, key, until);
+        key = until;
       }
     }
   }
 
-  // Returns the parts that the task's keys were cut into; none if the result is whole.
-  AttentionParts add_tasks(AttentionTask task, std::int64_t chunk, bool whole) {
-    const std::int64_t begin = task.kv_begin, num_keys = task.kv_end - begin;
-    const std::int64_t parts = (num_keys - 1) / chunk + 1;
-    const std::int64_t part_len = (num_keys + parts - 1) / parts;
-    const std::int64_t step = parts == 1 ? num_keys : (part_len + kKeyTile - 1) / kKeyTile * kKeyTile;
+  void add_task(AttentionTask task, std::int64_t begin, std::int64_t end) {
     const int rows = task.num_queries * group();
     cut_.rows_per_tile = std::max(cut_.rows_per_tile, rows);
-    AttentionParts made{static_cast<std::int32_t>(cut_.num_partial_rows), 0, rows};
-    for (std::int64_t done = 0; done < num_keys; done += step) {
-      task.kv_begin = static_cast<std::int32_t>(begin + done);
-      task.kv_end = static_cast<std::int32_t>(begin + std::min(num_keys, done + step));
-      cut_.num_key_entries += static_cast<std::int64_t>(task.kv_end - task.kv_begin) * shape_.head_dim * rows;
-      task.partial = -1;
-      if (!whole || step < num_keys) {
-        task.partial = static_cast<std::int32_t>(cut_.num_partial_rows);
-        cut_.num_partial_rows += rows;
-        made.count++;
-      }
-      cut_.tasks.push_back(task);
-    }
-    return made;
+    cut_.num_key_entries += (end - begin) * shape_.head_dim * rows;
+    task.kv_begin = static_cast<std::int32_t>(begin);
+    task.kv_end = static_cast<std::int32_t>(end);
+    cut_.tasks.push_back(task);
   }
 
   const AttentionPlan& plan_;
@@ -253,7 +343,8 @@ class AttentionPlan::Cutter {
   const Lengths& lengths_;
   const std::int64_t window_;
   std::vector<std::int64_t> first_rows_;
-  std::vector<Shared> shared_;
+  std::vector<Shared> shared_;  // by token
+  bool is_cut_ = false;
   Cut cut_;
 };
 
@@ -281,6 +372,7 @@ void AttentionPlan::run_held(Context& context, DType dtype, const Tensors& tenso
   AttentionArgs args{};
   args.tasks = cut.tasks.data();
   args.num_tasks = static_cast<std::int64_t>(cut.tasks.size());
+  args.num_first_tasks = cut.num_first_tasks;
   args.num_key_entries = cut.num_key_entries;
   args.merges = cut.merges.data();
   args.num_merges = static_cast<std::int64_t>(cut.merges.size());
@@ -304,7 +396,6 @@ void AttentionPlan::run_held(Context& context, DType dtype, const Tensors& tenso
   args.traits = tensors.traits;
   args.shared_tokens = cut.shared_tokens.data();
   args.shared_positions = cut.shared_positions.data();
-  args.sees = sees_;
   args.scratch_stride = context.ops().attention_scratch(dtype, cut.rows_per_tile, shape_.head_dim);
   args.scratch = context.scratch.at_least(args.scratch_stride * static_cast<std::size_t>(context.threads()));
   args.rows_per_tile = cut.rows_per_tile;

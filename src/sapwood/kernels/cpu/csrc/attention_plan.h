@@ -29,8 +29,9 @@ class AttentionPlan {
   };
 
   // page_table [R, stride] int32 stays owned by the caller and must outlive the plan. Entries of pages
-  // that no layer's window reaches are not looked at. The same holds for sees [T] int64, which may be
-  // null; see AttentionArgs.
+  // that no layer's window reaches are not looked at. The same holds for sees [T] int64, which may be null: each token
+  // sees all new tokens up to itself. Bit j: the token sees its request's new token j, itself included, of which there
+  // are at most 64 if a bit up to its own is missing; -1: all up to itself.
   // Throws std::invalid_argument / std::out_of_range for lengths or groups that do not fit.
   AttentionPlan(const Shape& shape, std::uintptr_t page_table, std::int64_t page_table_stride,
                 std::int64_t max_pages, const Lengths& lengths, const std::vector<Group>& groups, std::uintptr_t sees,
@@ -69,7 +70,7 @@ class AttentionPlan {
  private:
   // The tasks of one window.
   struct Cut {
-    std::int64_t num_partial_rows = 0, num_key_entries = 0;
+    std::int64_t num_partial_rows = 0, num_key_entries = 0, num_first_tasks = 0;
     int rows_per_tile = 1;
     std::vector<AttentionTask> tasks;
     std::vector<AttentionMerge> merges;

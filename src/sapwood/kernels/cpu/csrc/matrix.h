@@ -31,7 +31,6 @@ constexpr int kUnitLanes = 16;        // of a row of a tile; and the rows of a t
 constexpr int kLeastUnitRows = 5;     // with fewer rows, memory is the limit, and vectors do
 constexpr int kMostPassRows = 2 * kUnitRows;
 constexpr int kUnitBlocks = 4;        // of rows, in multiply_blocks
-constexpr int kPassColumns = 2 * kUnitLanes;
 constexpr std::int64_t kCacheLine = 64;
 
 // Which register is which.
@@ -237,18 +236,15 @@ class MatrixUnit {
     tiles_.save<kSums + 3>(sums + 3 * kBlock, kUnitBytes);
   }
 
-  // c[16, columns] += a x b of bf16, where b are the rows of some blocks (as in multiply_blocks), whose columns are
-  // two to a lane. Of a, `even` has each number in a lane's lower half, and `odd` in its upper one: one is multiplied
-  // with even columns and the other with odd ones. c has 16 even columns, then 16 odd ones, for each 32 columns,
-  // whose number is a multiple of 32. Strides in lanes, but b_stride in bytes.
-  void add_blocks(const std::uint32_t* even, const std::uint32_t* odd, std::int64_t a_stride, const void* const* b,
-                  int num_blocks, std::int64_t b_stride, float* c, std::int64_t c_stride, int columns) {
+  // c[16, columns] (+)= a[16, lanes] x b[lanes, columns] of bf16: as multiply, for the shapes of multiply_blocks, so that
+  // these are not set anew. lanes is a multiple of 16, columns one of 32.
+  void add_few(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b, std::int64_t b_stride, float* c,
+               std::int64_t c_stride, int columns, int lanes, bool adds) {
     set_rows(kMostPassRows);
-    int column = 0;
-    for (; column + 2 * kPassColumns <= columns; column += 2 * kPassColumns) {
-      add_columns<true>(even, odd, a_stride * 4, b, num_blocks, b_stride, c, c_stride, column);
+    const auto one_pass = adds ? &MatrixUnit::pass<true, false> : &MatrixUnit::pass<false, false>;
+    for (int column = 0; column < columns; column += 2 * kUnitLanes) {
+      (this->*one_pass)(a, a_stride * 4, b + column, b_stride, c + column, c_stride * 4, lanes, nullptr, 0);
     }
-    if (column < columns) add_columns<false>(even, odd, a_stride * 4, b, num_blocks, b_stride, c, c_stride, column);
   }
 
   // sums[rows, 32] = a x b of bytes: rows of 64 signed ones a_stride bytes apart, up to
@@ -279,29 +275,6 @@ class MatrixUnit {
   }
 
  private:
-  // kPassColumns columns of add_blocks from `column` on; kTwice: and as many after them. a_stride in bytes.
-  template <bool kTwice>
-  void add_columns(const std::uint32_t* even, const std::uint32_t* odd, std::int64_t a_stride, const void* const* b,
-                   int num_blocks, std::int64_t b_stride, float* c, std::int64_t c_stride, int column) {
-    open<true, kSums>(c + column, c_stride * 4);
-    if (kTwice) open<true, kSums + 2>(c + column + kPassColumns, c_stride * 4);
-    for (int block = 0; block < num_blocks; block++) {
-      const std::uint32_t* right = static_cast<const std::uint32_t*>(b[block]) + column / 2;
-      tiles_.load<kRight>(right, b_stride);
-      tiles_.load<kLeft>(even + block * kUnitLanes, a_stride);
-      tiles_.load<kLeft + 1>(odd + block * kUnitLanes, a_stride);
-      tiles_.add_bf16<kSums, kLeft, kRight>();
-      tiles_.add_bf16<kSums + 1, kLeft + 1, kRight>();
-      if (kTwice) {
-        tiles_.load<kRight + 1>(right + kUnitLanes, b_stride);
-        tiles_.add_bf16<kSums + 2, kLeft, kRight + 1>();
-        tiles_.add_bf16<kSums + 3, kLeft + 1, kRight + 1>();
-      }
-    }
-    save_two<kSums>(c + column, c_stride * 4);
-    if (kTwice) save_two<kSums + 2>(c + column + kPassColumns, c_stride * 4);
-  }
-
   // Two neighbouring sums.
   template <int kFirst>
   void save_two(float* c, std::int64_t c_stride) const {
@@ -373,18 +346,6 @@ class MatrixUnit {
   int rows_ = 0, depth_ = 0;  // that the shapes are set for
 };
 
-// The columns of a row that MatrixUnit::add_blocks has added to, in their order.
-static inline void join_columns(float* row, int columns) {
-  for (int column = 0; column < columns; column += kPassColumns) {
-    float both[kPassColumns];
-    for (int i = 0; i < kUnitLanes; i++) {
-      both[2 * i] = row[column + i];
-      both[2 * i + 1] = row[column + kUnitLanes + i];
-    }
-    __builtin_memcpy(row + column, both, sizeof(both));
-  }
-}
-
 // Whether the unit multiplies so many rows of T.
 template <class T>
 constexpr bool uses_unit(std::int64_t rows) {
@@ -397,18 +358,32 @@ struct MatrixUnit {};
 
 #endif
 
-// multiply_tile, on the matrix unit where it serves.
-template <class T, bool kAdd>
-SAPWOOD_INLINE void multiply_on(MatrixUnit& unit, const std::uint32_t* a, std::int64_t a_stride,
+// Whether one unit has all products of T, since its order of adding is not that of vectors.
+template <class T>
+constexpr bool is_only_on_unit() {
+#if defined(SAPWOOD_AMX)
+  return Pack<T>::per_lane == 2;
+#else
+  return false;
+#endif
+}
+
+// multiply_tile, on the matrix unit where it serves: a row's result does not depend on the number of rows. With a unit
+// of x86, a product of bf16 has 16 lanes or more, and kAdd is no kAddAfter.
+template <class T, int kAdd>
+SAPWOOD_INLINE void multiply_on([[maybe_unused]] MatrixUnit& unit, const std::uint32_t* a, std::int64_t a_stride,
                                 const std::uint32_t* b, std::int64_t b_stride, float* c,
                                 std::int64_t c_stride, int rows, int columns, int lanes) {
-#if defined(SAPWOOD_UNIT)
+#if defined(SAPWOOD_AMX)
+  if constexpr (is_only_on_unit<T>() && kAdd != kAddAfter) {
+    unit.template multiply<kAdd == 1>(a, a_stride, b, b_stride, c, c_stride, rows, columns, lanes);
+    return;
+  }
+#elif defined(SAPWOOD_UNIT)
   if (uses_unit<T>(rows)) {
     unit.multiply<kAdd>(a, a_stride, b, b_stride, c, c_stride, rows, columns, lanes);
     return;
   }
-#else
-  static_cast<void>(unit);
 #endif
   multiply_tile<T, kAdd>(a, a_stride, b, b_stride, c, c_stride, rows, columns, lanes);
 }

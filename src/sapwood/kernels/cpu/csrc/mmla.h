@@ -19,8 +19,8 @@ constexpr int kMostPassRows = 12;  // in pairs, times 8 columns: 24 registers of
 class MatrixUnit {
  public:
   // c[rows, columns] (+)= a[rows, lanes] x b[lanes, columns] of bf16; columns is a multiple of 32.
-  // Strides in lanes. kFetched lines are prefetched per lane, as in tile().
-  template <bool kAdd, int kFetched = 0>
+  // Strides in lanes. kFetched lines are prefetched per lane, as in tile(). kAddAfter: of at most kMostLanes lanes.
+  template <int kAdd, int kFetched = 0>
   void multiply(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
                 std::int64_t b_stride, float* c, std::int64_t c_stride, int rows, int columns, int lanes,
                 const Ahead& ahead = {}) {
@@ -31,7 +31,8 @@ class MatrixUnit {
       const int count = static_cast<int>(least(kMostLanes, whole - first));
       for (int r = 0; r < rows; r += height) {
         const Pass pass{b + first * b_stride, b_stride, c + r * c_stride, c_stride,
-                        static_cast<int>(least(height, rows - r)), columns, count, kAdd || first > 0};
+                        static_cast<int>(least(height, rows - r)), columns, count,
+                        kAdd == 1 || first > 0, kAdd == kAddAfter && lanes <= kMostLanes};
         const Ahead from{ahead.at + first * ahead.stride, ahead.stride};
         pair_up(a + r * a_stride + first, a_stride, pass.rows, count);
         r == 0 ? run<kFetched>(pass, from) : run<0>(pass, from);
@@ -54,7 +55,7 @@ class MatrixUnit {
     float* c;
     std::int64_t c_stride;
     int rows, columns, lanes;
-    bool adds;
+    bool adds, adds_after;  // to what c holds: from the first product on, or the sum of all
   };
 
   // pairs_[lanes / 2, pairs]: two lanes of a row, then those of the row below it, or zeros.
@@ -131,10 +132,14 @@ class MatrixUnit {
 #pragma GCC unroll 2
       for (int v = 0; v < 2; v++) {
         float* at = c + 2 * p * pass.c_stride + 4 * v;
-        vst1q_f32(at, low_halves(sums[p][2 * v], sums[p][2 * v + 1]));
-        if (2 * p + 1 < pass.rows) vst1q_f32(at + pass.c_stride, high_halves(sums[p][2 * v], sums[p][2 * v + 1]));
+        put(pass, at, low_halves(sums[p][2 * v], sums[p][2 * v + 1]));
+        if (2 * p + 1 < pass.rows) put(pass, at + pass.c_stride, high_halves(sums[p][2 * v], sums[p][2 * v + 1]));
       }
     }
+  }
+
+  static void put(const Pass& pass, float* at, float32x4_t sums) {
+    vst1q_f32(at, pass.adds_after ? vaddq_f32(vld1q_f32(at), sums) : sums);
   }
 
   static float32x4_t low_halves(float32x4_t a, float32x4_t b) {

@@ -31,7 +31,10 @@ constexpr int kv_width(KvFormat format, int head_dim) {
 enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, quick_gelu };
 
 // Limits of the attention kernels; the scratch layouts depend on them.
-constexpr int kKeyTile = 64;     // keys per tile
+constexpr int kKeyTile = 64;     // keys per tile; tiles begin at multiples of this position
+// Keys whose sums are made by themselves and then added to those of the keys before, at multiples of this position:
+// so a query's result does not depend on how its keys are shared among tasks.
+constexpr int kKeySegment = 8 * kKeyTile;
 // Query rows (token x head of the group) per tile at most: a multiple of the register tile's rows
 // for the groups that models have.
 constexpr int kQueryTile = 120;
@@ -49,30 +52,39 @@ struct Team {
   void (*launch)(void* pool, int threads, void (*run)(const void* body, int thread), const void* body);
 };
 
-// Queries [first_row, first_row + num_queries) of one request and one kv head over keys
-// [kv_begin, kv_end). first_position is the position of the first query in its request.
-// shared >= 0: the queries are instead the tokens shared_tokens[shared ..] of several requests, at
-// shared_positions[shared ..]; their pages for these keys are those of `request`, and they see all of
-// them, but for a window.
-// partial >= 0: unnormalised output goes to the rows of partials from there on, to be merged.
-// first_new is the position of the request's first new token, which AttentionArgs::sees counts from.
-struct AttentionTask {
-  std::int32_t request, kv_head, first_row, shared, num_queries, first_position, kv_begin, kv_end, partial, first_new;
-};
-
 // Partial results of the same queries: `count` times their rows, `stride` rows apart.
 struct AttentionParts {
   std::int32_t first_row, count, stride;
 };
 
-// The parts of the same queries: over keys shared with others, if any, and over their own.
+// Queries [first_row, first_row + num_queries) of one request and one kv head over keys
+// [kv_begin, kv_end). first_position is the position of the first query in its request.
+// shared >= 0: the queries are instead the tokens shared_tokens[shared ..] of one or several requests, at
+// shared_positions[shared ..]; their pages for these keys are those of `request`, and they see all of
+// them, but for a window.
+// sees != 0: the only query is a token of a tree. Its keys from position first_new on are those new tokens of its
+// request whose bits are set, in their order.
+// before, resumed: earlier results of these queries, which this task goes on from: whole segments (count 0: none), and
+// the rows of a segment that was begun (-1: none).
+// open >= 0: the last segment is not finished; its sums go to these rows.
+// partial >= 0: the unnormalised output of what is finished goes to the rows from there on; kNoPart: nothing is.
+struct AttentionTask {
+  std::int32_t request, kv_head, first_row, shared, num_queries, first_position, kv_begin, kv_end, partial, first_new;
+  std::int64_t sees;
+  AttentionParts before;
+  std::int32_t resumed, open;
+};
+constexpr std::int32_t kWholeResult = -1, kNoPart = -2;  // AttentionTask::partial
+
+// The parts of the same queries, in the order of their keys: those before, if any, and their own.
 struct AttentionMerge {
   std::int32_t kv_head, first_row, num_queries;
   AttentionParts shared, own;
 };
 
-// A row of partial results: room for [D] of unnormalised output, the maximum, the total; whole cache lines.
-constexpr std::int64_t partial_row_floats(int head_dim) { return head_dim + 16; }
+// A row of partial results: [D] of unnormalised output, the totals that are still to be added up, the maximum; whole
+// cache lines.
+constexpr std::int64_t partial_row_floats(int head_dim) { return head_dim + 32; }
 
 // What attention does beyond scores, causal mask and softmax; AttentionTraits in kernels/interface.py
 // has the formulas.
@@ -86,6 +98,7 @@ struct AttentionTraits {
 struct AttentionArgs {
   const AttentionTask* tasks;
   std::int64_t num_tasks;
+  std::int64_t num_first_tasks;  // of these: others go on from their results
   std::int64_t num_key_entries;  // read by all tasks, times their query rows
   const AttentionMerge* merges;
   std::int64_t num_merges;
@@ -93,9 +106,6 @@ struct AttentionArgs {
   std::int64_t page_table_stride;
   const std::int32_t* shared_tokens;
   const std::int32_t* shared_positions;
-  // [T] bit j: the token sees its request's new token j, of which there are at most 64 if a bit up to
-  // its own is missing. Null: each sees all new tokens up to itself.
-  const std::int64_t* sees;
   int num_heads, num_kv_heads, head_dim, page_size;
   int entry_size;  // tokens of an entry of page_table: page_size, or 1 (see pages.h)
   const void* q;  // [T, Hq, D], rows q_stride elements apart

@@ -1,5 +1,5 @@
-// Register tiles of attention's two products for rows of one token: keys and values as they lie. Included only by
-// attention.isa.cpp.
+// Register tiles of attention's two products for rows of one token: keys and values as they lie. Results are those of
+// the products of many rows, bit by bit. Included only by attention.isa.cpp.
 #pragma once
 
 #include "tile.h"
@@ -10,7 +10,8 @@ namespace {
 // Where registers are 32 of 16 floats, 16 sums hide that a product takes six cycles, of which two begin in each.
 // Others keep sums that fit beside the factors.
 constexpr bool kWideRowTiles = W == 16;
-constexpr int kScoredKeys = 4, kScoredRows = kWideRowTiles ? 4 : 1;
+constexpr int kBlocks = W / 4;  // of four lanes in a vector
+constexpr int kScoredKeys = W, kScoredRows = kWideRowTiles ? 4 : 2;
 constexpr int kSummedVectors = 2, kSummedRows = kWideRowTiles ? 8 : 4;
 // Up to this many query rows of a token leave rows that are keys and values as they lie; for more, to repack them pays.
 constexpr int kLongRowKernelRows = kWideRowTiles ? 64 : kRowKernelRows;
@@ -29,27 +30,140 @@ SAPWOOD_INLINE void fetch(const FetchedLines& lines, int begin, int end) {
   for (int i = begin; i < end; i++) __builtin_prefetch(lines.line + lines.rows[i], 0, kFetchTo);
 }
 
+// Four vectors, from element i on of the keys t, t + 4, t + 8 ..: chunks[c] has the c-th four lanes of each.
+template <class T>
+SAPWOOD_INLINE void load_chunks(const T* const* keys, int t, int i, VU* chunks) {
+#if defined(__AVX512F__)
+  const __m512i a = _mm512_loadu_si512(keys[t] + i), b = _mm512_loadu_si512(keys[t + 4] + i);
+  const __m512i c = _mm512_loadu_si512(keys[t + 8] + i), d = _mm512_loadu_si512(keys[t + 12] + i);
+  const __m512i ab_even = _mm512_shuffle_i32x4(a, b, 0x88), ab_odd = _mm512_shuffle_i32x4(a, b, 0xdd);
+  const __m512i cd_even = _mm512_shuffle_i32x4(c, d, 0x88), cd_odd = _mm512_shuffle_i32x4(c, d, 0xdd);
+  chunks[0] = bits_as<VU>(_mm512_shuffle_i32x4(ab_even, cd_even, 0x88));
+  chunks[1] = bits_as<VU>(_mm512_shuffle_i32x4(ab_odd, cd_odd, 0x88));
+  chunks[2] = bits_as<VU>(_mm512_shuffle_i32x4(ab_even, cd_even, 0xdd));
+  chunks[3] = bits_as<VU>(_mm512_shuffle_i32x4(ab_odd, cd_odd, 0xdd));
+#elif defined(__AVX2__)
+  const __m256i a = bits_as<__m256i>(load_lanes(keys[t] + i)), b = bits_as<__m256i>(load_lanes(keys[t + 4] + i));
+  chunks[0] = bits_as<VU>(_mm256_permute2x128_si256(a, b, 0x20));
+  chunks[1] = bits_as<VU>(_mm256_permute2x128_si256(a, b, 0x31));
+#else
+  chunks[0] = load_lanes(keys[t] + i);
+#endif
+}
+
+// The four lanes at p, kBlocks times.
+SAPWOOD_INLINE VU repeat_chunk(const void* p) {
+#if defined(__AVX512F__)
+  return bits_as<VU>(_mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return bits_as<VU>(_mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+#else
+  return load_lanes(p);
+#endif
+}
+
+// Each block of four lanes of four vectors, transposed in place.
+SAPWOOD_INLINE void transpose_blocks(VF* v) {
+#if defined(__AVX512F__)
+  const __m512 a = bits_as<__m512>(v[0]), b = bits_as<__m512>(v[1]), c = bits_as<__m512>(v[2]), d = bits_as<__m512>(v[3]);
+  const __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b)), ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+  const __m512d cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(c, d)), cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+  v[0] = bits_as<VF>(_mm512_unpacklo_pd(ab_low, cd_low));
+  v[1] = bits_as<VF>(_mm512_unpackhi_pd(ab_low, cd_low));
+  v[2] = bits_as<VF>(_mm512_unpacklo_pd(ab_high, cd_high));
+  v[3] = bits_as<VF>(_mm512_unpackhi_pd(ab_high, cd_high));
+#elif defined(__AVX2__)
+  const __m256 a = bits_as<__m256>(v[0]), b = bits_as<__m256>(v[1]), c = bits_as<__m256>(v[2]), d = bits_as<__m256>(v[3]);
+  const __m256d ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(a, b)), ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+  const __m256d cd_low = _mm256_castps_pd(_mm256_unpacklo_ps(c, d)), cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+  v[0] = bits_as<VF>(_mm256_unpacklo_pd(ab_low, cd_low));
+  v[1] = bits_as<VF>(_mm256_unpackhi_pd(ab_low, cd_low));
+  v[2] = bits_as<VF>(_mm256_unpacklo_pd(ab_high, cd_high));
+  v[3] = bits_as<VF>(_mm256_unpackhi_pd(ab_high, cd_high));
+#else
+  const VF a = v[0], b = v[1], c = v[2], d = v[3];
+  v[0] = VF{a[0], b[0], c[0], d[0]};
+  v[1] = VF{a[1], b[1], c[1], d[1]};
+  v[2] = VF{a[2], b[2], c[2], d[2]};
+  v[3] = VF{a[3], b[3], c[3], d[3]};
+#endif
+}
+
 // scores[r * score_stride + t] = q[r * d ..] x keys[t][0 .. d), for R queries and kScoredKeys keys.
+// A score has kScoreSums sums, as wherever no matrix unit makes it (see kScoreSums).
 template <class T, int R>
 static inline void score_tile(const T* q, const T* const* keys, int d, float* scores, std::int64_t score_stride) {
-  constexpr int step = W * Pack<T>::per_lane;
-  VF sums[R][kScoredKeys] = {};
-  const T *k0 = keys[0], *k1 = keys[1], *k2 = keys[2], *k3 = keys[3];
-  for (int i = 0; i < d; i += step) {
-    const VU a = load_lanes(k0 + i), b = load_lanes(k1 + i), c = load_lanes(k2 + i), e = load_lanes(k3 + i);
+  constexpr int chunk = 4 * Pack<T>::per_lane;
+  VF sums[R][4] = {};
+  for (int i = 0; i < d; i += kBlocks * chunk) {
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; t++) {
+      VU chunks[kBlocks];
+      load_chunks(keys, t, i, chunks);
+#pragma GCC unroll 4
+      for (int c = 0; c < kBlocks; c++) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const VU lanes = load_lanes(q + r * d + i);
-      sums[r][0] = dot(tag<T>(), sums[r][0], lanes, a);
-      sums[r][1] = dot(tag<T>(), sums[r][1], lanes, b);
-      sums[r][2] = dot(tag<T>(), sums[r][2], lanes, c);
-      sums[r][3] = dot(tag<T>(), sums[r][3], lanes, e);
+        for (int r = 0; r < R; r++) {
+          sums[r][t] = dot(tag<T>(), sums[r][t], repeat_chunk(q + r * d + i + c * chunk), chunks[c]);
+        }
+      }
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
-    const V4 four = sum4(sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
-    __builtin_memcpy(scores + r * score_stride, &four, sizeof(four));
+    transpose_blocks(sums[r]);
+    store(scores + r * score_stride, sums[r][0] + sums[r][1] + sums[r][2] + sums[r][3]);
+  }
+}
+
+// The scores of R rows and two vectors of keys, both repacked: lanes of a row one sum after the other, keys lane by lane.
+template <class T, int R>
+static inline void score_packed_tile(const std::uint32_t* q, int lanes, const std::uint32_t* keys, float* scores) {
+  const int each = lanes / kScoreSums;
+  VF totals[R][2];
+#pragma GCC unroll 4
+  for (int part = 0; part < kScoreSums; part++) {
+    VF sums[R][2] = {};
+    for (int i = 0; i < each; i++) {
+      const std::uint32_t* at = keys + (i * kScoreSums + part) * kKeyTile;
+      const VU first = load_lanes(at), second = load_lanes(at + W);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const Factor left = load_factor(q + r * lanes + part * each + i);
+        sums[r][0] = dot(tag<T>(), sums[r][0], left, first);
+        sums[r][1] = dot(tag<T>(), sums[r][1], left, second);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; v++) totals[r][v] = part == 0 ? sums[r][v] : totals[r][v] + sums[r][v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+    store(scores + r * kKeyTile, totals[r][0]);
+    store(scores + r * kKeyTile + W, totals[r][1]);
+  }
+}
+
+// columns: a multiple of two vectors
+template <class T>
+static inline void score_packed_rows(const std::uint32_t* q, int lanes, const std::uint32_t* keys, float* scores,
+                                     int rows, int columns) {
+  for (int column = 0; column < columns; column += 2 * W) {
+    for (int r = 0; r < rows; r += kTileRows) {
+      const std::uint32_t* from = q + r * lanes;
+      float* to = scores + r * kKeyTile + column;
+      switch (rows - r) {
+        case 1: score_packed_tile<T, 1>(from, lanes, keys + column, to); break;
+        case 2: score_packed_tile<T, 2>(from, lanes, keys + column, to); break;
+        case 3: score_packed_tile<T, 3>(from, lanes, keys + column, to); break;
+        case 4: score_packed_tile<T, 4>(from, lanes, keys + column, to); break;
+        case 5: score_packed_tile<T, least(5, kTileRows)>(from, lanes, keys + column, to); break;
+        default: score_packed_tile<T, kTileRows>(from, lanes, keys + column, to); break;
+      }
+    }
   }
 }
 

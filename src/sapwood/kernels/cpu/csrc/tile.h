@@ -120,9 +120,19 @@ struct Ahead {
 
 constexpr int kLineLanes = 16;  // lanes in a cache line
 
+// What becomes of a product's sums, where a template asks for kAdd: they replace c (false), begin with c (true), or
+// are made by themselves and then added to c.
+constexpr int kAddAfter = 2;
+
+// Lanes l, l + 4, l + 8 .. of a query and a key are multiplied and added up in order; the four sums of a score are
+// added in order in the end. Products of a few rows, which read keys as they lie, and of many, which repack them, are
+// both fast in this order, and so have the same result. Only matrix units of x86 have an order of their own, and there
+// all products are theirs.
+constexpr int kScoreSums = 4;
+
 // c[R, V * W] (+)= a[R, lanes] x b[lanes, V * W]: a's lane is broadcast against b's vectors.
 // kFetched: cache lines that are prefetched per lane, from `ahead.at` on, lanes' `ahead.stride` apart.
-template <class T, bool kAdd, int R, int V, int kFetched = 0>
+template <class T, int kAdd, int R, int V, int kFetched = 0>
 static inline void tile(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
                         std::int64_t b_stride, float* c, std::int64_t c_stride, int lanes,
                         const Ahead& ahead = {}) {
@@ -130,7 +140,7 @@ static inline void tile(const std::uint32_t* a, std::int64_t a_stride, const std
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
-    for (int v = 0; v < V; v++) sums[r][v] = kAdd ? load(c + r * c_stride + v * W) : VF{};
+    for (int v = 0; v < V; v++) sums[r][v] = kAdd == 1 ? load(c + r * c_stride + v * W) : VF{};
   for (int lane = 0; lane < lanes; lane++) {
 #pragma GCC unroll 2
     for (int i = 0; i < kFetched; i++) {
@@ -149,11 +159,14 @@ static inline void tile(const std::uint32_t* a, std::int64_t a_stride, const std
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
-    for (int v = 0; v < V; v++) store(c + r * c_stride + v * W, sums[r][v]);
+    for (int v = 0; v < V; v++) {
+      float* to = c + r * c_stride + v * W;
+      store(to, kAdd == kAddAfter ? load(to) + sums[r][v] : sums[r][v]);
+    }
 }
 
 // Rows that are left over, fewer than kTileRows.
-template <class T, bool kAdd, int V, int kFetched>
+template <class T, int kAdd, int V, int kFetched>
 static inline void tile_rest(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
                              std::int64_t b_stride, float* c, std::int64_t c_stride, int rows, int lanes,
                              const Ahead& ahead) {
@@ -168,7 +181,7 @@ static inline void tile_rest(const std::uint32_t* a, std::int64_t a_stride, cons
 }
 
 // Only the first rows fetch what is `ahead`.
-template <class T, bool kAdd, int V, int kFetched>
+template <class T, int kAdd, int V, int kFetched>
 static inline void tile_rows(const std::uint32_t* a, std::int64_t a_stride, const std::uint32_t* b,
                              std::int64_t b_stride, float* c, std::int64_t c_stride, int rows, int lanes,
                              const Ahead& ahead) {
@@ -185,7 +198,7 @@ static inline void tile_rows(const std::uint32_t* a, std::int64_t a_stride, cons
 }
 
 // c[rows, columns] (+)= a[rows, lanes] x b[lanes, columns]; columns is a multiple of 32.
-template <class T, bool kAdd, int kFetched = 0>
+template <class T, int kAdd, int kFetched = 0>
 static inline void multiply_tile(const std::uint32_t* a, std::int64_t a_stride,
                                  const std::uint32_t* b, std::int64_t b_stride, float* c,
                                  std::int64_t c_stride, int rows, int columns, int lanes,

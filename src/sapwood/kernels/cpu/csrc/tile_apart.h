@@ -11,13 +11,13 @@ namespace {
 template <class T>
 constexpr bool multiplies_on_unit([[maybe_unused]] std::int64_t rows) {
 #if defined(SAPWOOD_UNIT)
-  return uses_unit<T>(rows);
+  return is_only_on_unit<T>() || uses_unit<T>(rows);
 #else
   return false;
 #endif
 }
 
-// c[n, V * W] = rows of lanes that lie apart x b[lanes, V * W]. Calls before(first, last) before rows
+// c[n, V * W] = rows of lanes that lie apart x b[lanes, V * W], each the sum of kScoreSums. Calls before(first, last) before rows
 // [first, last), of which the last ones may be beyond n.
 template <class T, int V, class Before>
 static inline void tile_apart(const void* const* rows, int n, const std::uint32_t* b, std::int64_t b_stride,
@@ -28,23 +28,28 @@ static inline void tile_apart(const void* const* rows, int n, const std::uint32_
     const std::uint32_t* left[R];  // beyond n the last row again
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) left[r] = static_cast<const std::uint32_t*>(rows[least(t + r, n - 1)]);
-    VF sums[R][V] = {};
-    for (int lane = 0; lane < lanes; lane++) {
-      VU right[V];
+    for (int first = 0; first < kScoreSums; first++) {
+      VF sums[R][V] = {};
+      for (int lane = first; lane < lanes; lane += kScoreSums) {
+        VU right[V];
 #pragma GCC unroll 16
-      for (int v = 0; v < V; v++) right[v] = load_lanes(b + lane * b_stride + v * W);
+        for (int v = 0; v < V; v++) right[v] = load_lanes(b + lane * b_stride + v * W);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          const Factor factor = load_factor(left[r] + lane);
+#pragma GCC unroll 16
+          for (int v = 0; v < V; v++) sums[r][v] = dot(tag<T>(), sums[r][v], factor, right[v]);
+        }
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
-        const Factor factor = load_factor(left[r] + lane);
+        if (t + r >= n) break;
 #pragma GCC unroll 16
-        for (int v = 0; v < V; v++) sums[r][v] = dot(tag<T>(), sums[r][v], factor, right[v]);
+        for (int v = 0; v < V; v++) {
+          float* to = c + ((t + r) * V + v) * W;
+          store(to, first > 0 ? load(to) + sums[r][v] : sums[r][v]);
+        }
       }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      if (t + r >= n) break;
-#pragma GCC unroll 16
-      for (int v = 0; v < V; v++) store(c + ((t + r) * V + v) * W, sums[r][v]);
     }
   }
 }

@@ -1,0 +1,80 @@
+"""Loads what sees pictures and videos for a decoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sapwood.app.building.loading import LoadWatch, fill, timed
+from sapwood.app.building.model_defaults import read_json, reading
+from sapwood.app.building.resolving import Resolved
+from sapwood.engine.media import MediaVectors
+from sapwood.layers.build import Build, Groups
+from sapwood.layers.quantization.dense import DENSE
+from sapwood.models.config import DecoderConfig
+from sapwood.models.vision.interface import Tower
+from sapwood.models.vision.registry import tower_class
+from sapwood.schema.config.decision import Decision
+
+MEGABYTE = 1 << 20
+
+
+def load_tower(resolved: Resolved, build: Build, watch: LoadWatch) -> Tower | None:
+    """The tower of a model that sees, with its weights; None: requests may bring only text.
+
+    The log of decisions says why not, if the model is known to see."""
+    path = resolved.files.path / "config.json"
+    with reading(path):
+        hf_config = read_json(path)
+        found = tower_class(hf_config)
+    if found is None:
+        return None
+    why_not = _why_not(resolved)
+    if why_not is not None:
+        resolved.decisions.append(Decision("sees", "off", why_not))
+        return None
+    with timed("tower structure"), reading(path):
+        own = replace(
+            build, scheme=DENSE, embedding_dtype=None, groups=Groups(),
+            adapters=None, routes=None, experts=None, rows=None, exchange=None,
+        )  # fmt: skip
+        tower = found(hf_config, own)
+    targets = tower.targets()
+    fill(
+        tower,
+        resolved.files,
+        resolved.config,
+        resolved.dtype,
+        name_of=tower.checkpoint_name,
+        wanted=targets.__contains__,
+        watch=watch,
+    )
+    resolved.decisions.append(Decision("sees", "on", f"the model has a {found.__name__}"))
+    return tower
+
+
+def media_vectors(resolved: Resolved, tower: Tower | None) -> MediaVectors | None:
+    """The scheduler's account of that tower's vectors."""
+    if tower is None:
+        return None
+    config = resolved.config.vision
+    return MediaVectors(
+        tower,
+        vector_bytes=tower.vector_size * resolved.dtype.itemsize,
+        max_bytes=config.vlm_cache_size_mb * MEGABYTE,
+        patches_per_step=config.max_encoder_patches_per_step,
+    )
+
+
+def _why_not(resolved: Resolved) -> str | None:
+    """Why a model that sees serves only text here."""
+    if resolved.config.vision.language_only:
+        return "--language-only"
+    if resolved.draft is not None:
+        return "with a draft model, which sees nothing, models take only text"
+    if isinstance(resolved.shape, DecoderConfig) and resolved.shape.switch_length is not None:
+        return "models that rotate long texts otherwise take only text"
+    if resolved.config.parallel.num_ranks > 1:
+        return "models that several ranks share take only text"
+    if resolved.config.parallel.enable_dp_attention:
+        return "with --enable-dp-attention models take only text"
+    return None

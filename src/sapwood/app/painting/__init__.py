@@ -1,0 +1,1 @@
+"""Serving and calling diffusion models; not imported where a language model is served."""

@@ -1,0 +1,127 @@
+"""From a folder to a pipeline in memory: which backend, in which precisions, and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from sapwood.app.painting.folder import PaintingFolder, read_folder
+from sapwood.base.errors import ConfigError
+from sapwood.diffusion.scheduler import PaintingLimits
+from sapwood.pipelines.components import Precisions
+from sapwood.pipelines.interface import Pipeline
+from sapwood.pipelines.registry import PIPELINES, load_pipeline
+from sapwood.schema.config.painting import PaintingConfig
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaintingPlan:
+    """How a folder would be served; nothing has been loaded.
+
+    backend  "sapwood" or "diffusers"
+    notes    one line for each choice, with its reason
+    problem  why it cannot be served on this machine; None: it can
+    """
+
+    folder: PaintingFolder
+    backend: str
+    vae_tiling: bool
+    limits: PaintingLimits
+    notes: tuple[str, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedPipeline:
+    pipeline: Pipeline
+    plan: PaintingPlan
+    load_s: float
+
+
+def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
+    """Raises ModelSourceError if the folder cannot be read, and ConfigError for options that do
+    not fit it."""
+    folder = read_folder(Path(model), config)
+    backend, why = _backend(folder.pipeline, config.backend)
+    free = psutil.virtual_memory().available
+    need = folder.num_bytes
+    notes = [f"backend {backend}: {why}"]
+    notes += [
+        f"{each.name}: {each.class_name} in {each.precision}, {each.num_bytes / 1e6:.1f} MB in "
+        f"memory ({each.file_bytes / 1e6:.1f} MB stored)"
+        for each in folder.components
+    ]
+    notes.append(f"weights take {need / 1e9:.2f} GB of {free / 1e9:.2f} GB that are free")
+    problem = None
+    if need > free:
+        halved = sum(each.num_bytes // 2 for each in folder.components if each.precision == "fp32")
+        hint = f"; in bf16 they would take {(need - halved) / 1e9:.2f} GB" if halved else ""
+        problem = (
+            f"the weights take {need / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free{hint}"
+            " (--dit-precision, --text-encoder-precisions, --vae-precision)"
+        )
+    limits = PaintingLimits(
+        max_running=config.max_running_pictures,
+        max_waiting=config.max_waiting_pictures,
+        max_step_tokens=config.max_step_tokens,
+    )
+    return PaintingPlan(
+        folder=folder,
+        backend=backend,
+        vae_tiling=config.vae_tiling,
+        limits=limits,
+        notes=tuple(notes),
+        problem=problem,
+    )
+
+
+def load_painting(
+    plan: PaintingPlan, *, beat: Callable[[str], None] = lambda doing: None
+) -> LoadedPipeline:
+    """Raises StartupError if the weights do not fit the pipeline, or this machine."""
+    if plan.problem is not None:
+        raise ConfigError(plan.problem)
+    started_s = time.monotonic()
+    folder = plan.folder
+    precisions = Precisions(
+        dit=_TYPES[folder.precision("dit")],
+        text_encoders=tuple(_TYPES[folder.precision("text", index)] for index in range(4)),
+        vae=_TYPES[folder.precision("vae")],
+        vae_tiling=plan.vae_tiling,
+    )
+    beat("loading the weights")
+    pipeline: Pipeline
+    if plan.backend == "diffusers":
+        from sapwood.pipelines.through_diffusers import DiffusersPipeline
+
+        pipeline = DiffusersPipeline.load(folder.path, precisions.dit, vae_tiling=plan.vae_tiling)
+    else:
+        pipeline = load_pipeline(folder.path, precisions)
+    load_s = time.monotonic() - started_s
+    together = pipeline.traits.max_together
+    if together is not None:
+        limits = replace(plan.limits, max_running=min(together, plan.limits.max_running))
+        plan = replace(plan, limits=limits)
+    return LoadedPipeline(pipeline=pipeline, plan=plan, load_s=load_s)
+
+
+def _backend(pipeline: str, asked: str) -> tuple[str, str]:
+    """(who draws, why)"""
+    is_known = pipeline in PIPELINES
+    if asked == "sapwood" and not is_known:
+        raise ConfigError(
+            f"sapwood has no {pipeline or 'pipeline without a class'} (it has "
+            f"{', '.join(sorted(PIPELINES))}); start with --backend diffusers"
+        )
+    if asked == "diffusers":
+        return "diffusers", "--backend asks for it; one picture at a time"
+    if is_known:
+        return "sapwood", f"it has {pipeline}"
+    return "diffusers", f"sapwood has no {pipeline} of its own; one picture at a time"

@@ -1,0 +1,56 @@
+"""What prepares the pictures and videos of one model's requests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sapwood.app.building.model_defaults import read_json_if_there
+from sapwood.multimodal.family import FAMILIES, FamilySetting
+from sapwood.multimodal.fetch import Fetcher
+from sapwood.multimodal.preparer import MediaPreparer
+from sapwood.text.tokenizer import Tokenizer
+
+FETCH_TIMEOUT_S = 10.0
+_IDS = {
+    "image": ("image_token_id", "image_token_index"),
+    "video": ("video_token_id", "video_token_index"),
+}
+
+
+def build_preparer(
+    directory: Path, model: Mapping[str, Any], tokenizer: Tokenizer
+) -> MediaPreparer | None:
+    """None if the model takes only text, as far as its files and the families known here say."""
+    token_ids = {
+        kind: int(model[name])
+        for kind, names in _IDS.items()
+        for name in names
+        if isinstance(model.get(name), int)
+    }
+    if model.get("model_type") not in FAMILIES or not token_ids or "vision_config" not in model:
+        return None
+    processor = read_json_if_there(directory / "processor_config.json")
+    image = read_json_if_there(directory / "preprocessor_config.json")
+    video = read_json_if_there(directory / "video_preprocessor_config.json")
+    setting = FamilySetting(
+        model_type=model["model_type"],
+        image=image or processor.get("image_processor") or {},
+        video=video or processor.get("video_processor") or {},
+        processor=processor,
+        model=dict(model),
+        tokens={
+            kind: tokenizer.decode([token_id], skip_special_tokens=False)
+            for kind, token_id in token_ids.items()
+        },
+    )
+    cores = os.cpu_count() or 1
+    return MediaPreparer(
+        setting,
+        Fetcher(),
+        token_ids=token_ids,
+        num_copies=max(1, cores // 2),
+        timeout_s=FETCH_TIMEOUT_S,
+    )

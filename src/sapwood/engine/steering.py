@@ -1,0 +1,143 @@
+"""Pauses, and orders about weights and memory: what happens between steps, not in one.
+
+An update must not fall between two steps of a request, whose KV would be of two models. So it waits
+until no request runs, while none is admitted; a paused engine carries it out at once, with the
+requests that a pause in place leaves where they are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
+
+from sapwood.base.errors import SapwoodError
+from sapwood.engine.scheduler import Scheduler
+from sapwood.schema.output import RequestOutput
+from sapwood.schema.request import OrderWeights, Pause
+from sapwood.schema.weights import UPDATES, WAITING, JoinUpdateGroup, ReleaseMemory, WeightOrder
+
+Tell = Callable[[str, bool, str], None]
+"""Answers a call: its id, whether it is done, and what there is to say."""
+
+NO_WEIGHTS = (
+    "weights can be changed and memory be released only where one process computes the model: "
+    "without --tp-size, --pp-size, --ep-size and --enable-dp-attention"
+)
+_HELD = (
+    "requests that are paused in place hold KV of the old weights; send flush_cache false to keep "
+    "it, or pause with mode retract or abort"
+)
+
+
+class ModelMemory(Protocol):
+    """The weights and caches of this rank."""
+
+    @property
+    def why_not_ready(self) -> str | None:
+        """Why no step may be computed, as while memory is released; None: steps may be."""
+        ...
+
+    def perform(self, order: WeightOrder) -> str:
+        """Carry the order out and say what was done. SapwoodError, and nothing has changed, if that
+        cannot be."""
+        ...
+
+    def join(self, order: JoinUpdateGroup) -> Future[str]:
+        """Join a group beside the steps, since that waits for other processes."""
+        ...
+
+
+class Steering:
+    """Says when steps may be computed, and carries orders out between them."""
+
+    def __init__(self, scheduler: Scheduler, memory: ModelMemory | None) -> None:
+        """memory: None: orders are refused"""
+        self._scheduler = scheduler
+        self._memory = memory
+        self._orders: deque[OrderWeights] = deque()
+        self._joining: list[tuple[str, Future[str]]] = []
+        self._pauses: list[Pause] = []
+        self.is_paused = False
+
+    @property
+    def may_step(self) -> bool:
+        ready = self._memory is None or self._memory.why_not_ready is None
+        return not self.is_paused and ready
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is something to do as soon as no step is in flight."""
+        return bool(self._pauses) or (bool(self._orders) and self._is_quiet)
+
+    @property
+    def is_joining(self) -> bool:
+        return bool(self._joining)
+
+    @property
+    def _is_quiet(self) -> bool:
+        return not self.may_step or not self._scheduler.has_running
+
+    def pause(self, message: Pause) -> None:
+        """Compute no more steps. The answer comes when those in flight have ended."""
+        self.is_paused = True
+        self._pauses.append(message)
+
+    def go_on(self) -> str:
+        was_paused, self.is_paused = self.is_paused, False
+        return "generation goes on" if was_paused else "generation was not paused"
+
+    def order(self, message: OrderWeights) -> None:
+        self._orders.append(message)
+        self._scheduler.admits = False
+
+    def between_steps(self, tell: Tell, *, is_idle: bool) -> None:
+        """To be called once per turn of the loop.
+
+        is_idle  whether no step is in flight"""
+        self._answer_joined(tell)
+        if not is_idle:
+            return
+        for message in self._pauses:
+            if message.mode == "retract":
+                self._scheduler.retract_all()
+            tell(message.call_id, True, "generation is paused")
+        self._pauses.clear()
+        while self._orders and (self._is_quiet or not isinstance(self._orders[0].order, WAITING)):
+            self._carry_out(self._orders.popleft(), tell)
+        self._scheduler.admits = not self._orders
+
+    def abort_all(self, reason: str) -> list[RequestOutput]:
+        """End all open requests. Returns their terminal outputs."""
+        scheduler = self._scheduler
+        ended = [scheduler.abort(one, reason=reason) for one in scheduler.open_request_ids]
+        return [output for output in ended if output is not None]
+
+    def _carry_out(self, message: OrderWeights, tell: Tell) -> None:
+        order, memory = message.order, self._memory
+        if memory is None:
+            tell(message.call_id, False, NO_WEIGHTS)
+            return
+        if isinstance(order, JoinUpdateGroup):
+            self._joining.append((message.call_id, memory.join(order)))
+            return
+        makes_stale = isinstance(order, UPDATES) and message.flush_cache
+        forgets = isinstance(order, ReleaseMemory) and (not order.tags or "kv_cache" in order.tags)
+        if (makes_stale or forgets) and self._scheduler.has_running:
+            tell(message.call_id, False, _HELD)
+            return
+        try:
+            told = memory.perform(order)
+        except SapwoodError as error:
+            tell(message.call_id, False, error.message)
+            return
+        if makes_stale or forgets:
+            self._scheduler.forget_prefixes()
+        tell(message.call_id, True, told)
+
+    def _answer_joined(self, tell: Tell) -> None:
+        for call_id, joining in [one for one in self._joining if one[1].done()]:
+            self._joining.remove((call_id, joining))
+            error = joining.exception()
+            tell(call_id, error is None, joining.result() if error is None else str(error))

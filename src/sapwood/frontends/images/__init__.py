@@ -1,0 +1,1 @@
+"""OpenAI's routes for pictures, over an engine that draws."""

@@ -1,0 +1,1 @@
+"""Towers: what makes vectors of pictures and videos, which stand in a prompt as tokens do."""

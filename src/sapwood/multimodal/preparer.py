@@ -1,0 +1,161 @@
+"""From the media of a prompt to its token ids and what the engine gets beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+
+from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.multimodal.family import FamilySetting, family_of
+from sapwood.multimodal.fetch import Fetcher
+from sapwood.multimodal.job import Job, Result
+from sapwood.multimodal.pool import PreparingPool
+from sapwood.schema.media import Medium
+from sapwood.schema.media_source import MediaKind, MediaSource
+
+Encode = Callable[[str], Awaitable[list[int]]]
+
+MAX_MEDIA = 64
+"""Pictures and videos of one request."""
+
+
+class MediaPreparer:
+    """
+    token_ids  kind -> the id of the family's token, whose place the vectors take
+    """
+
+    def __init__(
+        self,
+        setting: FamilySetting,
+        fetcher: Fetcher,
+        *,
+        token_ids: dict[str, int],
+        num_copies: int,
+        timeout_s: float,
+    ) -> None:
+        self._family = family_of(setting)
+        self._fetcher = fetcher
+        self._pool = PreparingPool(setting, fetcher.limits, num_copies=num_copies)
+        self._token_ids = token_ids
+        self._timeout_s = timeout_s
+
+    async def prepare(
+        self, prompt: str, sources: Sequence[MediaSource], encode: Encode
+    ) -> tuple[list[int], list[Medium]]:
+        """The prompt's token ids with a place for each vector, and the media in the same order.
+
+        prompt  with the family's marker for each of the sources, as the chat template writes it
+        Raises  InvalidRequest that names the medium's place in the request
+        """
+        if len(sources) > MAX_MEDIA:
+            raise InvalidRequest(
+                f"the request has {len(sources)} pictures and videos but this server takes at most "
+                f"{MAX_MEDIA}",
+                param=sources[MAX_MEDIA].where,
+            )
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._tried(source)) for source in sources]
+        results: list[Result] = []
+        for task in tasks:
+            outcome = task.result()
+            if isinstance(outcome, InvalidRequest):
+                raise outcome
+            results.append(outcome)
+        text, ordered = self._replaced(prompt, sources, results)
+        return self._expanded(await encode(text), ordered)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    async def _tried(self, source: MediaSource) -> Result | InvalidRequest:
+        """A refusal is returned, so that the first one in the prompt's order is told."""
+        try:
+            return await self._prepared(source)
+        except InvalidRequest as error:
+            kind = type(error)
+            return kind(f"{source.where} {error.message}", param=source.where)
+        except TimeoutError:
+            return InvalidRequest(
+                f"{source.where} was not fetched within {self._timeout_s:g} s", param=source.where
+            )
+
+    async def _prepared(self, source: MediaSource) -> Result:
+        if source.kind not in self._family.markers or source.kind not in self._token_ids:
+            raise UnsupportedFeature(
+                f"is of the kind {source.kind}, which this model does not take"
+            )
+        async with asyncio.timeout(self._timeout_s):
+            urls = source.frames or (source.url,)
+            pieces = [source.data] if source.data else []
+            if not pieces:
+                kind: MediaKind = "image" if source.frames else source.kind
+                pieces = [await self._fetcher.bytes_of(url, kind) for url in urls]
+        job = Job(
+            id=0,
+            kind=source.kind,
+            raw_size=source.raw_size,
+            sizes=tuple(map(len, pieces)) if source.frames else (),
+            options=dict(source.options),
+        )
+        return await self._pool.prepare(job, pieces)
+
+    def _replaced(
+        self, prompt: str, sources: Sequence[MediaSource], results: Sequence[Result]
+    ) -> tuple[str, list[tuple[MediaKind, Result]]]:
+        """The prompt with each marker replaced by its medium's text, and the media in its order."""
+        kinds = {marker: kind for kind, marker in self._family.markers.items()}
+        pieces = re.split("(" + "|".join(map(re.escape, kinds)) + ")", prompt)
+        waiting: dict[MediaKind, list[Result]] = {kind: [] for kind in kinds.values()}
+        for source, result in zip(sources, results, strict=True):
+            waiting[source.kind].append(result)
+        ordered: list[tuple[MediaKind, Result]] = []
+        for at in range(1, len(pieces), 2):
+            kind = kinds[pieces[at]]
+            if not waiting[kind]:
+                raise _miscounted(pieces[at], len(pieces) // 2, len(sources))
+            result = waiting[kind].pop(0)
+            ordered.append((kind, result))
+            pieces[at] = result.replacement
+        if any(waiting.values()):
+            raise _miscounted(" or ".join(kinds), len(pieces) // 2, len(sources))
+        return "".join(pieces), ordered
+
+    def _expanded(
+        self, token_ids: Sequence[int], ordered: Sequence[tuple[MediaKind, Result]]
+    ) -> tuple[list[int], list[Medium]]:
+        """Each of the family's tokens becomes as many as its medium has vectors there."""
+        places = [
+            (index, kind, count)
+            for index, (kind, result) in enumerate(ordered)
+            for count in result.counts
+        ]
+        own = {self._token_ids[kind] for kind, _ in ordered}
+        spans: list[list[tuple[int, int]]] = [[] for _ in ordered]
+        expanded: list[int] = []
+        position = 0
+        for token_id in token_ids:
+            if token_id not in own:
+                expanded.append(token_id)
+                continue
+            if position == len(places) or self._token_ids[places[position][1]] != token_id:
+                raise _miscounted("the placeholder token", position + 1, len(ordered))
+            index, _, count = places[position]
+            position += 1
+            spans[index].append((len(expanded), count))
+            expanded += [token_id] * count
+        if position != len(places):
+            raise _miscounted("the placeholder token", position, len(ordered))
+        media = [
+            Medium(kind=kind, digest=one.digest, tensors=one.tensors, spans=tuple(of_one))
+            for (kind, one), of_one in zip(ordered, spans, strict=True)
+        ]
+        return expanded, media
+
+
+def _miscounted(what: str, found: int, wanted: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"the prompt has {what} {found} times but the request has {wanted} pictures and videos; "
+        "leave such tokens out of the texts, or use a chat template that writes one for each",
+        param="messages",
+    )

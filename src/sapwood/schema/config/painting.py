@@ -1,0 +1,98 @@
+"""A server, or a program, that draws pictures with a diffusion model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.options import check_options, option
+
+BACKENDS = ("auto", "sapwood", "diffusers")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_AT_LEAST_1 = (
+    "max_running_pictures",
+    "max_waiting_pictures",
+    "max_step_tokens",
+    "max_picture_pixels",
+    "max_inference_steps",
+    "max_pictures_per_request",
+    "max_stored_picture_bytes",
+)
+_AT_LEAST_0 = ("text_cache_bytes", "picture_timeout", "stored_picture_age")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaintingConfig:
+    backend: str = option(
+        "auto",
+        "Who draws: sapwood; diffusers, the whole pipeline through that library, one picture at a "
+        "time; auto: sapwood for the pipelines that it has, diffusers for others.",
+        choices=BACKENDS,
+    )
+    dit_precision: str = option(
+        "auto",
+        "In which the transformer computes; auto: as its weights are stored.",
+        choices=PRECISIONS,
+    )
+    text_encoder_precisions: str = option(
+        "auto",
+        "In which the text encoders compute, separated by commas, the first encoder first; the "
+        "last one is also that of all further encoders; auto: as the weights are stored.",
+    )
+    vae_precision: str = option(
+        "fp32",
+        "In which pictures are encoded and decoded; auto: as the weights are stored.",
+        choices=PRECISIONS,
+    )
+    vae_tiling: bool = option(
+        False,
+        "Decode large pictures tile by tile: less memory, and others are held up by a tile at "
+        "most; the picture differs a little where tiles meet.",
+    )
+    max_running_pictures: int = option(16, "Pictures that have latents in memory at once.")
+    max_waiting_pictures: int = option(256, "Pictures that may wait; more are refused with 503.")
+    max_step_tokens: int = option(
+        16384,
+        "Tokens of all pictures of a step, text and both passes of guidance included; a picture "
+        "that has more is computed alone.",
+        unit="tokens",
+    )
+    text_cache_bytes: int = option(
+        256 * 2**20, "Memory for vectors of prompts that may come again.", unit="bytes"
+    )
+    picture_timeout: float = option(
+        0.0, "A picture that is not done after this long ends with 504; 0: never.", unit="seconds"
+    )
+    max_picture_pixels: int = option(
+        4 * 2**20, "Width times height that a request may ask for, or bring.", unit="pixels"
+    )
+    max_inference_steps: int = option(200, "Steps that a request may ask for.")
+    max_pictures_per_request: int = option(10, "The largest n of a request.")
+    output_path: str | None = option(
+        None,
+        "Folder where pictures are kept for /v1/images/ID/content; default: one that goes with the "
+        "server.",
+    )
+    stored_picture_age: float = option(
+        3600.0, "A kept picture is removed after this long.", unit="seconds"
+    )
+    max_stored_picture_bytes: int = option(
+        2**30, "Kept pictures together; the oldest are removed first.", unit="bytes"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for name in (*_AT_LEAST_1, *_AT_LEAST_0):
+            least = 1 if name in _AT_LEAST_1 else 0
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name.replace('_', '-')} must be >= {least}")
+        for precision in self.text_precisions:
+            if precision not in PRECISIONS:
+                raise ConfigError(
+                    f"--text-encoder-precisions has {precision!r}, but must be made of "
+                    f"{', '.join(PRECISIONS)}"
+                )
+
+    @property
+    def text_precisions(self) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.text_encoder_precisions.split(","))

@@ -1,0 +1,47 @@
+"""Prepared pictures and videos, as they cross from the API process to the engine."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sapwood.schema.media_source import MediaKind
+
+PIXELS = "pixel"
+"""Begins the names of tensors that hold pixels: pixel_values, pixel_values_videos, pixel_mask."""
+
+
+class MediaTensor(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    dtype  numpy's name: float32, int64
+    data   little endian, row by row
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class Medium(msgspec.Struct, frozen=True, kw_only=True):
+    """One picture or video that a prompt shows.
+
+    digest   SHA-256 of the decoded pixels and of everything that preparing depends on: media with
+             one digest have the same tensors
+    tensors  what the model's tower reads, by the names that transformers' processors give them
+    spans    (first position, length) in prompt_ids whose embeddings are the tower's vectors, in the
+             order of the vectors
+    """
+
+    kind: MediaKind
+    digest: bytes
+    tensors: dict[str, MediaTensor]
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(length for _, length in self.spans)
+
+    @property
+    def without_pixels(self) -> Medium:
+        """The same without what only the tower reads."""
+        small = {name: one for name, one in self.tensors.items() if not name.startswith(PIXELS)}
+        return msgspec.structs.replace(self, tensors=small)

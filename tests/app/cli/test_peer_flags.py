@@ -1,0 +1,124 @@
+"""Every flag of SGLang 0.5.8 is an option, a hint, or refused with the way out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from sapwood.app.cli.options import Asked, ConfigCommand, config_options
+from sapwood.app.cli.peer_flags import PEER_ROWS, Fate, Values, say_hints
+from sapwood.app.cli.serve import serve
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.engine import COMPONENTS
+from sapwood.schema.config.server import ServerConfig
+
+SGLANG = (Path(__file__).parent / "sglang_flags.txt").read_text(encoding="utf-8").split()
+OWN = {flag for param in serve.params for flag in param.opts}
+
+
+def ask(*args: str) -> Asked:
+    @click.command(cls=ConfigCommand)
+    @click.argument("name", required=False)
+    @config_options(ServerConfig, *COMPONENTS)
+    def command(name: str | None, asked: Asked) -> Asked:
+        return asked.with_model(name)
+
+    asked: Asked = command.main(args=list(args), standalone_mode=False)
+    return asked
+
+
+def test_every_flag_has_a_row() -> None:
+    assert len(SGLANG) > 300
+    assert [flag for flag in SGLANG if flag not in OWN and flag not in PEER_ROWS] == []
+
+
+def test_no_row_is_for_a_flag_that_sglang_lacks() -> None:
+    assert sorted(set(PEER_ROWS) - set(SGLANG)) == []
+
+
+def test_no_row_is_for_an_option() -> None:
+    assert sorted(set(PEER_ROWS) & OWN) == []
+
+
+@pytest.mark.parametrize("flag", sorted(set(PEER_ROWS) - OWN))
+def test_each_row_does_what_it_says(flag: str) -> None:
+    row = PEER_ROWS[flag]
+    given = {Values.NONE: [flag], Values.ONE: [flag, "-7"], Values.MANY: [flag, "7", "8"]}
+    args = ["--port", "1", *given[row.values], "--page-size", "16"]
+    if row.fate is Fate.REFUSED:
+        with pytest.raises(click.UsageError, match=flag) as refused:
+            ask(*args)
+        assert row.says in refused.value.message
+        return
+    asked = ask(*args)
+    assert [hint.written for hint in asked.hints] == [" ".join(given[row.values])]
+    assert asked.build(ServerConfig).port == 1
+    assert asked.engine().memory.page_size == 16
+
+
+def test_a_hints_value_is_not_the_models_name() -> None:
+    asked = ask("--attention-backend", "flashinfer", "m", "--enable-mixed-chunk")
+    assert asked.engine().model.model == "m"
+    assert len(asked.hints) == 2
+
+
+def test_a_value_that_looks_like_a_hint_stays_a_value() -> None:
+    assert ask("--api-key", "--enable-mixed-chunk").build(ServerConfig).api_key == (
+        "--enable-mixed-chunk"
+    )
+
+
+def test_what_is_so_anyway_is_not_refused() -> None:
+    assert len(ask("--disaggregation-mode", "null", "--base-gpu-id=0").hints) == 2
+
+
+@pytest.mark.parametrize("args", [["--stream-interval"], ["--enable-mixed-chunk=1"]])
+def test_wrong_numbers_of_values_are_refused(args: list[str]) -> None:
+    with pytest.raises(click.UsageError, match=args[0].partition("=")[0]):
+        ask(*args)
+
+
+def test_the_keys_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "sglang.yaml"
+    file.write_text("port: 7\nattention-backend: fa3\nenable_mixed_chunk: true\n")
+    asked = ask("--config", str(file))
+    assert [hint.written for hint in asked.hints] == [
+        "--attention-backend fa3",
+        "--enable-mixed-chunk",
+    ]
+    file.write_text("cpu-offload-gb: 4\n")
+    with pytest.raises(ConfigError, match="--cpu-offload-gb"):
+        ask("--config", str(file))
+
+
+def test_hints_are_said_and_strict_flags_refuse_them(capsys: pytest.CaptureFixture[str]) -> None:
+    hints = ask("--stream-interval", "4").hints
+    say_hints(hints, is_strict=False)
+    assert "--stream-interval 4" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--stream-interval 4"):
+        say_hints(hints, is_strict=True)
+
+
+def test_every_command_says_hints_and_serve_may_refuse_them() -> None:
+    @click.command(cls=ConfigCommand)
+    @config_options(*COMPONENTS, ServerConfig)
+    def command(asked: Asked) -> None:
+        click.echo(asked.build(ServerConfig).port)
+
+    said = CliRunner().invoke(command, ["--stream-interval", "4"])
+    assert (said.exit_code, said.stdout) == (0, "30000\n")
+    assert "--stream-interval 4 has nothing to choose here" in said.stderr
+    refused = CliRunner().invoke(command, ["--stream-interval", "4", "--strict-flags"])
+    assert isinstance(refused.exception, ConfigError)
+
+
+def test_launch_server_is_serve() -> None:
+    command = [sys.executable, "-m", "sapwood.launch_server", "--cpu-offload-gb", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "--cpu-offload-gb is not served" in done.stderr
