@@ -47,7 +47,7 @@ def rows_of(num_in: int, dtype: torch.dtype) -> Tensor:
 
 def each_way(isa: str, make: Callable[[CpuKernels], list[Product]]) -> Iterator[list[Product]]:
     for num_threads in (1, 2):
-        yield make(CpuKernels(isa=isa, num_threads=num_threads))
+        yield make(CpuKernels(isa=isa, num_threads=num_threads, exact_products=True))
 
 
 def assert_rows_alone(isa: str, make: Callable[[CpuKernels], list[Product]], x: Tensor) -> None:
@@ -127,7 +127,7 @@ def test_experts(isa: str, dtype: torch.dtype, kind: str | None) -> None:
     x = rows_of(HIDDEN, dtype)
     expected: Tensor | None = None
     for num_threads in (1, 2):
-        kernels = CpuKernels(isa=isa, num_threads=num_threads)
+        kernels = CpuKernels(isa=isa, num_threads=num_threads, exact_products=True)
         packed = [
             [
                 kernels.pack_linear(one, None)
@@ -164,7 +164,9 @@ def test_low_rank(isa: str, dtype: torch.dtype, wide: bool) -> None:
         slots = [row % 3 - 1 for row in range(MOST)]
         expected: Tensor | None = None
         for num_threads in (1, 2):
-            layer = CpuKernels(isa=isa, num_threads=num_threads).low_rank(num_in, sum(widths))
+            layer = CpuKernels(isa=isa, num_threads=num_threads, exact_products=True).low_rank(
+                num_in, sum(widths)
+            )
             for slot, one in enumerate(added):
                 layer.place(slot, one)
             if expected is None:
@@ -200,7 +202,7 @@ def test_fast_products_are_a_choice() -> None:
     isa = _ISAS[-1]
     weight = quantized("q4_1", 70, 256, 16)
     x = rows_of(256, torch.bfloat16)
-    kernels = CpuKernels(isa=isa, num_threads=1)
+    kernels = CpuKernels(isa=isa, num_threads=1, exact_products=True)
     layer = kernels.pack_quantized_linear([weight], None, torch.bfloat16)
     exact = layer(x)
     kernels.set_exact_products(False)
@@ -212,6 +214,6 @@ def test_fast_products_are_a_choice() -> None:
 
 def test_other_kernels_refuse_the_choice() -> None:
     for kernels in (TorchKernels(), ReferenceKernels()):
-        kernels.set_exact_products(True)
-        with pytest.raises(ConfigError, match="--cpu-products fast is a choice of the compiled"):
-            kernels.set_exact_products(False)
+        kernels.set_exact_products(False)
+        with pytest.raises(ConfigError, match="--cpu-products exact is a choice of the compiled"):
+            kernels.set_exact_products(True)

@@ -116,7 +116,7 @@ class CpuKernels:
         *,
         num_threads: int | None = None,
         isa: str | None = None,
-        exact_products: bool = True,
+        exact_products: bool = False,
     ) -> None:
         if _missing is not None:
             raise RuntimeError(_missing)

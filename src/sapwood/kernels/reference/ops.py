@@ -451,9 +451,9 @@ class ReferenceKernels:
         torch.set_num_threads(num_threads)
 
     def set_exact_products(self, exact: bool) -> None:
-        if not exact:
+        if exact:
             raise ConfigError(
-                "--cpu-products fast is a choice of the compiled kernels, but those of "
+                "--cpu-products exact is a choice of the compiled kernels, but those of "
                 f"{self.name} compute; leave it out"
             )
 

@@ -25,10 +25,11 @@ class ExecutionConfig:
         None, "Threads that compute a step on a CPU; default: the usable cores.", unit="threads"
     )
     cpu_products: str = option(
-        "exact",
-        "What a product on a CPU may depend on. exact: a row's result depends on that row and the "
-        "weights alone, so a greedy answer is the same whatever is cached or runs beside it. fast: "
-        "kernels that round otherwise serve where a step has many rows.",
+        "fast",
+        "What a product on a CPU may depend on. fast: kernels that round otherwise serve where a "
+        "step has many rows. exact: a row's result depends on that row and the weights alone, "
+        "whatever is cached or runs beside it; prompts take longer with weights in 4 to 8 bits "
+        "(docs/determinism.md).",
         choices=CPU_PRODUCTS,
     )
     kernels: str | None = option(

@@ -116,7 +116,7 @@ def _resolve_execution(
             f"{', '.join(asked.capture_options)} does nothing on a CPU, whose kernels record steps "
             "of all sizes; leave it out"
         )
-    if asked.cpu_products != "exact" and device != "cpu":
+    if asked.cpu_products != "fast" and device != "cpu":
         raise ConfigError(
             f"--cpu-products {asked.cpu_products} does nothing on {device}; leave it out"
         )
