@@ -51,6 +51,6 @@ class Kernels(
         ...
 
     def set_exact_products(self, exact: bool) -> None:
-        """Whether a row of a product on a CPU depends on that row and the weights alone, which is
-        the default of the compiled kernels. Raises ConfigError if there is no such choice."""
+        """Whether a row of a product on a CPU depends on that row and the weights alone; at first
+        it does not. Raises ConfigError if these kernels have no such choice."""
         ...
