@@ -84,10 +84,10 @@ def test_sums_of_many_rows_wait_for_the_next_inputs() -> None:
 
 
 def check_many_rows(layer: Any, weight: Tensor, rows: tuple[int, ...]) -> None:
-    """Within two roundings of the exact product, and no row depends on the others."""
+    """As near to the exact product as activations of 8 bits allow, and no row depends on others."""
     x = torch.randn(max(rows), weight.shape[1]).bfloat16()
     expected = x.double() @ weight.double().T
-    limit = 2**-7 * expected.abs().max().item()
+    limit = 2**-6.5 * expected.abs().max().item()
     whole = layer(x)
     for count in rows:
         assert torch.equal(layer(x[:count]), whole[:count])
