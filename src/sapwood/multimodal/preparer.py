@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.multimodal.family import FamilySetting, family_of
@@ -22,7 +22,9 @@ MAX_MEDIA = 64
 
 class MediaPreparer:
     """
-    token_ids  kind -> the id of the family's token, whose place the vectors take
+    token_ids     kind -> the id of the family's token, whose place the vectors take
+    most_of_kind  kind -> how many of it a request may have
+    max_calls     requests whose media are fetched and prepared at a time
     """
 
     def __init__(
@@ -33,12 +35,16 @@ class MediaPreparer:
         token_ids: dict[str, int],
         num_copies: int,
         timeout_s: float,
+        most_of_kind: Mapping[str, int],
+        max_calls: int,
     ) -> None:
         self._family = family_of(setting)
         self._fetcher = fetcher
         self._pool = PreparingPool(setting, fetcher.limits, num_copies=num_copies)
         self._token_ids = token_ids
         self._timeout_s = timeout_s
+        self._most_of_kind = most_of_kind
+        self._turn = asyncio.Semaphore(max_calls)
 
     async def prepare(
         self, prompt: str, sources: Sequence[MediaSource], encode: Encode
@@ -54,7 +60,8 @@ class MediaPreparer:
                 f"{MAX_MEDIA}",
                 param=sources[MAX_MEDIA].where,
             )
-        async with asyncio.TaskGroup() as group:
+        self._check_counts(sources)
+        async with self._turn, asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._tried(source)) for source in sources]
         results: list[Result] = []
         for task in tasks:
@@ -64,6 +71,16 @@ class MediaPreparer:
             results.append(outcome)
         text, ordered = self._replaced(prompt, sources, results)
         return self._expanded(await encode(text), ordered)
+
+    def _check_counts(self, sources: Sequence[MediaSource]) -> None:
+        for kind, most in self._most_of_kind.items():
+            of_kind = [source for source in sources if source.kind == kind]
+            if len(of_kind) > most:
+                raise InvalidRequest(
+                    f"the request has {len(of_kind)} media of the kind {kind} but "
+                    f"--limit-mm-data-per-request of this server allows {most}",
+                    param=of_kind[most].where,
+                )
 
     def close(self) -> None:
         self._pool.close()

@@ -255,8 +255,7 @@ _REFUSED_MODEL = [
     ),
     *_refused(
         "media have no such setting; send them as the client wants them read",
-        takes="mm-max-concurrent-calls mm-per-request-timeout mm-process-config "
-        "limit-mm-data-per-request",
+        takes="mm-process-config",
         switches="enable-broadcast-mm-inputs-process mm-enable-dp-encoder enable-prefix-mm-cache "
         "disable-fast-image-processor keep-mm-feature-on-device "
         "enable-precise-embedding-interpolation",

@@ -10,10 +10,11 @@ from typing import Any
 from sapwood.app.building.model_defaults import read_json_if_there
 from sapwood.multimodal.family import FAMILIES, FamilySetting
 from sapwood.multimodal.fetch import Fetcher
+from sapwood.multimodal.limits import MediaLimits
 from sapwood.multimodal.preparer import MediaPreparer
+from sapwood.schema.config.media import MediaConfig
 from sapwood.text.tokenizer import Tokenizer
 
-FETCH_TIMEOUT_S = 10.0
 _IDS = {
     "image": ("image_token_id", "image_token_index"),
     "video": ("video_token_id", "video_token_index"),
@@ -21,7 +22,7 @@ _IDS = {
 
 
 def build_preparer(
-    directory: Path, model: Mapping[str, Any], tokenizer: Tokenizer
+    directory: Path, model: Mapping[str, Any], tokenizer: Tokenizer, config: MediaConfig
 ) -> MediaPreparer | None:
     """None if the model takes only text, as far as its files and the families known here say."""
     token_ids = {
@@ -49,8 +50,23 @@ def build_preparer(
     cores = os.cpu_count() or 1
     return MediaPreparer(
         setting,
-        Fetcher(),
+        build_fetcher(config),
         token_ids=token_ids,
         num_copies=max(1, cores // 2),
-        timeout_s=FETCH_TIMEOUT_S,
+        timeout_s=config.mm_per_request_timeout,
+        most_of_kind=config.most_of_kind,
+        max_calls=config.mm_max_concurrent_calls,
+    )
+
+
+def build_fetcher(config: MediaConfig) -> Fetcher:
+    folder = config.allowed_local_media_path
+    return Fetcher(
+        limits=MediaLimits(
+            max_image_bytes=config.max_image_bytes,
+            max_video_bytes=config.max_video_bytes,
+            prepare_s=config.mm_per_request_timeout,
+        ),
+        local_folder=None if folder is None else Path(folder),
+        allowed=config.domains,
     )

@@ -55,7 +55,7 @@ def build_services(
     template = ChatTemplate.of_model(
         tokenizer, override=config.model.chat_template, architectures=architectures
     )
-    preparer = build_preparer(files.path, model, tokenizer)
+    preparer = build_preparer(files.path, model, tokenizer, config.media)
     return Services(
         engine=engine,
         sees=preparer is not None,

@@ -10,6 +10,7 @@ from sapwood.schema.config.drafting import DraftingConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.grammar import GrammarConfig
 from sapwood.schema.config.lora import LoraConfig
+from sapwood.schema.config.media import MediaConfig
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
 from sapwood.schema.config.model import ModelConfig, ResolvedModel
 from sapwood.schema.config.options import build
@@ -29,6 +30,7 @@ COMPONENTS: tuple[type, ...] = (
     DraftingConfig,
     LoraConfig,
     VisionConfig,
+    MediaConfig,
 )
 
 
@@ -46,6 +48,7 @@ class EngineConfig:
     drafting: DraftingConfig = field(default_factory=DraftingConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
+    media: MediaConfig = field(default_factory=MediaConfig)
 
     def flat(self) -> dict[str, Any]:
         """All components' options by name."""
@@ -66,6 +69,7 @@ class EngineConfig:
             drafting=build(DraftingConfig, values),
             lora=build(LoraConfig, values),
             vision=build(VisionConfig, values),
+            media=build(MediaConfig, values),
         )
 
 

@@ -1,0 +1,83 @@
+"""Pictures and videos of requests: where they come from, how many, how large."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.options import check_options, option
+
+_KINDS = ("image", "video")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaConfig:
+    allowed_local_media_path: str | None = option(
+        None,
+        "Folder of the server whose pictures and videos requests may name, by file:// or by their "
+        "absolute path; default: no files are read.",
+    )
+    allowed_media_domains: str = option(
+        "",
+        "Hosts, separated by commas, from which alone pictures and videos are fetched, also if "
+        "they are inside the server's own network; default: all hosts of the public Internet.",
+    )
+    mm_max_concurrent_calls: int = option(
+        32,
+        "Requests whose pictures and videos are fetched and prepared at a time; others wait.",
+        unit="requests",
+    )
+    mm_per_request_timeout: float = option(
+        10.0,
+        "A picture or video that is not fetched within this long, or then not prepared within as "
+        "long again, is refused with 400.",
+        unit="seconds",
+    )
+    limit_mm_data_per_request: str = option(
+        '{"image": 16, "video": 1}',
+        "JSON object of how many pictures and videos a request may bring; a kind that is left out "
+        "has no limit of its own.",
+    )
+    max_image_bytes: int = option(
+        25 * 2**20, "A picture whose file is larger is refused with 400.", unit="bytes"
+    )
+    max_video_bytes: int = option(
+        200 * 2**20, "A video whose file is larger is refused with 400.", unit="bytes"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for name in ("mm_max_concurrent_calls", "max_image_bytes", "max_video_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be >= 1")
+        if not 0 < self.mm_per_request_timeout < math.inf:
+            raise ConfigError("--mm-per-request-timeout must be a finite number > 0")
+        folder = self.allowed_local_media_path
+        if folder is not None and not Path(folder).is_dir():
+            raise ConfigError(f"--allowed-local-media-path is {folder}, which is no folder")
+        _ = self.most_of_kind
+
+    @property
+    def domains(self) -> frozenset[str]:
+        hosts = (host.strip().rstrip(".").lower() for host in self.allowed_media_domains.split(","))
+        return frozenset(host for host in hosts if host)
+
+    @property
+    def most_of_kind(self) -> dict[str, int]:
+        """Kind -> how many of it a request may have."""
+        text = self.limit_mm_data_per_request
+        try:
+            limits = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"--limit-mm-data-per-request is no JSON: {error}") from error
+        if not isinstance(limits, dict) or not all(
+            kind in _KINDS and type(most) is int and most >= 0 for kind, most in limits.items()
+        ):
+            raise ConfigError(
+                f"--limit-mm-data-per-request is {text} but must be an object of image, video or "
+                'both with whole numbers >= 0, such as {"image": 16, "video": 1}'
+            )
+        return limits

@@ -1,0 +1,104 @@
+"""What the flags about pictures and videos do."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from sapwood.app.serving.media import build_fetcher
+from sapwood.base.errors import ConfigError, InvalidRequest
+from sapwood.multimodal.family import FamilySetting
+from sapwood.multimodal.fetch import Fetcher
+from sapwood.multimodal.preparer import MediaPreparer
+from sapwood.schema.config.media import MediaConfig
+from sapwood.schema.media_source import MediaKind, MediaSource
+
+
+def test_files_are_read_below_the_folder_alone_and_up_to_the_limit(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"12345")
+    (tmp_path / "b").write_bytes(b"1")
+    fetcher = build_fetcher(
+        MediaConfig(allowed_local_media_path=str(folder), max_image_bytes=5, max_video_bytes=4)
+    )
+    assert asyncio.run(fetcher.bytes_of(f"file://{folder}/a", "image")) == b"12345"
+    with pytest.raises(InvalidRequest):
+        asyncio.run(fetcher.bytes_of(f"file://{folder}/a", "video"))
+    with pytest.raises(InvalidRequest, match="no readable file below"):
+        asyncio.run(fetcher.bytes_of(f"file://{tmp_path}/b", "image"))
+
+
+def test_only_named_hosts_are_fetched() -> None:
+    fetcher = build_fetcher(MediaConfig(allowed_media_domains="One.example, two.example"))
+    with pytest.raises(InvalidRequest, match=r"names only one\.example, two\.example"):
+        asyncio.run(fetcher.bytes_of("http://three.example/a.png", "image"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit_mm_data_per_request": "{"},
+        {"limit_mm_data_per_request": '{"sound": 1}'},
+        {"limit_mm_data_per_request": '{"image": -1}'},
+        {"mm_max_concurrent_calls": 0},
+        {"mm_per_request_timeout": 0.0},
+        {"max_image_bytes": 0},
+        {"allowed_local_media_path": "/no/such/folder"},
+    ],
+)
+def test_wrong_values_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="--" + next(iter(wrong)).replace("_", "-")):
+        MediaConfig(**wrong)
+
+
+class _Slow(Fetcher):
+    """Counts what is fetched at a time, and refuses it."""
+
+    busy: ClassVar[list[int]] = []
+    most = 0
+
+    async def bytes_of(self, url: str, kind: MediaKind) -> bytes:
+        _Slow.busy.append(1)
+        _Slow.most = max(_Slow.most, len(_Slow.busy))
+        await asyncio.sleep(0.005)
+        _Slow.busy.pop()
+        raise InvalidRequest("is refused")
+
+
+def test_further_requests_wait_for_those_whose_media_are_fetched() -> None:
+    setting = FamilySetting(
+        model_type="qwen2_vl",
+        image={},
+        video={},
+        processor={},
+        model={},
+        tokens={"image": "<|image_pad|>", "video": "<|video_pad|>"},
+    )
+
+    async def encode(text: str) -> list[int]:
+        return []
+
+    async def run() -> None:
+        preparer = MediaPreparer(
+            setting,
+            _Slow(),
+            token_ids={"image": 1},
+            num_copies=1,
+            timeout_s=5,
+            most_of_kind={"image": 1},
+            max_calls=2,
+        )
+        source = MediaSource(kind="image", url="x", where="here")
+        with pytest.raises(InvalidRequest, match="--limit-mm-data-per-request"):
+            await preparer.prepare("", [source, source], encode)
+        calls = [preparer.prepare("", [source], encode) for _ in range(6)]
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(one, InvalidRequest) for one in told)
+        preparer.close()
+
+    asyncio.run(run())
+    assert _Slow.most == 2
