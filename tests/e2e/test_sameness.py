@@ -72,7 +72,7 @@ def answers(llm: LLM, asked: Sequence[str], num_tokens: int, together: int) -> l
     "options",
     [
         {"dtype": "float32", "quantization": "none"},
-        pytest.param({"cpu_products": "exact"}, marks=pytest.mark.long),
+        {"cpu_products": "exact"},  # the blocks of the GGUF file, as by default
     ],
     ids=str,
 )
