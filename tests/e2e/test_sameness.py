@@ -68,12 +68,19 @@ def answers(llm: LLM, asked: Sequence[str], num_tokens: int, together: int) -> l
 @pytest.mark.parametrize(
     ("number", "num_tokens"), [(6, 16), pytest.param(200, 32, marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize("options", [{"dtype": "float32"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "float32", "quantization": "none"},
+        {"cpu_products": "exact"},  # the blocks of the GGUF file, as by default
+    ],
+    ids=str,
+)
 def test_answers_depend_on_the_request_alone(
     smollm2_files: ModelFiles, options: dict[str, object], number: int, num_tokens: int
 ) -> None:
     asked = prompts(number)
-    common = {"quantization": "none", "max_total_tokens": 16384, **options}
+    common = {"max_total_tokens": 16384, **options}
     ways = {
         "two threads": {"num_threads": 2},
         "chunks of 32": {"num_threads": 1, "chunked_prefill_size": 32},

@@ -127,13 +127,17 @@ class TestNative:
         assert layer.fp32(x).dtype == torch.float32
         assert_close(layer.fp32(x), x, parts, bias)
 
-    @sweep(isa=_ISAS, kind=list(FORMATS), rows=[1, 2, 3, 7, 8, 9, 12, 13, 17, 25, 33, 150])
-    def test_any_number_of_rows(self, isa: str, kind: str, rows: int) -> None:
-        """On both sides of the numbers from which weights are decoded."""
+    @sweep(
+        isa=_ISAS, kind=list(FORMATS), rows=[1, 2, 3, 7, 8, 9, 12, 13, 17, 25, 33, 150],
+        exact=[True, False],
+    )  # fmt: skip
+    def test_any_number_of_rows(self, isa: str, kind: str, rows: int, exact: bool) -> None:
+        """On both sides of the numbers from which fast products decode weights."""
         weight = fine(kind, 333, inputs(kind, 2))
         x = torch.randn(rows, weight.shape[1]) * (torch.rand(rows, 1) * 10)
         for dtype in DTYPES:
-            layer = CpuKernels(isa=isa, num_threads=2).pack_quantized_linear([weight], None, dtype)
+            kernels = CpuKernels(isa=isa, num_threads=2, exact_products=exact)
+            layer = kernels.pack_quantized_linear([weight], None, dtype)
             narrow = x.to(dtype)
             assert_close(layer(narrow), narrow, [weight])
 

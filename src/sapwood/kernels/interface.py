@@ -49,3 +49,8 @@ class Kernels(
     def set_num_threads(self, num_threads: int) -> None:
         """Threads that compute an op on a CPU, the caller included."""
         ...
+
+    def set_exact_products(self, exact: bool) -> None:
+        """Whether a row of a product on a CPU depends on that row and the weights alone; at first
+        it does not. Raises ConfigError if these kernels have no such choice."""
+        ...

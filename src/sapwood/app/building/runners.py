@@ -238,10 +238,12 @@ def _row_table(resolved: Resolved) -> RowTable:
     )
 
 
-def _set_num_threads(resolved: Resolved) -> None:
+def _set_cpu_options(resolved: Resolved) -> None:
     """Last, since what is built before may have computed something with other threads."""
     if resolved.device.type == "cpu":
-        resolved.kernels.kernels.set_num_threads(resolved.config.execution.num_threads)
+        execution = resolved.config.execution
+        resolved.kernels.kernels.set_num_threads(execution.num_threads)
+        resolved.kernels.kernels.set_exact_products(execution.cpu_products == "exact")
         if isinstance(resolved.shape, ForeignConfig):
             # Its layers are torch's, to which the kernels have left one thread.
             torch.set_num_threads(resolved.config.execution.num_threads)
@@ -318,7 +320,7 @@ def _decoder_runner(
         ahead = None if masks is None else GrammarsAhead(masks, kernels)
         guessing = GuessSampler(Sampler(rows, common, kernels), ahead)
         drafter = models.draft.make_drafter(memory, guessing)
-    _set_num_threads(resolved)
+    _set_cpu_options(resolved)
     if member.leads:
         ops = choice.sampling_ops or kernels
         sampler = _sampler(resolved, rows, common, ops, failures, masks)
@@ -349,7 +351,7 @@ def _stage_runner(
     resolved: Resolved, model: Decoder, watch: LoadWatch, adapters: AdapterParts | None = None
 ) -> StageRunner:
     kv_caches, rows = _kv_caches(resolved, watch), _row_table(resolved)
-    _set_num_threads(resolved)
+    _set_cpu_options(resolved)
     return StageRunner(
         model,
         kv_caches=kv_caches,
@@ -496,7 +498,7 @@ def _pooling_runner(
     config, shape = resolved.config, resolved.shape
     kv_caches = _kv_caches(resolved, watch)
     rows = _row_table(resolved)
-    _set_num_threads(resolved)
+    _set_cpu_options(resolved)
     return PoolingRunner(
         model,
         Pooler(

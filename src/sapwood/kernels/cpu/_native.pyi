@@ -15,6 +15,7 @@ def usable_isas() -> list[str]: ...
 class Context:
     isa: str
     threads: int
+    exact_products: bool
     def __init__(self, isa: str, threads: int) -> None: ...
 
 class SharedSums:

@@ -101,6 +101,8 @@ class CpuKernels:
     isa          "generic"; on x86 "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16",
                  "amx" or, for tests, "amx_emulated"; on ARM "neon", "neon_dotprod" or "neon_bf16";
                  the default is the fastest usable one
+    exact_products  a row of a product depends on that row and the weights alone; else many rows
+                 may be multiplied by a faster kernel that rounds otherwise
     Raises       ValueError if this machine cannot run `isa`
     """
 
@@ -109,11 +111,18 @@ class CpuKernels:
     can_be_captured = False
     captures_experts = False
 
-    def __init__(self, *, num_threads: int | None = None, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_threads: int | None = None,
+        isa: str | None = None,
+        exact_products: bool = False,
+    ) -> None:
         if _missing is not None:
             raise RuntimeError(_missing)
         threads = torch.get_num_threads() if num_threads is None else num_threads
         self._context = _native.Context("" if isa is None else isa, threads)
+        self._context.exact_products = exact_products
         self._memory = WeightMemory()
         self._mixture = _native.Mixture()
 
@@ -160,6 +169,9 @@ class CpuKernels:
         would spin on the cores of ours. Raises ValueError unless num_threads is in [1, 1024]."""
         self._context.threads = num_threads
         torch.set_num_threads(1)
+
+    def set_exact_products(self, exact: bool) -> None:
+        self._context.exact_products = exact
 
     def embedding(
         self, token_ids: Tensor, weight: Tensor, dtype: torch.dtype | None = None

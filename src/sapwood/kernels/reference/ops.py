@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.kernels import kv_cache
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.attention_batch import (
@@ -448,6 +449,13 @@ class ReferenceKernels:
 
     def set_num_threads(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
+
+    def set_exact_products(self, exact: bool) -> None:
+        if exact:
+            raise ConfigError(
+                "--cpu-products exact is a choice of the compiled kernels, but those of "
+                f"{self.name} compute; leave it out"
+            )
 
 
 def _tokens(batch: AttentionBatch) -> Iterator[tuple[int, int, int]]:

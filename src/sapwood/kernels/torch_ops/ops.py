@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.kernels import kv_cache
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.attention_batch import (
@@ -350,6 +351,13 @@ class TorchKernels:
 
     def set_num_threads(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
+
+    def set_exact_products(self, exact: bool) -> None:
+        if exact:
+            raise ConfigError(
+                "--cpu-products exact is a choice of the compiled kernels, but those of "
+                f"{self.name} compute; leave it out"
+            )
 
 
 def _visible_pages(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.attention_batch import PLAIN, AttentionBatch, AttentionTraits, CapturedSharing
 from sapwood.kernels.coded import LinearPart
@@ -314,3 +315,10 @@ class TritonKernels:
 
     def set_num_threads(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
+
+    def set_exact_products(self, exact: bool) -> None:
+        if exact:
+            raise ConfigError(
+                "--cpu-products exact is a choice of the compiled kernels, but those of "
+                f"{self.name} compute; leave it out"
+            )

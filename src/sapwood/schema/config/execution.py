@@ -11,6 +11,8 @@ STAT, STAT_APPROX, PER_PASS, PER_TOKEN = RECORDER_MODES = (
     *("stat", "stat_approx", "per_pass", "per_token"),
 )
 
+CPU_PRODUCTS = ("exact", "fast")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionConfig:
@@ -21,6 +23,14 @@ class ExecutionConfig:
     )
     num_threads: int | None = option(
         None, "Threads that compute a step on a CPU; default: the usable cores.", unit="threads"
+    )
+    cpu_products: str = option(
+        "fast",
+        "What a product on a CPU may depend on. fast: kernels that round otherwise serve where a "
+        "step has many rows. exact: a row's result depends on that row and the weights alone, "
+        "whatever is cached or runs beside it; prompts take longer with weights in 4 to 8 bits "
+        "(docs/determinism.md).",
+        choices=CPU_PRODUCTS,
     )
     kernels: str | None = option(
         None,

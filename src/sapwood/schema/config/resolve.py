@@ -116,6 +116,10 @@ def _resolve_execution(
             f"{', '.join(asked.capture_options)} does nothing on a CPU, whose kernels record steps "
             "of all sizes; leave it out"
         )
+    if asked.cpu_products != "fast" and device != "cpu":
+        raise ConfigError(
+            f"--cpu-products {asked.cpu_products} does nothing on {device}; leave it out"
+        )
     num_threads = asked.num_threads
     if num_threads is None:
         num_threads = machine.num_cores

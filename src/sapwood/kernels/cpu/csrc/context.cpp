@@ -14,9 +14,8 @@ constexpr std::size_t kFetchAheadBytes = 512 * 1024;
 
 }  // namespace
 
-Context::Context(const std::string& isa, int threads) {
+Context::Context(const std::string& isa, int threads) : ops_(usable_ops().back()) {
   const std::vector<Ops>& usable = usable_ops();
-  ops_ = &usable.back();
   if (!isa.empty()) {
     const auto found = std::find_if(usable.begin(), usable.end(),
                                     [&](const Ops& ops) { return isa == ops.name; });
@@ -26,7 +25,7 @@ Context::Context(const std::string& isa, int threads) {
       throw std::invalid_argument("instruction set '" + isa +
                                   "' was not compiled or does not run on this machine; usable: " + known);
     }
-    ops_ = &*found;
+    ops_ = *found;
   }
   set_threads(threads);
 }

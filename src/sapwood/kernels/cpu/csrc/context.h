@@ -41,11 +41,14 @@ class Context {
   // isa empty: the fastest usable one. Throws std::invalid_argument for one that cannot run here.
   Context(const std::string& isa, int threads);
 
-  const Ops& ops() const { return *ops_; }
+  const Ops& ops() const { return ops_; }
+  // See Ops::exact_products. Set before the first product.
+  bool exact_products() const { return ops_.exact_products; }
+  void set_exact_products(bool exact) { ops_.exact_products = exact; }
   int threads() const { return threads_; }
   Team team() const;
   // Of all threads, in the context's buffers; the mutex is held by the caller.
-  Products products() { return {*ops_, team(), scratch, wide}; }
+  Products products() { return {ops_, team(), scratch, wide}; }
   // As Products::linear, by all threads; the mutex is held by the caller.
   void linear(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
               std::int64_t rows, void* out) {
@@ -65,7 +68,7 @@ class Context {
   Buffer scratch, partials, wide;
 
  private:
-  const Ops* ops_;
+  Ops ops_;
   int threads_ = 1;
   std::unique_ptr<Pool> pool_;
 };

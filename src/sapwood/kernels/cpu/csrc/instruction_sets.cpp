@@ -127,7 +127,7 @@ std::vector<std::uint16_t> whole_numbers(std::int64_t count, int step) {
   std::byte* own = scratch.at_least(scratch_bytes);
   std::vector<float> out(kRows * kOutputs);
   ops.linear(DType::bf16, {x.data(), kInputs, WeightKind::bf16, weight.data(), nullptr, out.data(), kRows,
-                           kOutputs, kInputs, own, alone, true, false, kOutputs});
+                           kOutputs, kInputs, own, alone, true, false, true, kOutputs});
   std::vector<std::uint16_t> rounded(kRows * kOutputs);
   ops.linear_int8(DType::bf16, {x.data(), kInputs, &bytes, rounded.data(), kRows, own, alone});
   out.insert(out.end(), rounded.begin(), rounded.end());
@@ -193,8 +193,11 @@ SAPWOOD_WITH_BYTES(avx512_vnni)
     table.linear = SET::linear;                               \
     table.linear_scratch = SET::linear_scratch;               \
     table.linear_int8 = SET::linear_int8;                     \
+    table.linear_grouped = SET::linear_grouped;               \
     table.linear_many = SET::linear_many;                     \
     table.linear_many_scratch = SET::linear_many_scratch;     \
+    table.linear_digits = SET::linear_digits;                 \
+    table.linear_digits_scratch = SET::linear_digits_scratch; \
     table.decoded_rows_bf16 = 9;                              \
     return table;                                             \
   }

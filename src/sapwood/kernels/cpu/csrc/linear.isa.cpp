@@ -109,12 +109,18 @@ Cut cut_work(std::int64_t m, std::int64_t all_panels, std::int64_t k, int thread
   return cut;
 }
 
+// exact: sums are the same whatever the number of rows. The unit of Intel processors adds in an order that
+// vectors do not have, so it then takes a single row, too; that of ARM processors adds as vectors do (mmla.h).
 template <class P, bool kAdd, int kFetched>
-SAPWOOD_INLINE void multiply_panel(MatrixUnit& unit, const std::uint32_t* x, std::int64_t x_stride,
-                                   const std::uint32_t* panel, float* c, std::int64_t c_stride,
+SAPWOOD_INLINE void multiply_panel(MatrixUnit& unit, [[maybe_unused]] bool exact, const std::uint32_t* x,
+                                   std::int64_t x_stride, const std::uint32_t* panel, float* c, std::int64_t c_stride,
                                    int rows, int lanes, const Ahead& ahead) {
 #if defined(SAPWOOD_UNIT)
+#if defined(SAPWOOD_AMX)
+  if (uses_unit<P>(exact ? kLeastUnitRows : rows)) {
+#else
   if (uses_unit<P>(rows)) {
+#endif
 #if defined(SAPWOOD_AMX)
     unit.multiply<kAdd>(x, x_stride, panel, kPanel, c, c_stride, rows, kPanel, lanes,
                         reinterpret_cast<const std::byte*>(ahead.at), kFetched > 0 ? kStreamedLines : 0);
@@ -314,7 +320,7 @@ class Linear {
       }
     } else if (a_.m <= kRowsPerPass<P>) {
       const std::uint32_t* lanes = reinterpret_cast<const std::uint32_t*>(panel);
-      multiply_panel<P, false, 2>(unit_, row_of_x(0), x_stride, lanes, c, sums_stride, static_cast<int>(a_.m),
+      multiply_panel<P, false, 2>(unit_, a_.exact, row_of_x(0), x_stride, lanes, c, sums_stride, static_cast<int>(a_.m),
                                   static_cast<int>(lanes_), {lanes + kAheadBytes / 4, kPanel});
       return;
     }
@@ -334,8 +340,8 @@ class Linear {
       for (std::int64_t r = 0; r < a_.m; r += cut_.tile_rows, ahead.at += lanes * step) {
         const int rows = static_cast<int>(least(cut_.tile_rows, a_.m - r));
         const std::uint32_t* x = row_of_x(r) + k;
-        k > 0 ? multiply_panel<P, true, 1>(unit_, x, x_stride, right, c + r * sums_stride, sums_stride, rows, lanes, ahead)
-              : multiply_panel<P, false, 1>(unit_, x, x_stride, right, c + r * sums_stride, sums_stride, rows, lanes, ahead);
+        k > 0 ? multiply_panel<P, true, 1>(unit_, a_.exact, x, x_stride, right, c + r * sums_stride, sums_stride, rows, lanes, ahead)
+              : multiply_panel<P, false, 1>(unit_, a_.exact, x, x_stride, right, c + r * sums_stride, sums_stride, rows, lanes, ahead);
       }
     }
   }
@@ -357,11 +363,11 @@ class Linear {
       float* c = sums + p * kPanel;
       const Ahead ahead{panel + lanes_ * kPanel, kPanel};  // the same lanes of the next panel
       if (!kWidens && is_first) {
-        k > 0 ? multiply_panel<P, true, 2>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
-              : multiply_panel<P, false, 2>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
+        k > 0 ? multiply_panel<P, true, 2>(unit_, a_.exact, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
+              : multiply_panel<P, false, 2>(unit_, a_.exact, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
       } else {
-        k > 0 ? multiply_panel<P, true, 0>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
-              : multiply_panel<P, false, 0>(unit_, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
+        k > 0 ? multiply_panel<P, true, 0>(unit_, a_.exact, x, x_stride, panel, c, sums_stride, rows, lanes, ahead)
+              : multiply_panel<P, false, 0>(unit_, a_.exact, x, x_stride, panel, c, sums_stride, rows, lanes, ahead);
       }
     }
   }

@@ -1,14 +1,24 @@
 // out = x w^T + bias for weights in groups of 32 inputs (quantized.h); x is rounded to int8 with one
 // scale per group, so that the sums of inputs that share a scale of w are exact integers. They are
 // scaled and added in fp32, in order: the result does not depend on the number of rows or threads.
-// Of a `fine` weight x is rounded to 16 bits, as two digits of int8: each is a row of bytes with a scale
-// of its own, and the two rows' results are added at the end.
+// Of a `fine` weight x is rounded to 16 bits, as two digits of int8: each is a row of bytes, and the sums of
+// the two are joined as integers before they are scaled. A matrix unit, where there is one, multiplies the
+// bytes of more than a few rows: its sums are the same integers.
 #include "groups.h"
 #include "integer.h"
+#include "matrix.h"
 #include "table.h"
 
 namespace sapwood::SAPWOOD_ISA {
 namespace {
+
+// What the higher digit of a number of 16 bits counts. Where weights lend x their signs (kSignedBytes), no digit
+// may be -128.
+template <WeightKind kKind>
+constexpr int kDigit = layout_of(kKind).bits == 8 ? 254 : 256;
+// Of x in 16 bits: the largest number of two digits, of which the lower one is rounded.
+template <WeightKind kKind>
+constexpr float kFineLevels = static_cast<float>(127 * kDigit<kKind> + (kDigit<kKind> == 256 ? 127 : 126));
 
 // Bytes of a rounded group of x: after its 32 int8 come a scale, and a correction for each run of inputs.
 constexpr std::int64_t kScaleAt = 32, kCorrectionAt = 36;
@@ -64,25 +74,27 @@ static inline void round_row_fine(const T* x, std::int64_t k, std::byte* out, st
   const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   for (std::int64_t i = 0; i < k; i += kGroup, out += kGroupBytesOfX) {
     const Range range{magnitude(x + i, kGroup)};
-    const VF inverse = splat(range.inverse(kFineLevels));
-    const float scales[2] = {range.step(kFineLevels) * kFineStep, range.step(kFineLevels)};
+    const VF inverse = splat(range.inverse(kFineLevels<kKind>));
+    const float scale = range.step(kFineLevels<kKind>);
     for (std::int64_t run = 0; run < kGroup / kRun; run++) {
       VI sums[2] = {};
       for (std::int64_t j = run * kRun; j < (run + 1) * kRun; j += W) {
         const VF scaled = range.is_number() ? rounded(load(x + i + j) * inverse) : VF{};
         const VF whole = rounded(scaled + magic) - magic;
-        const VF high = rounded(rounded(whole * splat(1.0f / kFineStep)) + magic) - magic;
+        // With the half, no number is midway between two higher digits: the lower one stays below 128.
+        const VF high = rounded(rounded((whole + splat(0.5f)) * splat(1.0f / kDigit<kKind>)) + magic) - magic;
         const VI digits[2] = {__builtin_convertvector(high, VI),
-                              __builtin_convertvector(whole - high * splat(kFineStep), VI)};
+                              __builtin_convertvector(whole - high * splat(kDigit<kKind>), VI)};
         for (int d = 0; d < 2; d++) {
           store_bytes(reinterpret_cast<std::int8_t*>(out + d * row_bytes) + j, digits[d]);
           sums[d] += digits[d];
         }
       }
-      for (int d = 0; d < 2; d++) {
-        __builtin_memcpy(out + d * row_bytes + kScaleAt, &scales[d], 4);
-        write_correction<kKind>(out + d * row_bytes, run, scales[d], total(sums[d]));
-      }
+      // Of the lower digit's row are the scale, and the factor of the minimum for both.
+      const std::int32_t high = total(sums[0]), low = total(sums[1]);
+      __builtin_memcpy(out + row_bytes + kScaleAt, &scale, 4);
+      write_correction<kKind>(out, run, scale, high);
+      write_correction<kKind>(out + row_bytes, run, scale, layout_of(kKind).minima ? kDigit<kKind> * high + low : low);
     }
   }
 }
@@ -145,9 +157,24 @@ SAPWOOD_INLINE void add_half(VI (&sums)[R][V], const std::byte* numbers, const s
   }
 }
 
+// result += the sum of run kRun, for a row of x whose scale and factor of the minimum are in `group`.
+template <WeightKind kKind, int kRun>
+SAPWOOD_INLINE void add_sum(VF& result, VI sum, VF scale, VF minimum, const std::byte* group) {
+  const VF both = scale * splat(bits_as<float>(load_lane(group + kScaleAt)));
+  result = to_floats(sum) * both + result;
+  if (layout_of(kKind).minima) {
+    const float factor = bits_as<float>(load_lane(group + kCorrectionAt + kRun * 4));
+    result = minimum * splat(factor) + result;
+  }
+}
+
+// Rows of x that R rows of bytes are.
+template <bool kFine, int R>
+constexpr int kRowsOfX = kFine ? R / 2 : R;
+
 // results += the products of run kRun of one group, whose numbers share `scale` and `minimum`.
-template <WeightKind kKind, int kRun, int R, int V>
-SAPWOOD_INLINE void add_run(VF (&results)[R][V], const VF (&scale)[V], const VF (&minimum)[V],
+template <WeightKind kKind, int kRun, bool kFine, int R, int V>
+SAPWOOD_INLINE void add_run(VF (&results)[kRowsOfX<kFine, R>][V], const VF (&scale)[V], const VF (&minimum)[V],
                             const std::byte* numbers, const std::byte* x, std::int64_t row_bytes) {
   constexpr Layout kLayout = layout_of(kKind);
   VI sums[R][V];
@@ -163,27 +190,24 @@ SAPWOOD_INLINE void add_run(VF (&results)[R][V], const VF (&scale)[V], const VF 
 #pragma GCC unroll 16
   for (int v = 0; v < V; v++) {
 #pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const std::byte* of_row = x + r * row_bytes;
-      const VF both = scale[v] * splat(bits_as<float>(load_lane(of_row + kScaleAt)));
-      results[r][v] = to_floats(sums[r][v]) * both + results[r][v];
-      if (kLayout.minima) {
-        const float factor = bits_as<float>(load_lane(of_row + kCorrectionAt + kRun * 4));
-        results[r][v] = minimum[v] * splat(factor) + results[r][v];
-      }
+    for (int i = 0; i < kRowsOfX<kFine, R>; i++) {
+      const int r = kFine ? 2 * i + 1 : i;
+      const VI sum = kFine ? sums[r - (kFine ? 1 : 0)][v] * kDigit<kKind> + sums[r][v] : sums[r][v];
+      add_sum<kKind, kRun>(results[i][v], sum, scale[v], minimum[v], x + r * row_bytes);
     }
   }
 }
 
-// R rows x V vectors of outputs, the first at column `within` of the panel, over all groups -> out
-// [R, V].
-template <WeightKind kKind, int R, int V>
+// R rows of bytes x V vectors of outputs, the first at column `within` of the panel, over all groups -> out
+// [rows of x, V].
+template <WeightKind kKind, bool kFine, int R, int V>
 SAPWOOD_TILE tile(const std::byte* x, std::int64_t row_bytes, const std::byte* panel, std::int64_t k,
                   int within, const Fetch& lines, VF* out) {
   constexpr Layout kLayout = layout_of(kKind);
   constexpr std::int64_t kBytes = group_bytes(kLayout);
   const std::int64_t blocks = k / (kGroup * block_groups(kLayout));
-  VF results[R][V] = {};
+  constexpr int kRows = kRowsOfX<kFine, R>;
+  VF results[kRows][V] = {};
   for (std::int64_t block = 0; block < blocks; block++) {
     VF d[V] = {}, least[V] = {};
 #pragma GCC unroll 16
@@ -198,15 +222,15 @@ SAPWOOD_TILE tile(const std::byte* x, std::int64_t row_bytes, const std::byte* p
       const std::byte* numbers = panel + scale_bytes(kLayout) + within * 4;
       VF scale[V], minimum[V] = {};
       read_scales<kKind, 0>(panel, within, d, least, scale, minimum);
-      add_run<kKind, 0>(results, scale, minimum, numbers, x, row_bytes);
+      add_run<kKind, 0, kFine, R, V>(results, scale, minimum, numbers, x, row_bytes);
       if (kLayout.run < kGroup) {
         read_scales<kKind, 1>(panel, within, d, least, scale, minimum);
-        add_run<kKind, 1>(results, scale, minimum, numbers, x, row_bytes);
+        add_run<kKind, 1, kFine, R, V>(results, scale, minimum, numbers, x, row_bytes);
       }
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
+  for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 16
     for (int v = 0; v < V; v++) out[r * V + v] = results[r][v];
 }
@@ -218,16 +242,15 @@ static inline void panel_tile(const QuantizedArgs& a, const std::byte* x, std::i
   constexpr int V = int_vectors(R);
   for (int within = 0; within < kPanel; within += V * W) {
     VF results[R * V];
-    tile<kKind, R, V>(x, row_bytes, panel, a.weight->k, within, lines, results);
-    if (!a.weight->fine) {
-      for (int r = 0; r < R; r++) write_results<T, V>(a, row + r, column + within, results + r * V);
-      continue;
+    int rows = R;
+    if constexpr (R % 2 == 0) {
+      if (a.weight->fine) {
+        rows = R / 2;
+        tile<kKind, true, R, V>(x, row_bytes, panel, a.weight->k, within, lines, results);
+      }
     }
-    for (int r = 0; r + 1 < R; r += 2) {
-      VF both[V];
-      for (int v = 0; v < V; v++) both[v] = results[r * V + v] + results[(r + 1) * V + v];
-      write_results<T, V>(a, row + r / 2, column + within, both);
-    }
+    if (rows == R) tile<kKind, false, R, V>(x, row_bytes, panel, a.weight->k, within, lines, results);
+    for (int r = 0; r < rows; r++) write_results<T, V>(a, row + r, column + within, results + r * V);
   }
 }
 
@@ -250,22 +273,178 @@ static inline void tile_rows(const QuantizedArgs& a, const std::byte* x, std::in
   }
 }
 
+#if defined(SAPWOOD_AMX)
+// Rows of bytes that pass over a group together, and that the unit takes at a time.
+constexpr int kPassBytes = 64;
+
+// Rows of bytes x a panel on the unit, group by group. Bit by bit what vectors compute.
+template <WeightKind kKind, bool kFine>
+class UnitTile {
+ public:
+  UnitTile(MatrixUnit& unit, const std::byte* x, std::int64_t row_bytes, const std::byte* panel, int rows)
+      : unit_(unit), x_(x), row_bytes_(row_bytes), panel_(panel), rows_(rows) {
+    for (auto& row : results_) row[0] = row[1] = VF{};
+  }
+
+  // The unit is at work on a product while the sums of the one before are added to the results.
+  void run(std::int64_t k, const Fetch& lines) {
+    const int parts = (rows_ + kMostPassRows - 1) / kMostPassRows;
+    Step before{};
+    bool is_first = true;
+    for (std::int64_t group = 0; group < k / kGroup; group++) {
+      const std::byte* block = panel_ + group / kGroups * block_bytes(kLayout);
+      const std::byte* from = block + head_bytes(kLayout) + group % kGroups * group_bytes(kLayout);
+      fetch(lines, from, group_bytes(kLayout));
+      const std::byte* numbers = numbers_as_bytes(from + scale_bytes(kLayout));
+      for (int part = 0; part < parts; part++) {
+        const Step step{block, from, x_ + group * kGroupBytesOfX + part * kMostPassRows * row_bytes_,
+                        sums_[(group * parts + part) % 2], part * kMostPassRows};
+        multiply(step, numbers);
+        if (!is_first) add(before);
+        is_first = false;
+        before = step;
+      }
+    }
+    if (!is_first) add(before);
+  }
+
+  template <class T>
+  void write(const QuantizedArgs& a, std::int64_t row, std::int64_t column) const {
+    for (int r = 0; r < (kFine ? rows_ / 2 : rows_); r++) write_results<T, kVectors>(a, row + r, column, results_[r]);
+  }
+
+ private:
+  static constexpr Layout kLayout = layout_of(kKind);
+  static constexpr std::int64_t kGroups = block_groups(kLayout);
+  static constexpr int kRuns = kGroup / kLayout.run, kDepth = kLayout.run / 4, kVectors = kPanel / W;
+  static constexpr int kTileSums = kMostPassRows * kPanel;
+  static_assert(kVectors == 2);
+
+  struct Step {
+    const std::byte *block, *group, *x;
+    std::int32_t* sums;
+    int first;  // row of bytes
+  };
+
+  const std::byte* numbers_as_bytes(const std::byte* numbers) {
+    if constexpr (kLayout.bits == 8) return numbers;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; v++) {
+      const std::byte* from = numbers + v * W * 4;
+      std::uint32_t* to = bytes_ + v * W;
+#pragma GCC unroll 4
+      for (int lane = 0; lane < 4; lane++) {
+        store_lanes(to + lane * kPanel, numbers_of<kLayout.bits, false>(from, lane));
+        store_lanes(to + (4 + lane) * kPanel, numbers_of<kLayout.bits, true>(from, lane));
+      }
+    }
+    return reinterpret_cast<const std::byte*>(bytes_);
+  }
+
+  int rows_of(const Step& step) const { return static_cast<int>(least(kMostPassRows, rows_ - step.first)); }
+
+  void multiply(const Step& step, const std::byte* numbers) {
+    for (int run = 0; run < kRuns; run++) {
+      unit_.multiply_bytes(step.x + run * kLayout.run, row_bytes_, numbers + run * kDepth * kPanel * 4,
+                           step.sums + run * kTileSums, rows_of(step), kDepth);
+    }
+  }
+
+  void add(const Step& step) {
+    VF d[kVectors] = {}, smallest[kVectors] = {};
+    for (int v = 0; v < kVectors; v++) {
+      if (!kLayout.heads) break;
+      d[v] = load_halves(step.block + v * W * 2);
+      if (kLayout.minima) smallest[v] = load_halves(step.block + (kPanel + v * W) * 2);
+    }
+    add_run_of<0>(step, d, smallest);
+    if constexpr (kRuns == 2) add_run_of<1>(step, d, smallest);
+  }
+
+  template <int kRun>
+  void add_run_of(const Step& step, const VF (&d)[kVectors], const VF (&smallest)[kVectors]) {
+    constexpr int kRows = kFine ? 2 : 1;
+    VF scale[kVectors], minimum[kVectors] = {};
+    read_scales<kKind, kRun>(step.group, 0, d, smallest, scale, minimum);
+    const std::int32_t* sums = step.sums + kRun * kTileSums;
+    const std::byte* group = step.x;
+    for (int r = 0; r < rows_of(step); r += kRows, sums += kRows * kPanel, group += kRows * row_bytes_) {
+      VF* results = results_[(step.first + r) / kRows];
+      const std::byte* last = group + (kRows - 1) * row_bytes_;
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; v++) {
+        VI sum = sum_of<kRun>(sums + v * W, group);
+        if (kFine) sum = sum * kDigit<kKind> + sum_of<kRun>(sums + kPanel + v * W, last);
+        add_sum<kKind, kRun>(results[v], sum, scale[v], minimum[v], last);
+      }
+    }
+  }
+
+  template <int kRun>
+  SAPWOOD_INLINE VI sum_of(const std::int32_t* sums, const std::byte* group) {
+    const VI sum = bits_as<VI>(load_lanes(sums));
+    if (kLayout.minima) return sum;
+    return sum + splat_int(static_cast<std::int32_t>(load_lane(group + kCorrectionAt + kRun * 4)));
+  }
+
+  MatrixUnit& unit_;
+  const std::byte* x_;
+  const std::int64_t row_bytes_;
+  const std::byte* panel_;
+  const int rows_;
+  VF results_[kFine ? kPassBytes / 2 : kPassBytes][kVectors];
+  alignas(64) std::int32_t sums_[2][kRuns * kTileSums];
+  alignas(64) std::uint32_t bytes_[kGroup / 4 * kPanel];
+};
+
+template <class T, WeightKind kKind, bool kFine>
+SAPWOOD_TILE unit_tile(MatrixUnit& unit, const QuantizedArgs& a, const std::byte* x, std::int64_t row_bytes,
+                       const std::byte* panel, std::int64_t row, std::int64_t column, int rows, const Fetch& lines) {
+  UnitTile<kKind, kFine> tile(unit, x, row_bytes, panel, rows);
+  tile.run(a.weight->k, lines);
+  tile.template write<T>(a, row, column);
+}
+#endif
+
+// Rows of bytes that share one pass over a panel.
+static inline std::int64_t most_pass_bytes([[maybe_unused]] std::int64_t rows) {
+#if defined(SAPWOOD_AMX)
+  if (rows > kTileHeight) return kPassBytes;
+#endif
+  return kTileHeight;
+}
+
+// A panel with the rows of bytes of one pass.
+template <class T, WeightKind kKind>
+static inline void pass_panel([[maybe_unused]] MatrixUnit& unit, const QuantizedArgs& a, const std::byte* x,
+                              std::int64_t row_bytes, const std::byte* panel, std::int64_t row, std::int64_t column,
+                              std::int64_t rows, const Fetch& lines) {
+#if defined(SAPWOOD_AMX)
+  if (rows > kTileHeight) {
+    const auto multiply = a.weight->fine ? unit_tile<T, kKind, true> : unit_tile<T, kKind, false>;
+    return multiply(unit, a, x, row_bytes, panel, row, column, static_cast<int>(rows), lines);
+  }
+#endif
+  tile_rows<T, kKind>(a, x, row_bytes, panel, row, column, rows, lines);
+}
+
 template <class T, WeightKind kKind>
 void multiply(const QuantizedArgs& a) {
   const LinearWeight& weight = *a.weight;
   const std::int64_t row_bytes = rounded_row_bytes(kKind, weight.k);
   const std::int64_t bytes = panel_bytes(kKind, weight.k), height = rows_of_bytes(weight);
-  const Cut cut = cut_work(a, kTileHeight / height);
+  const Cut cut = cut_work(a, most_pass_bytes(a.m * height) / height);
   const auto round = [&](std::int64_t row, std::byte* to) {
     const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
     weight.fine ? round_row_fine<T, kKind>(x, weight.k, to, row_bytes) : round_row<T, kKind>(x, weight.k, to);
   };
   run_quantized(a, cut, round, [&](const std::byte* x, std::int64_t panel, std::int64_t panels,
                                    std::int64_t row, std::int64_t rows) {
+    MatrixUnit unit;
     const std::byte* w = static_cast<const std::byte*>(weight.data) + panel * bytes;
     each_pass(cut, panels, rows, bytes, [&](std::int64_t p, std::int64_t r, std::int64_t count, const Fetch& lines) {
-      tile_rows<T, kKind>(a, x + r * height * row_bytes, row_bytes, w + p * bytes, row + r, (panel + p) * kPanel,
-                          count * height, lines);
+      pass_panel<T, kKind>(unit, a, x + r * height * row_bytes, row_bytes, w + p * bytes, row + r,
+                           (panel + p) * kPanel, count * height, lines);
     });
   });
 }

@@ -177,6 +177,36 @@ class MatrixUnit {
     }
   }
 
+  // sums[rows, 32] = a x b of bf16 for up to kMostPassRows rows, a_stride bytes apart, and b [lanes, 32]; lanes are
+  // 8 or a multiple of 16.
+  void multiply_run(const void* a, std::int64_t a_stride, const std::uint32_t* b, float* sums, int rows, int lanes) {
+    constexpr std::int64_t stride = 2 * kUnitBytes;  // of b and of the sums
+    const int depth = lanes < kUnitLanes ? lanes : kUnitLanes;
+    set_rows(rows, depth);
+    const bool has_lower = rows > kUnitRows;
+    tiles_.zero<kSums>();
+    tiles_.zero<kSums + 1>();
+    if (has_lower) {
+      tiles_.zero<kSums + 2>();
+      tiles_.zero<kSums + 3>();
+    }
+    const std::byte* left = static_cast<const std::byte*>(a);
+    for (int lane = 0; lane < lanes; lane += depth, left += 4 * depth, b += depth * 2 * kUnitLanes) {
+      tiles_.load<kRight>(b, stride);
+      tiles_.load<kLeft>(left, a_stride);
+      tiles_.load<kRight + 1>(b + kUnitLanes, stride);
+      tiles_.add_bf16<kSums, kLeft, kRight>();
+      tiles_.add_bf16<kSums + 1, kLeft, kRight + 1>();
+      if (has_lower) {
+        tiles_.load<kLeft + 1>(left + kUnitRows * a_stride, a_stride);
+        tiles_.add_bf16<kSums + 2, kLeft + 1, kRight>();
+        tiles_.add_bf16<kSums + 3, kLeft + 1, kRight + 1>();
+      }
+    }
+    save_two<kSums>(sums, stride);
+    if (has_lower) save_two<kSums + 2>(sums + kUnitRows * 2 * kUnitLanes, stride);
+  }
+
   // sums[16 * block + row, 16] = a x b of bf16: of kUnitBlocks blocks of kUnitRows rows each, a_stride bytes apart.
   // lanes is a multiple of 16, and so are those of b [lanes, 16], whose rows are b_stride lanes apart.
   void multiply_blocks(const void* const* a, std::int64_t a_stride, const std::uint32_t* b, std::int64_t b_stride,
@@ -218,11 +248,12 @@ class MatrixUnit {
   }
 
   // sums[rows, 32] = a x b of bytes: rows of 64 signed ones a_stride bytes apart, up to
-  // kMostPassRows; and 16 x 32 lanes of four unsigned ones each, one after the other.
+  // kMostPassRows; and 16 x 32 lanes of four unsigned ones each, one after the other. With another `depth` than 16,
+  // rows of a have as many lanes, and there are so many rows of lanes of b.
   void multiply_bytes(const std::byte* a, std::int64_t a_stride, const std::byte* b, std::int32_t* sums,
-                      int rows) {
+                      int rows, int depth = kUnitLanes) {
     constexpr std::int64_t stride = 2 * kUnitBytes;  // of b and of the sums
-    set_rows(rows);
+    set_rows(rows, depth);
     tiles_.zero<kSums>();
     tiles_.zero<kSums + 1>();
     tiles_.load<kLeft>(a, a_stride);
@@ -252,21 +283,23 @@ class MatrixUnit {
   }
 
   // The rows of a pass, over one or two tiles. Setting shapes empties all tiles.
-  void set_rows(int rows) {
-    if (rows == rows_) return;
+  // depth: lanes of a row of a, and rows of a tile of b.
+  void set_rows(int rows, int depth = kUnitLanes) {
+    if (rows == rows_ && depth == depth_) return;
     rows_ = rows;
+    depth_ = depth;
     TileShapes shapes{};
     shapes.palette = 1;
-    const auto set = [&](int tile, int count) {
+    const auto set = [&](int tile, int count, int lanes = kUnitLanes) {
       shapes.rows[tile] = static_cast<std::uint8_t>(count);
-      shapes.row_bytes[tile] = count > 0 ? kUnitBytes : 0;
+      shapes.row_bytes[tile] = static_cast<std::uint16_t>(count > 0 ? lanes * 4 : 0);
     };
     const int upper = static_cast<int>(least(rows, kUnitRows)), lower = rows - upper;
     for (int i = 0; i < 2; i++) {
       set(kSums + i, upper);
       set(kSums + 2 + i, lower);
-      set(kLeft + i, i == 0 ? upper : lower);
-      set(kRight + i, kUnitLanes);
+      set(kLeft + i, i == 0 ? upper : lower, depth);
+      set(kRight + i, depth);
     }
     tiles_.configure(shapes);
   }
@@ -310,7 +343,7 @@ class MatrixUnit {
   }
 
   Tiles tiles_;
-  int rows_ = 0;  // that the shapes are set for
+  int rows_ = 0, depth_ = 0;  // that the shapes are set for
 };
 
 // Whether the unit multiplies so many rows of T.

@@ -469,7 +469,8 @@ NB_MODULE(_native, m) {
   nb::class_<Context>(m, "Context")
       .def(nb::init<const std::string&, int>(), nb::arg("isa"), nb::arg("threads"))
       .def_prop_ro("isa", [](const Context& c) { return std::string(c.ops().name); })
-      .def_prop_rw("threads", &Context::threads, &Context::set_threads);
+      .def_prop_rw("threads", &Context::threads, &Context::set_threads)
+      .def_prop_rw("exact_products", &Context::exact_products, &Context::set_exact_products);
   nb::class_<AttentionPlan>(m, "AttentionPlan")
       .def("__init__",
            [](AttentionPlan* self, const Context& c, int num_heads, int num_kv_heads, int head_dim,

@@ -218,6 +218,7 @@ struct LinearArgs {
   Team team;
   bool wide = false;   // out is fp32, whatever the dtype of x and bias
   bool widens = false; // factors of bf16 are multiplied as fp32 (Ops::widens_bf16)
+  bool exact = true;   // one order of summation for any number of rows (Ops::exact_products)
   std::int64_t out_stride = 0; // elements between the rows of out; Context fills in n for 0
 };
 
@@ -245,7 +246,7 @@ struct QuantizedArgs {
   std::int64_t m;
   std::byte* scratch;          // quantized_scratch(...) bytes, 64-byte aligned
   Team team;
-  bool wide = false;           // out is fp32, whatever the dtype of x and bias; linear_many only
+  bool wide = false;           // out is fp32, whatever the dtype of x and bias; linear_many and linear_digits only
 };
 
 // out[m, n] = x w^T + bias for a coded weight.
@@ -458,8 +459,15 @@ struct Ops {
   // its kind serves. Null where the processor has no such unit.
   bool (*linear_many)(const QuantizedArgs&) = nullptr;
   std::size_t (*linear_many_scratch)(int threads) = nullptr;
+  // For any number of rows of bf16 and a quantised weight, on a matrix unit: whole numbers times x, scaled in fp32.
+  // A row's result does not depend on the others. False, null: as of linear_many.
+  bool (*linear_digits)(const QuantizedArgs&) = nullptr;
+  std::size_t (*linear_digits_scratch)(const LinearWeight&, std::int64_t m, int threads) = nullptr;
   // The processor has products of bf16 that are slower than widening both factors.
   bool widens_bf16 = false;
+  // A row's result depends on the row and the weight alone: kernels are chosen by the weight, never by the
+  // number of rows. Without it, many rows may be multiplied by a faster kernel that rounds otherwise.
+  bool exact_products = true;
 };
 
 }  // namespace sapwood

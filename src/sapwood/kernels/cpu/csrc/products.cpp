@@ -48,6 +48,7 @@ void Products::dense(LinearArgs args, DType dtype) const {
   args.scratch = scratch.at_least(ops.linear_scratch(dtype, args.kind, args.m, args.k, team.threads));
   args.team = team;
   args.widens = ops.widens_bf16;
+  args.exact = ops.exact_products;
   if (args.out_stride == 0) args.out_stride = args.n;
   ops.linear(dtype, args);
 }
@@ -58,7 +59,7 @@ void Products::linear(const LinearWeight& weight, DType dtype, const void* x, st
   if (is_dense(weight.kind)) {
     if (weight.next != nullptr) throw std::invalid_argument("a dense weight has no parts");
     dense({x, x_stride, weight.kind, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}, false,
-           false, weight.out_stride}, dtype);
+           false, true, weight.out_stride}, dtype);
     return;
   }
   std::byte* begin = static_cast<std::byte*>(out);
@@ -72,9 +73,10 @@ void Products::linear(const LinearWeight& weight, DType dtype, const void* x, st
       begin += part->n * (dtype == DType::f32 ? 4 : 2);
       continue;
     }
-    if (part->fine && rows >= (dtype == DType::f32 ? ops.decoded_rows : ops.decoded_rows_bf16)) {
+    if (part->fine && !ops.exact_products &&
+        rows >= (dtype == DType::f32 ? ops.decoded_rows : ops.decoded_rows_bf16)) {
       dense({x, x_stride, part->kind, part->data, part->bias, begin, rows, part->n, part->k, nullptr, {}, false,
-             false, part->out_stride}, dtype);
+             false, true, part->out_stride}, dtype);
       begin += part->n * (dtype == DType::f32 ? 4 : 2);
       continue;
     }
@@ -88,7 +90,13 @@ void Products::linear(const LinearWeight& weight, DType dtype, const void* x, st
 
 bool Products::many(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride, std::int64_t rows,
                     void* out, bool wide_out) const {
-  if (ops.linear_many == nullptr || dtype != DType::bf16 || rows < many_rows(weight)) return false;
+  if (dtype != DType::bf16) return false;
+  if (ops.exact_products) {
+    if (ops.linear_digits == nullptr) return false;
+    const std::size_t bytes = ops.linear_digits_scratch(weight, rows, team.threads);
+    return bytes > 0 && ops.linear_digits({x, x_stride, &weight, out, rows, scratch.at_least(bytes), team, wide_out});
+  }
+  if (ops.linear_many == nullptr || rows < many_rows(weight)) return false;
   std::byte* own = scratch.at_least(ops.linear_many_scratch(team.threads));
   return ops.linear_many({x, x_stride, &weight, out, rows, own, team, wide_out});
 }
@@ -110,13 +118,14 @@ void Products::linear_fp32(const LinearWeight& weight, DType dtype, const void* 
   }
   if (weight.kind == WeightKind::bf16) {
     dense({x, x_stride, weight.kind, weight.data, weight.bias, out, rows, weight.n, weight.k, nullptr, {}, true,
-           false, weight.out_stride}, dtype);
+           false, true, weight.out_stride}, dtype);
     return;
   }
   if (weight.coded != nullptr && weight.next == nullptr) {
     coded(weight, dtype, x, x_stride, rows, out, true);
     return;
   }
+  if (ops.exact_products && weight.next == nullptr && many(weight, dtype, x, x_stride, rows, out, true)) return;
   if (weight.bias != nullptr) throw std::invalid_argument("a bf16 bias does not fit an fp32 result");
   const std::size_t size = static_cast<std::size_t>(rows * weight.k);
   std::uint32_t* widened = reinterpret_cast<std::uint32_t*>(wide.at_least(size * sizeof(float)));

@@ -56,7 +56,8 @@ struct Products {
   // The same with an fp32 out, whatever `dtype`.
   void linear_fp32(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
                    std::int64_t rows, float* out) const;
-  // Whether the processor's unit for many rows did the product; wide: out is fp32, whatever `dtype`.
+  // Whether the processor's unit for many rows did the product, which with exact products depends on the weight
+  // alone; wide: out is fp32, whatever `dtype`.
   bool many(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride, std::int64_t rows,
             void* out, bool wide) const;
 

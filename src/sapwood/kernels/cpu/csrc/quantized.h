@@ -34,8 +34,6 @@ constexpr std::int64_t kOwnRows = 12;      // up to so many rows of x, each thre
 constexpr std::int64_t kGroupBytesOfX = 44;  // 32 int8, the scale, a correction per run of inputs
 constexpr std::int64_t kInt8GroupBytesOfX = 72;  // 64 int8 (fewer at a row's end), likewise
 constexpr std::int64_t kBlockGroups = 8;     // of a type with blocks of 256 inputs
-constexpr float kFineLevels = 32384.0f;      // of x in 16 bits: 254 * 127 + 126, so that both digits fit int8
-constexpr float kFineStep = 254.0f;          // what the higher digit counts
 
 // What a kind of groups is made of.
 struct Layout {

@@ -44,6 +44,8 @@ void low_rank(DType dtype, const LowRankArgs& args);
 void scan(DType dtype, const ScanArgs& args);
 bool linear_many(const QuantizedArgs& args);  // of the sets with AMX, as the next
 std::size_t linear_many_scratch(int threads);
+bool linear_digits(const QuantizedArgs& args);  // likewise
+std::size_t linear_digits_scratch(const LinearWeight& weight, std::int64_t m, int threads);
 
 extern const Ops ops;  // of the sets that provide every op (table.isa.cpp)
 
