@@ -30,8 +30,6 @@ CONNECTING = {"app", "bench", "docs", "e2e", "frontends", "gateway", "http"}
 # tests. Tests about threads say how many they want.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SAPWOOD_NUM_THREADS", "1")
-# Where a test names no model: the small one.
-os.environ.setdefault("SAPWOOD_MODEL", "smollm2-135m")
 
 if not Path("/dev/nvidiactl").exists():
     # Without a GPU, Triton's interpreter runs its kernels. This must be said before anything

@@ -26,8 +26,12 @@ CHECKS = (
     "response_schema_conformance",
     "unsupported_method",
 )
-NOT_FOR_A_FUZZER = ("/start_profile", "/configure_logging", "/slow_down")
-"""They take paths of files to write, or make all that follows slow."""
+NOT_FOR_A_FUZZER = (
+    *("/start_profile", "/configure_logging", "/slow_down"),
+    *("/pause_generation", "/release_memory_occupation", "/update_weights_from_disk"),
+    *("/init_weights_update_group", "/update_weights_from_distributed"),
+)
+"""They take paths of files to write, make all that follows slow or wait, or wait for a trainer."""
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,9 @@ def test_logits_of_text_are_those_of_the_whole_model(architecture: str, tmp_path
     assert hf["architectures"] == [architecture]
     text = random_text(60)
     got = Session(make_decoder(hf, weights, TorchKernels())).step({"a": text})["a"]
-    want = model(torch.tensor([text])).logits[0]
+    # transformers 5.24's Llama 4 asks its text part for outputs of pictures, which that lacks.
+    peer = model.language_model if architecture.startswith("Llama4") else model
+    want = peer(torch.tensor([text])).logits[0]
     torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
 
 

@@ -31,7 +31,12 @@ def test_an_engine_that_fails_is_closed_before_the_process_ends(monkeypatch) -> 
     ready = EngineReady(
         context_length=8, max_total_tokens=8, page_size=1, notes=[], options={}, load_s=0.0
     )
-    engine = SimpleNamespace(run=fail, close=lambda: happened.append("closed"), ready=ready)
+    engine = SimpleNamespace(
+        run=fail,
+        close=lambda: happened.append("closed"),
+        prepare_grammars=lambda: None,
+        ready=ready,
+    )
     monkeypatch.setattr(resolving, "resolve_config", lambda *_, **__: None)
     monkeypatch.setattr(wiring, "build_engine", lambda *_, **__: engine)
     monkeypatch.setattr(engine_process, "ZmqReceiver", lambda *_, **__: None)

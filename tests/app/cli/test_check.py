@@ -186,7 +186,7 @@ def test_check_prints_tables(found, capsys, tmp_path):
     out = capsys.readouterr().out
     for title in ("Machine", "Software", "Kernels", "Model", "Configuration"):
         assert f"{title} " in out
-    assert "from the command line" in out
+    assert "from the command" in out  # the last word may stand in the next line
     assert torch.__version__ in out
 
 

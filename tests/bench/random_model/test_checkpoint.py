@@ -55,7 +55,10 @@ def test_transformers_reads_it(shape: Shape, tmp_path: Path, tokenizer: Path) ->
     num_weights = write(shape, tmp_path / "model", tokenizer)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert sum(weight.numel() for weight in model.parameters()) == num_weights
-    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    dtypes = {weight.dtype for weight in model.parameters()}
+    assert torch.bfloat16 in dtypes
+    # transformers reads some weights of a state in float32, whatever the file has.
+    assert dtypes <= {torch.bfloat16, torch.float32}
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert num_experts(config) == shape.num_experts
     assert Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json")).encode("ab").ids == [21]

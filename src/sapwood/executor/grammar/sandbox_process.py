@@ -68,7 +68,10 @@ def main() -> None:
     os.dup2(2, 1)
     # Unbuffered: what comes after the first line is for `Trials`.
     messages = os.fdopen(0, "rb", buffering=0)
-    setting = msgspec.json.decode(messages.readline(), type=Setting)
+    line = messages.readline()
+    if not line.endswith(b"\n"):
+        return  # the engine ended before it had said anything
+    setting = msgspec.json.decode(line, type=Setting)
     tokenizer = Tokenizer.from_directory(Path(setting.tokenizer_path))
     vocabulary = vocabulary_of(tokenizer, size=setting.vocab_size, ends=setting.ends)
     backend = make_one(setting.backend, setting.config, vocabulary)
