@@ -83,6 +83,8 @@ def _shapes(table: EndpointTable) -> Iterator[Any]:
         if endpoint.body is not None:
             yield endpoint.body
         yield from (answer for answer in endpoint.answers if not isinstance(answer, str))
+        if endpoint.refusal is not None:
+            yield endpoint.refusal
         yield from (table.error_form(path).shape for path in endpoint.paths)
 
 
@@ -133,7 +135,11 @@ def _responses(
     for status in _statuses(method, errors):
         is_http = status in set(HTTPStatus)
         description = HTTPStatus(status).phrase if is_http else "Overloaded"
-        responses[str(status)] = {"description": description, "content": refusal}
+        told = refusal
+        if status == 400 and endpoint.refusal is not None:
+            shapes = [schema_of[errors.shape], schema_of[endpoint.refusal]]
+            told = {JSON: {"schema": {"anyOf": shapes}}}
+        responses[str(status)] = {"description": description, "content": told}
     return responses
 
 

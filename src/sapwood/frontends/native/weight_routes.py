@@ -23,6 +23,7 @@ def weight_dialect(services: Services) -> Dialect:
             body=weights.UpdateFromDiskRequest,
             example={"model_path": "/models/step-2"},
             answers=(weights.UpdateAnswer,),
+            refusal=weights.UpdateAnswer,
         )
     )
     async def update_weights_from_disk(request: Request) -> Response:
@@ -36,6 +37,7 @@ def weight_dialect(services: Services) -> Dialect:
             body=weights.UpdateFromTensorRequest,
             example={"serialized_named_tensors": ["gAR9lC4="]},
             answers=(weights.UpdateAnswer,),
+            refusal=weights.UpdateAnswer,
         )
     )
     async def update_weights_from_tensor(request: Request) -> Response:
@@ -54,6 +56,7 @@ def weight_dialect(services: Services) -> Dialect:
                 "world_size": 2,
             },
             answers=(weights.OrderAnswer,),
+            refusal=weights.OrderAnswer,
         )
     )
     async def init_weights_update_group(request: Request) -> Response:
@@ -71,6 +74,7 @@ def weight_dialect(services: Services) -> Dialect:
                 "shapes": [[576]],
             },
             answers=(weights.UpdateAnswer,),
+            refusal=weights.UpdateAnswer,
         )
     )
     async def update_weights_from_distributed(request: Request) -> Response:
@@ -85,6 +89,7 @@ def weight_dialect(services: Services) -> Dialect:
             is_body_required=False,
             example={"group_name": "weight_update_group"},
             answers=(weights.OrderAnswer,),
+            refusal=weights.OrderAnswer,
         )
     )
     async def destroy_weights_update_group(request: Request) -> Response:
@@ -98,6 +103,7 @@ def weight_dialect(services: Services) -> Dialect:
             body=weights.WeightVersionRequest,
             example={"new_version": "step-2"},
             answers=(weights.NewVersionAnswer,),
+            refusal=weights.NewVersionAnswer,
         )
     )
     async def update_weight_version(request: Request) -> Response:
@@ -124,6 +130,7 @@ def weight_dialect(services: Services) -> Dialect:
             body=weights.CheckerRequest,
             example={"action": "snapshot"},
             answers=(weights.OrderAnswer,),
+            refusal=weights.OrderAnswer,
         )
     )
     async def weights_checker(request: Request) -> Response:
@@ -166,6 +173,7 @@ def weight_dialect(services: Services) -> Dialect:
             is_body_required=False,
             example={"tags": ["kv_cache"]},
             answers=(weights.OrderAnswer,),
+            refusal=weights.OrderAnswer,
         )
     )
     async def release_memory_occupation(request: Request) -> Response:
@@ -180,6 +188,7 @@ def weight_dialect(services: Services) -> Dialect:
             is_body_required=False,
             example={"tags": ["kv_cache"]},
             answers=(weights.OrderAnswer,),
+            refusal=weights.OrderAnswer,
         )
     )
     async def resume_memory_occupation(request: Request) -> Response:
