@@ -48,6 +48,7 @@ class Seeing:
     num_tokens  that it stands for
     parts    into how many places, with text between, these are divided
     has_batch  whether transformers' pixels have a dimension for prompts
+    needs_types  whether transformers' model is told which tokens show a picture
     """
 
     model_type: str
@@ -60,6 +61,7 @@ class Seeing:
     video_sizes: Sequence[tuple[int, int, int]] = ()
     parts: Callable[[Medium], int] = lambda _: 1
     has_batch: bool = False
+    needs_types: bool = False
 
 
 def save(directory: Path, family: Seeing) -> Path:
@@ -186,11 +188,11 @@ class Peer:
         from transformers import AutoModelForImageTextToText
 
         self._has_batch = family.has_batch
-        self._has_axes = family.model_type.startswith("qwen")
-
+        self._needs_types = family.needs_types
         self._model = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=torch.float32
         ).eval()
+        self._has_axes = hasattr(self._model.model, "get_rope_index")
 
     @torch.inference_mode()
     def __call__(self, shown: Shown, output: Sequence[int]) -> torch.Tensor:
@@ -218,6 +220,8 @@ class Peer:
             )
             after = torch.arange(count, ids.shape[1]).expand(3, 1, -1) + delta
             given["position_ids"] = torch.cat((of_prompt, after), dim=-1)
+        if self._needs_types:
+            given["mm_token_type_ids" if self._has_axes else "token_type_ids"] = types
         found = self._model(input_ids=ids, use_cache=False, **given)
         return found.logits[0].double().log_softmax(-1)
 

@@ -13,11 +13,26 @@ from msgspec.structs import replace
 from sapwood import LLM
 from tests.app.llms import Make, llms_of
 from tests.seeing import FAMILIES, Peer, Seeing, Shown, ask, check, save, words
+from tests.seeing_families import MORE
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+THOROUGH = (
+    "test_another_picture_in_the_same_place_is_no_hit",
+    "test_retracted_while_they_decode",
+    "test_guesses_of_what_a_text_said_before",
+)
+"""Tests of how the engine treats pictures, which is the same for towers of one kind."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "family" in metafunc.fixturenames:
+        names = [*FAMILIES] if metafunc.function.__name__ in THOROUGH else [*FAMILIES, *MORE]
+        metafunc.parametrize("family", names, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def family(request: pytest.FixtureRequest) -> Seeing:
-    return FAMILIES[request.param]
+    return (FAMILIES | MORE)[request.param]
 
 
 @pytest.fixture(scope="module")

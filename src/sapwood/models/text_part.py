@@ -35,6 +35,7 @@ TEXT_ARCHITECTURES: Mapping[str, str] = {
     "qwen3": _QWEN3,
     "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_vl_moe_text": "Qwen3MoeForCausalLM",
     "qwen3_vl_text": _QWEN3,
     "smollm3": "SmolLM3ForCausalLM",
 }
@@ -68,17 +69,21 @@ WRAPPERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Idefics3ForConditionalGeneration": ("llama", _NOTHING),
     "InternVLForConditionalGeneration": ("qwen2", _NOTHING),
     "Lfm2VlForConditionalGeneration": ("lfm2", _NOTHING),
+    "LightOnOcrForConditionalGeneration": ("qwen3", _NOTHING),
     "Llama4ForConditionalGeneration": ("llama4_text", _NOTHING),
     "LlavaForConditionalGeneration": ("llama", _LLAMA_2),
     "LlavaNextForConditionalGeneration": ("llama", _LLAMA_2),
     "LlavaOnevisionForConditionalGeneration": ("qwen2", _NOTHING),
     "Mistral3ForConditionalGeneration": ("mistral", _NOTHING),
+    "QianfanOCRForConditionalGeneration": ("qwen3", _NOTHING),
     "Qwen2_5_VLForConditionalGeneration": ("qwen2_5_vl_text", _NOTHING),
     "Qwen2VLForConditionalGeneration": ("qwen2_vl_text", _NOTHING),
+    "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe_text", _NOTHING),
     "Qwen3VLForConditionalGeneration": ("qwen3_vl_text", _NOTHING),
     "Qwen3_5ForConditionalGeneration": ("qwen3_5_text", _NOTHING),
     "Qwen3_5MoeForConditionalGeneration": ("qwen3_5_moe_text", _NOTHING),
     "SmolVLMForConditionalGeneration": ("llama", _NOTHING),
+    "VipLlavaForConditionalGeneration": ("llama", _LLAMA_2),
 }
 """Architecture of the whole model -> model_type of its text part, if that does not say it, and the
 part's fields that config.json may leave out."""
@@ -95,6 +100,7 @@ _LONGER_NAMES = (
 _OTHER_PARTS = (
     *("vision_tower", "vision_model", "visual", "vision_embed_tokens", "audio_tower"),
     *("multi_modal_projector", "connector", "embed_vision", "embed_audio", "image_newline"),
+    *("vision_encoder", "vision_projection"),
 )
 OTHER_TENSORS = tuple(
     f"{prefix}{part}{rest}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.layers.build import Build
+from sapwood.layers.mlp import GatedMLP, PlainMLP
 from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.hf_fields import integer
+from sapwood.models.vision.blocks import Attention, Block, PatchNorm, Projector
 from sapwood.models.vision.grids import Grid, GridForm, axis_positions, grid_of, patches_of
 from sapwood.schema.media import Medium
 
@@ -100,6 +102,61 @@ class GridTower(ABC):
     def finalize(self) -> None:
         """Nothing is left to do: each layer is packed once it is filled."""
         return
+
+
+class GridBlock(Block):
+    """A layer as Qwen's families name it."""
+
+    def __init__(
+        self,
+        build: Build,
+        size: int,
+        num_heads: int,
+        mlp: PlainMLP | GatedMLP,
+        *,
+        norm: Callable[[], PatchNorm],
+        **details: Any,
+    ) -> None:
+        """details: of the attention"""
+        super().__init__(
+            norms=(norm(), norm()),
+            attention=Attention(build, size, num_heads, names=("qkv", "proj"), **details),
+            mlp=mlp,
+            names=("norm1", "attn", "norm2", "mlp"),
+        )
+
+
+class Merger:
+    """One vector of the decoder's size from `merged` patches side by side."""
+
+    def __init__(
+        self,
+        build: Build,
+        size: int,
+        merged: int,
+        out_size: int,
+        *,
+        norm: tuple[str, PatchNorm],
+        names: tuple[str, str] = ("mlp.0", "mlp.2"),
+        norms_blocks: bool = False,
+    ) -> None:
+        """norm, names   of the norm, with it, and of the two linear layers
+        norms_blocks  whether the norm is over a whole block; else over each patch
+        """
+        self._merged = merged * size
+        self._norms_blocks = norms_blocks
+        self._norm = norm
+        sizes = (self._merged, self._merged, out_size)
+        self._project = Projector(build, sizes, names=names)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [patches, size] -> [patches / merged, out_size]"""
+        norm = self._norm[1]
+        blocks = x.view(-1, self._merged)
+        return self._project(norm(blocks) if self._norms_blocks else norm(x).view_as(blocks))
+
+    def targets(self) -> dict[str, Target]:
+        return prefixed(self._norm[0], self._norm[1].targets()) | self._project.targets()
 
 
 def frame_lengths(grids: Sequence[Grid]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The tower of InternVL 2.5, 3 and 3.5 under transformers' names.
+"""The tower of InternVL 2.5, 3 and 3.5, under transformers' names and under its own.
 
 Source: Chen et al. 2024, arXiv:2412.05271; Zhu et al. 2025, arXiv:2504.10479."""
 
@@ -7,10 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
@@ -22,11 +20,11 @@ from sapwood.layers.named_linear import NamedLinear, linear
 from sapwood.layers.norm import LayerNorm, RMSNorm
 from sapwood.layers.targets import Target, once_filled, prefixed, whole
 from sapwood.models.hf_fields import activation, epsilon, integer, switch
+from sapwood.models.vision.blocks import PatchNorm, Projector, numbered
 from sapwood.models.vision.prepared import tensor_of
-from sapwood.models.vision.tiles import PIXELS, TileForm
+from sapwood.models.vision.tiles import PIXELS, TileForm, blocks_of
+from sapwood.models.vision.tower import TileTower
 from sapwood.schema.media import Medium
-
-Norm = LayerNorm | RMSNorm
 
 
 class Layer:
@@ -35,7 +33,7 @@ class Layer:
     def __init__(self, build: Build, hf: Mapping[str, Any], size: int) -> None:
         eps = epsilon(hf, "layer_norm_eps", default=1e-6)
         norm = RMSNorm if hf.get("norm_type") == "rms_norm" else LayerNorm
-        self._norms: list[Norm] = [norm(build, size, eps=eps) for _ in range(2)]
+        self._norms: list[PatchNorm] = [norm(build, size, eps=eps) for _ in range(2)]
         self._num_heads = integer(hf, "num_attention_heads")
         self._head_dim = size // self._num_heads
         names = dict.fromkeys(("q_proj", "k_proj", "v_proj"), size)
@@ -84,20 +82,20 @@ class Layer:
         }
 
 
-class InternVLTower:
+class InternVLTower(TileTower):
     """A picture is a row of tiles of one size; blocks of patches become one vector."""
 
-    vector_size: int
+    layers_name = "encoder.layer"
 
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
         hf = hf_config["vision_config"]
         size = integer(hf, "hidden_size")
-        self._form = TileForm.read(hf, has_class=True)
+        self.form = TileForm.read(hf, has_class=True)
         self._build = build
-        self._patches = build.empty(size, self._form.channels, *[self._form.patch] * 2)
+        self._patches = build.empty(size, self.form.channels, *[self.form.patch] * 2)
         self._bias = build.empty(size)
         self._class = build.empty(1, 1, size)
-        self._places = build.empty(1, self._form.num_places, size)
+        self._places = build.empty(1, self.form.num_places, size)
         if hf.get("use_absolute_position_embeddings") is False or hf.get("use_mask_token"):
             raise ConfigError(
                 "towers of InternVL without learned positions, or with a mask token, are not "
@@ -115,27 +113,20 @@ class InternVLTower:
         pools = hf.get("use_mean_pooling", True)
         self._last_norm = None if pools else LayerNorm(build, size, eps=eps)
         self._scale = round(1 / float(hf_config.get("downsample_ratio", 0.5)))
+        self.tokens_per_tile = (self.form.side // self._scale) ** 2
         width = size * self._scale**2
         self.vector_size = integer(hf_config["text_config"], "hidden_size")
-        self._norm = LayerNorm(build, width, eps=1e-5)
-        self._first = linear(build, "linear_1", width, self.vector_size)
-        self._second = linear(build, "linear_2", self.vector_size, self.vector_size)
-        self._activation = Activation(activation(hf_config, "projector_hidden_act", default="gelu"))
+        self._project = Projector(
+            build,
+            (width, self.vector_size, self.vector_size),
+            activation=Activation(activation(hf_config, "projector_hidden_act", default="gelu")),
+            norm=("layer_norm", LayerNorm(build, width, eps=1e-5)),
+        )
 
-    @property
-    def axis_of_pair(self) -> Tensor | None:
-        return None
-
-    def why_unfit(self, medium: Medium) -> str | None:
-        return self._form.why_unfit(medium, (self._form.side // self._scale) ** 2)
-
-    def num_patches(self, medium: Medium) -> int:
-        return self._form.num_patches(medium)
-
-    def encode(self, media: Sequence[Medium]) -> list[Tensor]:
+    def vectors(self, media: Sequence[Medium]) -> Tensor:
         pixels = torch.cat([tensor_of(medium, PIXELS) for medium in media])
         pixels = pixels.to(self._build.device, self._build.dtype)
-        x = F.conv2d(pixels, self._patches, self._bias, stride=self._form.patch)
+        x = F.conv2d(pixels, self._patches, self._bias, stride=self.form.patch)
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat((self._class.expand(len(x), 1, -1), x), dim=1) + self._places
         tiles = group_texts([x.shape[1]] * len(x), x.device)
@@ -144,18 +135,7 @@ class InternVLTower:
             x = layer(x, tiles)
         if self._last_norm is not None:
             x = self._last_norm(x)
-        blocks = self._put_together(x.view(shape)[:, 1:])
-        x = self._build.kernels.activate(self._first(self._norm(blocks)), self._activation)
-        return list(torch.split(self._second(x), [medium.num_tokens for medium in media]))
-
-    def _put_together(self, x: Tensor) -> Tensor:
-        """x [tiles, side², size] -> [tokens of all tiles, scale² * size]"""
-        blocks, scale = self._form.side // self._scale, self._scale
-        x = x.reshape(len(x), blocks, scale, blocks, scale, -1)
-        return x.transpose(2, 3).reshape(len(x) * blocks**2, -1)
-
-    def positions(self, num_tokens: int, media: Sequence[Medium]) -> NDArray[np.int64] | None:
-        return None
+        return self._project(blocks_of(x.view(shape)[:, 1:], self._scale))
 
     def targets(self) -> dict[str, Target]:
         found = {
@@ -164,19 +144,19 @@ class InternVLTower:
             "embeddings.cls_token": whole(self._class),
             "embeddings.position_embeddings": whole(self._places),
         }
-        for index, layer in enumerate(self._layers):
-            found |= prefixed(f"encoder.layer.{index}", layer.targets())
+        found |= numbered(self.layers_name, self._layers)
         if self._last_norm is not None:
             found |= prefixed("layernorm", self._last_norm.targets())
-        projector = prefixed("layer_norm", self._norm.targets())
-        projector |= self._first.targets() | self._second.targets()
-        return prefixed("vision_tower", found) | prefixed("multi_modal_projector", projector)
+        return prefixed("vision_tower", found) | prefixed(
+            "multi_modal_projector", self._project.targets()
+        )
 
-    def ignorable_tensors(self) -> tuple[str, ...]:
-        return ()
 
-    def checkpoint_name(self, name: str) -> str:
-        return name.removeprefix("model.")
+class QianfanTower(InternVLTower):
+    """Of Qianfan-OCR: InternVL's, with a norm of the last states."""
 
-    def finalize(self) -> None:
-        """Each layer is packed once it is filled."""
+    layers_name = "layers"
+
+    def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
+        vision = {**hf_config["vision_config"], "use_mean_pooling": False}
+        super().__init__({**hf_config, "vision_config": vision}, build)

@@ -14,15 +14,27 @@ if TYPE_CHECKING:
 TOWERS: Registry[type[Tower]] = Registry(
     "tower",
     {
+        "AyaVisionForConditionalGeneration": "sapwood.models.vision.cohere:AyaVisionTower",
+        "Cohere2VisionForConditionalGeneration": "sapwood.models.vision.cohere:Cohere2VisionTower",
         "Idefics3ForConditionalGeneration": "sapwood.models.vision.idefics3:Idefics3Tower",
         "InternVLForConditionalGeneration": "sapwood.models.vision.internvl:InternVLTower",
+        "LightOnOcrForConditionalGeneration": "sapwood.models.vision.pixtral:LightOnOcrTower",
+        "Llama4ForConditionalGeneration": "sapwood.models.vision.llama4:Llama4Tower",
         "LlavaForConditionalGeneration": "sapwood.models.vision.llava:LlavaTower",
+        "LlavaNextForConditionalGeneration": "sapwood.models.vision.llava_next:LlavaNextTower",
+        "LlavaOnevisionForConditionalGeneration": (
+            "sapwood.models.vision.llava_next:LlavaOnevisionTower"
+        ),
         "Mistral3ForConditionalGeneration": "sapwood.models.vision.pixtral:Mistral3Tower",
+        "QianfanOCRForConditionalGeneration": "sapwood.models.vision.internvl:QianfanTower",
         "Qwen2_5_VLForConditionalGeneration": "sapwood.models.vision.qwen2_5_vl:Qwen25VLTower",
         "Qwen2VLForConditionalGeneration": "sapwood.models.vision.qwen2_vl:Qwen2VLTower",
         "Qwen3VLForConditionalGeneration": "sapwood.models.vision.qwen3_vl:Qwen3VLTower",
+        "Qwen3VLMoeForConditionalGeneration": "sapwood.models.vision.qwen3_vl:Qwen3VLTower",
         "Qwen3_5ForConditionalGeneration": "sapwood.models.vision.qwen3_vl:Qwen35Tower",
+        "Qwen3_5MoeForConditionalGeneration": "sapwood.models.vision.qwen3_vl:Qwen35Tower",
         "SmolVLMForConditionalGeneration": "sapwood.models.vision.idefics3:Idefics3Tower",
+        "VipLlavaForConditionalGeneration": "sapwood.models.vision.llava:VipLlavaTower",
     },
     entry_point="sapwood.towers",
 )
@@ -31,4 +43,14 @@ TOWERS: Registry[type[Tower]] = Registry(
 def tower_class(hf_config: Mapping[str, Any]) -> type[Tower] | None:
     """The tower of the model with that config.json; None: it has none that is implemented."""
     name = architecture_of(hf_config)
+    if name == "LlavaForConditionalGeneration" and _tower_kind(hf_config) == "pixtral":
+        from sapwood.models.vision.pixtral import PixtralTower
+
+        return PixtralTower
     return TOWERS.get(name) if name in TOWERS.names() else None
+
+
+def _tower_kind(hf_config: Mapping[str, Any]) -> object:
+    """Pixtral's first form calls itself LLaVA; its tower tells them apart."""
+    vision = hf_config.get("vision_config")
+    return vision.get("model_type") if isinstance(vision, Mapping) else None

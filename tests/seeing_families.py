@@ -1,0 +1,201 @@
+"""More families of models that see, in the form of tests/seeing.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from sapwood.schema.media import Medium
+from sapwood.schema.tile_grids import best_grid, unpadded
+from tests.seeing import (
+    IMAGE,
+    VIDEO,
+    Seeing,
+    any_size,
+    grid_picture,
+    grid_tokens,
+    medium,
+    num_frames,
+    tile_tokens,
+    tiles,
+)
+
+SIGLIP: dict[str, Any] = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 4,
+}
+CLIP = {**SIGLIP, "model_type": "clip_vision_model", "image_size": 12, "projection_dim": 32}
+PIXTRAL = {
+    "model_type": "pixtral",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "patch_size": 4,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 48,
+}
+MANY = [(1, 0, 0), (3, 0, 0), (2, 0, 0)]
+ONE = [(1, 0, 0)] * 3
+GRIDS = [(1, 4, 6), (1, 8, 4), (1, 2, 10)]
+IDS = {"image_token_id": IMAGE}
+BOTH = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+PINS = [[12, 24], [24, 12], [24, 24]]
+
+
+def next_picture(seed: int, size: tuple[int, int, int]) -> Medium:
+    """Tiles of 12 x 12 pixels of a picture of that height and width."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = (one // 12 for one in best_grid(size[1:], [(a, b) for a, b in PINS]))
+    pixels = torch.randn(1 + rows * columns, 3, 12, 12, generator=generator)
+    return medium("image", pixel_values=pixels, image_sizes=torch.tensor(size[1:]))
+
+
+def next_tokens(one: Medium) -> int:
+    height, width = np.frombuffer(one.tensors["image_sizes"].data, np.int64).tolist()
+    rows, columns = (side // 12 for side in best_grid((height, width), [(a, b) for a, b in PINS]))
+    _, (tall, wide) = unpadded((height, width), (rows * 3, columns * 3))
+    return 9 + tall * (wide + 1)
+
+
+def pixels_over(area: int) -> Any:
+    """Tokens of a picture with one for so many pixels."""
+    return lambda one: int(np.frombuffer(one.tensors["image_sizes"].data, np.int64).prod()) // area
+
+
+MORE: dict[str, Seeing] = {
+    "Qwen3-VL-MoE": Seeing(
+        "qwen3_vl_moe",
+        {
+            **EXPERTS,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}
+            | {"mrope_section": [6, 5, 5], "mrope_interleaved": True},
+        },
+        {"depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2}
+        | {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        | {"intermediate_size": 48, "num_position_embeddings": 25}
+        | {"deepstack_visual_indexes": [0, 2]},
+        grid_picture(3 * 2 * 4 * 4),
+        grid_tokens(2),
+        GRIDS,
+        BOTH,
+        video_sizes=[(3, 4, 4)],
+        parts=num_frames,
+    ),
+    "Qwen3.5-MoE": Seeing(
+        "qwen3_5_moe",
+        {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 32}
+        | {"linear_value_head_dim": 32, "num_hidden_layers": 4, **EXPERTS}
+        | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}
+            | {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.25}
+        },
+        {"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2}
+        | {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        | {"intermediate_size": 48, "num_position_embeddings": 25},
+        grid_picture(3 * 2 * 4 * 4),
+        grid_tokens(2),
+        GRIDS,
+        BOTH,
+        video_sizes=[(3, 4, 4)],
+        parts=num_frames,
+    ),
+    "Qianfan-OCR": Seeing(
+        "qianfan_ocr",
+        {"model_type": "qwen3"},
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 2, "image_size": [24, 24], "patch_size": [4, 4]},
+        tiles(24),
+        tile_tokens(9),
+        MANY,
+        IDS,
+    ),
+    "Pixtral": Seeing(
+        "llava",
+        {"model_type": "mistral", "sliding_window": None},
+        PIXTRAL,
+        any_size,
+        pixels_over(16),
+        [(1, 8, 12)] * 3,
+        {**IDS, "vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+        parts=lambda _: 2,
+    ),
+    "LightOnOCR": Seeing(
+        "lighton_ocr",
+        {"model_type": "qwen3"},
+        PIXTRAL,
+        any_size,
+        pixels_over(64),
+        [(1, 16, 24)] * 3,
+        {**IDS, "spatial_merge_size": 2},
+        parts=lambda _: 2,
+    ),
+    "ViP-LLaVA": Seeing(
+        "vipllava",
+        {"model_type": "llama"},
+        CLIP,
+        tiles(12),
+        tile_tokens(9),
+        ONE,
+        {**IDS, "vision_feature_layer": [-2, -3, 1]},
+    ),
+    "LLaVA-NeXT": Seeing(
+        "llava_next",
+        {"model_type": "llama"},
+        CLIP,
+        next_picture,
+        next_tokens,
+        [(1, 12, 20), (1, 30, 9), (1, 17, 17)],
+        {**IDS, "image_grid_pinpoints": PINS},
+    ),
+    "LLaVA-OneVision": Seeing(
+        "llava_onevision",
+        {"model_type": "qwen2"},
+        {**SIGLIP, "image_size": 12},
+        next_picture,
+        next_tokens,
+        [(1, 12, 20), (1, 30, 9), (1, 17, 17)],
+        {**BOTH, "image_grid_pinpoints": PINS},
+    ),
+    "Aya Vision": Seeing(
+        "aya_vision",
+        {"model_type": "cohere2", "num_hidden_layers": 4, "sliding_window": 24},
+        SIGLIP,
+        tiles(24),
+        tile_tokens(9),
+        MANY,
+        {**IDS, "vision_feature_layer": -1, "alignment_intermediate_size": 40},
+    ),
+    "Command A Vision": Seeing(
+        "cohere2_vision",
+        {"model_type": "cohere2", "num_hidden_layers": 4, "sliding_window": 24},
+        SIGLIP,
+        tiles(24),
+        tile_tokens(9),
+        MANY,
+        {**IDS, "alignment_intermediate_size": 40},
+    ),
+    "Llama 4": Seeing(
+        "llama4",
+        {"num_local_experts": 4, "intermediate_size_mlp": 96, "num_hidden_layers": 4}
+        | {"attention_chunk_size": 32, "pad_token_id": None},
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"num_attention_heads": 2, "image_size": 24, "patch_size": 4}
+        | {"projector_input_dim": 40, "projector_output_dim": 40, "vision_output_dim": 40},
+        tiles(24),
+        tile_tokens(9),
+        MANY,
+        {"image_token_index": IMAGE},
+    ),
+}
