@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec.structs import replace
+from safetensors.torch import load_file, save_file
 
 from sapwood import LLM
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
@@ -48,6 +51,8 @@ class Seeing:
     num_tokens  that it stands for
     parts    into how many places, with text between, these are divided
     has_batch  whether transformers' pixels have a dimension for prompts
+    rewritten  changes names of tensors and fields of config.json to those that we are to read
+    video_token  that stands for a vector of a video
     needs_types  whether transformers' model is told which tokens show a picture
     """
 
@@ -62,6 +67,8 @@ class Seeing:
     parts: Callable[[Medium], int] = lambda _: 1
     has_batch: bool = False
     needs_types: bool = False
+    video_token: int = VIDEO
+    rewritten: Callable[[dict[str, torch.Tensor], dict[str, Any]], Any] | None = None
 
 
 def save(directory: Path, family: Seeing) -> Path:
@@ -83,6 +90,18 @@ def save(directory: Path, family: Seeing) -> Path:
     model.tie_weights()
     model.save_pretrained(directory)
     write_tokenizer(directory)
+    return directory
+
+
+def save_rewritten(source: Path, directory: Path, family: Seeing) -> Path:
+    """The same model as others than transformers publish it."""
+    if family.rewritten is None:
+        return source
+    shutil.copytree(source, directory)
+    config = json.loads((source / "config.json").read_text())
+    tensors = family.rewritten(load_file(source / "model.safetensors"), config)
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config))
     return directory
 
 
@@ -165,7 +184,7 @@ class Shown:
             if isinstance(part, Medium):
                 length = family.num_tokens(part)
                 count = family.parts(part)
-                token, spans = IMAGE if part.kind == "image" else VIDEO, []
+                token, spans = IMAGE if part.kind == "image" else family.video_token, []
                 for index in range(count):
                     ids += words(2, index) if index else []
                     spans.append((len(ids), length // count))
@@ -192,7 +211,7 @@ class Peer:
         self._model = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=torch.float32
         ).eval()
-        self._has_axes = hasattr(self._model.model, "get_rope_index")
+        self._has_axes = hasattr(getattr(self._model, "model", None), "get_rope_index")
 
     @torch.inference_mode()
     def __call__(self, shown: Shown, output: Sequence[int]) -> torch.Tensor:

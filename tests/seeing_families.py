@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,77 @@ def pixels_over(area: int) -> Any:
     return lambda one: int(np.frombuffer(one.tensors["image_sizes"].data, np.int64).prod()) // area
 
 
+def own_names(tensors: dict[str, torch.Tensor], _: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """transformers 5.24 writes the text part's layers under a name that it does not read."""
+    return {
+        name.replace("language_model.model.encoder.layers", "language_model.model.layers"): one
+        for name, one in tensors.items()
+    }
+
+
+def internvl_chat(
+    tensors: dict[str, torch.Tensor], config: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    vision = config["vision_config"]
+    config |= {"architectures": ["InternVLChatModel"], "model_type": "internvl_chat"}
+    config["llm_config"] = config.pop("text_config")
+    vision |= {"image_size": 24, "patch_size": 4}
+    vision["qkv_bias"] = vision.pop("attention_bias")
+    return own_names(tensors, config)
+
+
+def patch_squares(seed: int, size: tuple[int, int, int]) -> Medium:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(size[1] * size[2], 3, 4, 4, generator=generator)
+    return medium("image", pixel_values=pixels, image_grid_thw=torch.tensor(size))
+
+
+def lfm_picture(seed: int, size: tuple[int, int, int]) -> Medium:
+    """Tiles of these rows and columns of patches, filled up by two more."""
+    generator = torch.Generator().manual_seed(seed)
+    tiles, rows, columns = size
+    count = rows * columns
+    pixels = torch.randn(tiles, 40, 48, generator=generator)
+    mask = (torch.arange(40) < count).long().expand(tiles, -1).contiguous()
+    shapes = torch.tensor([[rows, columns]] * tiles)
+    return medium("image", pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes)
+
+
+def lfm_tokens(one: Medium) -> int:
+    shapes = np.frombuffer(one.tensors["spatial_shapes"].data, np.int64).reshape(-1, 2)
+    return int(shapes.prod(1).sum()) // 4
+
+
+GLM4V = Seeing(
+    "glm4v",
+    {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}
+        | {"mrope_section": [2, 3, 3], "partial_rotary_factor": 0.5}
+    },
+    {"depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2}
+    | {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    | {"intermediate_size": 48, "image_size": 24},
+    grid_picture(3 * 2 * 4 * 4),
+    grid_tokens(2),
+    GRIDS,
+    BOTH,
+    video_sizes=[(3, 4, 4)],
+    parts=num_frames,
+    video_token=IMAGE,
+)
+QIANFAN = Seeing(
+    "qianfan_ocr",
+    {"model_type": "qwen3"},
+    {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    | {"num_attention_heads": 2, "image_size": [24, 24], "patch_size": [4, 4]}
+    | {"attention_bias": True},
+    tiles(24),
+    tile_tokens(9),
+    MANY,
+    IDS,
+    rewritten=own_names,
+)
+
 MORE: dict[str, Seeing] = {
     "Qwen3-VL-MoE": Seeing(
         "qwen3_vl_moe",
@@ -111,16 +183,8 @@ MORE: dict[str, Seeing] = {
         video_sizes=[(3, 4, 4)],
         parts=num_frames,
     ),
-    "Qianfan-OCR": Seeing(
-        "qianfan_ocr",
-        {"model_type": "qwen3"},
-        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-        | {"num_attention_heads": 2, "image_size": [24, 24], "patch_size": [4, 4]},
-        tiles(24),
-        tile_tokens(9),
-        MANY,
-        IDS,
-    ),
+    "Qianfan-OCR": QIANFAN,
+    "InternVL by its own names": replace(QIANFAN, rewritten=internvl_chat),
     "Pixtral": Seeing(
         "llava",
         {"model_type": "mistral", "sliding_window": None},
@@ -170,7 +234,8 @@ MORE: dict[str, Seeing] = {
     ),
     "Aya Vision": Seeing(
         "aya_vision",
-        {"model_type": "cohere2", "num_hidden_layers": 4, "sliding_window": 24},
+        {"model_type": "cohere2", "num_hidden_layers": 4, "sliding_window": 24}
+        | {"logit_scale": 1.0},
         SIGLIP,
         tiles(24),
         tile_tokens(9),
@@ -179,7 +244,8 @@ MORE: dict[str, Seeing] = {
     ),
     "Command A Vision": Seeing(
         "cohere2_vision",
-        {"model_type": "cohere2", "num_hidden_layers": 4, "sliding_window": 24},
+        {"model_type": "cohere2", "num_hidden_layers": 4, "sliding_window": 24}
+        | {"logit_scale": 1.0},
         SIGLIP,
         tiles(24),
         tile_tokens(9),
@@ -190,12 +256,76 @@ MORE: dict[str, Seeing] = {
         "llama4",
         {"num_local_experts": 4, "intermediate_size_mlp": 96, "num_hidden_layers": 4}
         | {"attention_chunk_size": 32, "pad_token_id": None},
-        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2}
         | {"num_attention_heads": 2, "image_size": 24, "patch_size": 4}
         | {"projector_input_dim": 40, "projector_output_dim": 40, "vision_output_dim": 40},
         tiles(24),
         tile_tokens(9),
         MANY,
         {"image_token_index": IMAGE},
+    ),
+    "GLM-4.1V": GLM4V,
+    "GLM-4.6V": replace(
+        GLM4V,
+        model_type="glm46v",
+        text={**GLM4V.text, "model_type": "glm4v_text"},
+        vision={**GLM4V.vision, "model_type": "glm4v_vision"},
+    ),
+    "GLM-4.5V": replace(
+        GLM4V,
+        model_type="glm4v_moe",
+        text={
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}
+            | {"mrope_section": [2, 3, 3], "partial_rotary_factor": 0.5},
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "GLM-OCR": replace(
+        GLM4V,
+        model_type="glm_ocr",
+        text={
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}
+            | {"mrope_section": [4, 6, 6]}
+        },
+        vision={**GLM4V.vision, "attention_bias": True},
+    ),
+    "EXAONE 4.5": Seeing(
+        "exaone4_5",
+        {"model_type": "exaone4", "num_hidden_layers": 4, "sliding_window": 24},
+        {"depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 4}
+        | {"num_key_value_heads": 2}
+        | {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        | {"intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1]},
+        grid_picture(3 * 2 * 4 * 4),
+        grid_tokens(2),
+        GRIDS,
+        BOTH,
+        video_sizes=[(3, 6, 4)],
+    ),
+    "PaddleOCR-VL": Seeing(
+        "paddleocr_vl",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}
+            | {"mrope_section": [4, 6, 6]}
+        },
+        {key: value for key, value in SIGLIP.items() if key != "model_type"}
+        | {"spatial_merge_size": 2},
+        patch_squares,
+        grid_tokens(2),
+        GRIDS,
+        BOTH,
+    ),
+    "LFM2-VL": Seeing(
+        "lfm2_vl",
+        {"model_type": "lfm2", "block_multiple_of": 16, "full_attn_idxs": [1]},
+        {"model_type": "siglip2_vision_model", "hidden_size": 32, "intermediate_size": 48}
+        | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_patches": 16, "patch_size": 4},
+        lfm_picture,
+        lfm_tokens,
+        [(1, 4, 6), (2, 8, 4), (1, 2, 10)],
+        {**IDS, "projector_hidden_size": 40},
     ),
 }

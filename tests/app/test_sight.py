@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from sapwood import LLM
 from tests.app.llms import Make, llms_of
-from tests.seeing import FAMILIES, Peer, Seeing, Shown, ask, check, save, words
+from tests.seeing import FAMILIES, Peer, Seeing, Shown, ask, check, save, save_rewritten, words
 from tests.seeing_families import MORE
 
 
@@ -46,8 +46,11 @@ def peer(model_path: Path, family: Seeing) -> Peer:
 
 
 @pytest.fixture(scope="module")
-def make(model_path: Path) -> Iterator[Make]:
-    with llms_of(model_path, page_size=4, max_running_requests=4, max_total_tokens=2048) as made:
+def make(
+    model_path: Path, family: Seeing, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Make]:
+    own = save_rewritten(model_path, tmp_path_factory.mktemp("own") / "model", family)
+    with llms_of(own, page_size=4, max_running_requests=4, max_total_tokens=2048) as made:
         yield made
 
 

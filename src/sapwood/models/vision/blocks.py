@@ -13,7 +13,7 @@ from sapwood.layers.build import Build
 from sapwood.layers.mlp import GatedMLP, PlainMLP
 from sapwood.layers.named_linear import NamedLinear, linear
 from sapwood.layers.norm import LayerNorm, RMSNorm
-from sapwood.layers.targets import Target, once_filled, prefixed
+from sapwood.layers.targets import Target, once_filled, prefixed, whole
 from sapwood.models.vision.grids import rotated
 
 PatchNorm = LayerNorm | RMSNorm
@@ -34,14 +34,16 @@ class Attention:
         bias: bool = True,
         out_bias: bool | None = None,
         num_kv_heads: int | None = None,
-        head_norms: Sequence[tuple[str, PatchNorm]] = (),
+        norms: Sequence[tuple[str, PatchNorm]] = (),
+        norm_size: int | None = None,
         rotation: Rotation = rotated,
     ) -> None:
         """names         of the projections to queries, keys and values, then to the output; or of
                          one to all three, then to the output
         bias, out_bias   of these; None: the output has as the others have
         num_kv_heads     None: as many as of queries
-        head_norms       of queries and of keys, by name, over the entries of each head
+        norms            of queries and of keys, by name
+        norm_size        over how many entries each is computed; None: over those of each head
         """
         self._kernels = build.kernels
         self._head_dim = size // num_heads
@@ -55,7 +57,8 @@ class Attention:
         self._out = linear(
             build, output, sizes[0], size, bias=bias if out_bias is None else out_bias
         )
-        self._norms = tuple(head_norms)
+        self._norms = tuple(norms)
+        self._norm_size = norm_size or self._head_dim
         self._rotation = rotation
 
     def __call__(
@@ -69,7 +72,7 @@ class Attention:
         )
         if self._norms:
             q, k = (
-                norm(one.reshape(-1, self._head_dim)).view_as(one)
+                norm(one.reshape(-1, self._norm_size)).view_as(one)
                 for (_, norm), one in zip(self._norms, (q, k), strict=True)
             )
         if table is not None:
@@ -104,22 +107,29 @@ class Block:
         attention: Attention,
         mlp: PlainMLP | GatedMLP,
         names: tuple[str, str, str, str],
+        scales: Sequence[tuple[str, Tensor]] = (),
     ) -> None:
-        """names: in the checkpoint, of the first norm, the attention, the second norm, the mlp"""
+        """names  in the checkpoint, of the first norm, the attention, the second norm, the mlp
+        scales  learned factors [size] of what is added, by name; empty: there are none
+        """
         self._norms = norms
         self._attention = attention
         self._mlp = mlp
         self._names = names
+        self._scales = tuple(scales)
 
     def __call__(
         self, x: Tensor, pictures: Sequence[EqualTexts], table: Tensor | None = None
     ) -> Tensor:
-        x = x + self._attention(self._norms[0](x), pictures, table)
-        return x + self._mlp(self._norms[1](x))
+        added = self._attention(self._norms[0](x), pictures, table)
+        x = x + (self._scales[0][1] * added if self._scales else added)
+        added = self._mlp(self._norms[1](x))
+        return x + (self._scales[1][1] * added if self._scales else added)
 
     def targets(self) -> dict[str, Target]:
         first, attention, second, mlp = self._names
         return {
+            **{name: whole(tensor) for name, tensor in self._scales},
             **prefixed(first, self._norms[0].targets()),
             **prefixed(attention, self._attention.targets()),
             **prefixed(second, self._norms[1].targets()),

@@ -25,6 +25,8 @@ from sapwood.schema.media import Medium
 class Cohere2VisionTower(TileTower):
     """The last states, normed; a projector whose second half gates its first."""
 
+    has_last_norm = True
+
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
         hf = {"hidden_act": "gelu_pytorch_tanh", **hf_config["vision_config"]}
         if hf.get("model_type", "siglip_vision_model") != "siglip_vision_model":
@@ -39,7 +41,9 @@ class Cohere2VisionTower(TileTower):
                 "Serve the text part with --language-only"
             )
         depth = integer(hf, "num_hidden_layers")
-        self._vit = ViT(build, hf, num_layers=depth, has_class=False, has_last_norm=True)
+        self._vit = ViT(
+            build, hf, num_layers=depth, has_class=False, has_last_norm=self.has_last_norm
+        )
         self.form = self._vit.form
         self._scale = integer(hf_config, "downsample_factor", default=2)
         self.tokens_per_tile = (self._vit.side // self._scale) ** 2
@@ -77,7 +81,9 @@ class Cohere2VisionTower(TileTower):
 
 
 class AyaVisionTower(Cohere2VisionTower):
-    """With a norm of the blocks."""
+    """The last states as they are, with a norm of the blocks."""
+
+    has_last_norm = False
 
     def _inner_by_default(self) -> int:
         return self.vector_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,18 @@ from sapwood.schema.media import Medium
 
 
 class GridTower(ABC):
-    """Patches of several frames each, of which blocks of patches become one vector."""
+    """Patches of several frames each, of which blocks of patches become one vector.
+
+    sections       pairs of a head's entries that a position in time, height and width turns, where
+                   config.json does not say it
+    has_axes       whether a token has three positions; else it has its index alone
+    sees_videos    else pictures only
+    """
+
+    sections: ClassVar[Sequence[int]] = (16, 24, 24)
+    has_axes = True
+    sees_videos = True
+    attends_both_ways = False
 
     def __init__(
         self,
@@ -52,7 +63,9 @@ class GridTower(ABC):
         self._bias = build.empty(size) if has_bias else None
         merge = integer(hf, "spatial_merge_size", default=2)
         self._form = GridForm(merge=merge, patch_numbers=self._patches[0].numel())
-        self._axis_of_pair = axes_of_pairs(hf_config).to(build.device)
+        self._axis_of_pair: Tensor | None = None
+        if self.has_axes:
+            self._axis_of_pair = axes_of_pairs(hf_config, self.sections).to(build.device)
         self.vector_size = vector_size
 
     @property
@@ -60,6 +73,8 @@ class GridTower(ABC):
         return self._axis_of_pair
 
     def why_unfit(self, medium: Medium) -> str | None:
+        if medium.kind != "image" and not self.sees_videos:
+            return "this model sees images, but no videos"
         return self._form.why_unfit(medium)
 
     def num_patches(self, medium: Medium) -> int:
@@ -76,6 +91,8 @@ class GridTower(ABC):
         """x [patches of all, size] -> [tokens of all, vector_size]"""
 
     def positions(self, num_tokens: int, media: Sequence[Medium]) -> NDArray[np.int64] | None:
+        if not self.has_axes:
+            return None
         steps = [self._frame_step(medium) for medium in media]
         return axis_positions(num_tokens, media, self._form.merge, frame_steps=steps)
 
@@ -83,8 +100,14 @@ class GridTower(ABC):
         """How far its frames are apart in time, in positions."""
         return 1.0
 
+    def patch_target(self, num_dims: int) -> Target:
+        """The weight of the embedding of patches, which a checkpoint has in so many dimensions."""
+        shape = self._patches.shape
+        own = self._patches if num_dims == 5 else self._patches.view(shape[0], shape[1], *shape[3:])
+        return whole(own)
+
     def targets(self) -> dict[str, Target]:
-        found = {"patch_embed.proj.weight": whole(self._patches)}
+        found = {"patch_embed.proj.weight": self.patch_target(5)}
         if self._bias is not None:
             found["patch_embed.proj.bias"] = whole(self._bias)
         return prefixed("visual", found | self._own_targets())
@@ -164,11 +187,11 @@ def frame_lengths(grids: Sequence[Grid]) -> list[int]:
     return [grid.height * grid.width for grid in grids for _ in range(grid.frames)]
 
 
-def axes_of_pairs(hf_config: Mapping[str, Any]) -> Tensor:
+def axes_of_pairs(hf_config: Mapping[str, Any], by_default: Sequence[int]) -> Tensor:
     """Which of a token's three positions turns each pair of a head's entries: [pairs] int64"""
     text = hf_config.get("text_config") or hf_config
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    sections = rope.get("mrope_section") or [16, 24, 24]
+    sections = rope.get("mrope_section") or list(by_default)
     if not isinstance(sections, list) or not all(isinstance(one, int) for one in sections):
         raise ConfigError(f"config.json must have numbers as 'mrope_section', got {sections!r}")
     if not rope.get("mrope_interleaved"):

@@ -5,6 +5,7 @@ Source: Chen et al. 2024, arXiv:2412.05271; Zhu et al. 2025, arXiv:2504.10479.""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,79 +14,73 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.texts import EqualTexts, group_texts
+from sapwood.kernels.texts import group_texts
 from sapwood.layers.build import Build
 from sapwood.layers.mlp import PlainMLP
-from sapwood.layers.named_linear import NamedLinear, linear
 from sapwood.layers.norm import LayerNorm, RMSNorm
-from sapwood.layers.targets import Target, once_filled, prefixed, whole
+from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.hf_fields import activation, epsilon, integer, switch
-from sapwood.models.vision.blocks import PatchNorm, Projector, numbered
+from sapwood.models.vision.blocks import Attention, Block, PatchNorm, Projector, numbered
 from sapwood.models.vision.prepared import tensor_of
 from sapwood.models.vision.tiles import PIXELS, TileForm, blocks_of
 from sapwood.models.vision.tower import TileTower
 from sapwood.schema.media import Medium
 
 
-class Layer:
-    """x + a * attention(norm(x)), then y + b * mlp(norm(y)), where a and b are learned."""
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Of a tower's tensors in a checkpoint.
 
-    def __init__(self, build: Build, hf: Mapping[str, Any], size: int) -> None:
-        eps = epsilon(hf, "layer_norm_eps", default=1e-6)
-        norm = RMSNorm if hf.get("norm_type") == "rms_norm" else LayerNorm
-        self._norms: list[PatchNorm] = [norm(build, size, eps=eps) for _ in range(2)]
-        self._num_heads = integer(hf, "num_attention_heads")
-        self._head_dim = size // self._num_heads
-        names = dict.fromkeys(("q_proj", "k_proj", "v_proj"), size)
-        self._qkv = NamedLinear(build, size, names, bias=switch(hf, "attention_bias"))
-        self._out = linear(build, "projection_layer", size, size)
-        self._head_norms: list[RMSNorm] = []
-        if switch(hf, "use_qk_norm"):
-            self._head_norms = [RMSNorm(build, size, eps=1e-6) for _ in range(2)]
-        self._scales = [build.empty(size) for _ in range(2)]
-        self._mlp = PlainMLP(
-            build,
-            size,
-            integer(hf, "intermediate_size"),
-            activation=Activation(activation(hf, "hidden_act", default="gelu")),
-            bias=True,
-            names=("fc1", "fc2"),
-        )
-        self._kernels = build.kernels
+    attention  of the projections to queries, keys, values, and to the output
+    layer      of the norm, the attention, the second norm, the mlp
+    scales     of the factors of both sums
+    """
 
-    def __call__(self, x: Tensor, tiles: Sequence[EqualTexts]) -> Tensor:
-        x = x + self._scales[0] * self._attended(self._norms[0](x), tiles)
-        return x + self._scales[1] * self._mlp(self._norms[1](x))
+    tower: str
+    patches: str
+    class_token: str
+    places: str
+    layers: str
+    layer: tuple[str, str, str, str]
+    attention: Sequence[str]
+    scales: tuple[str, str]
+    projector: str
+    norm: str
+    linear: tuple[str, str]
 
-    def _attended(self, x: Tensor, tiles: Sequence[EqualTexts]) -> Tensor:
-        q, k, v = self._qkv.split(x)
-        if self._head_norms:
-            q, k = (
-                norm(one.contiguous()) for norm, one in zip(self._head_norms, (q, k), strict=True)
-            )
-        heads = (len(x), self._num_heads, self._head_dim)
-        attend = self._kernels.bidirectional_attention
-        q, k, v = (one.reshape(heads) for one in (q, k, v))
-        return self._out(attend(q, k, v, tiles, self._head_dim**-0.5).flatten(1))
 
-    def targets(self) -> dict[str, Target]:
-        attention = self._qkv.targets() | self._out.targets()
-        for name, norm in zip(("q_norm", "k_norm"), self._head_norms, strict=False):
-            attention |= prefixed(name, norm.targets())
-        return {
-            **prefixed("layernorm_before", self._norms[0].targets()),
-            **prefixed("layernorm_after", self._norms[1].targets()),
-            **prefixed("attention", attention),
-            **prefixed("mlp", once_filled(self._mlp.targets(), self._mlp.pack)),
-            "lambda_1": whole(self._scales[0]),
-            "lambda_2": whole(self._scales[1]),
-        }
+TRANSFORMERS = Names(
+    tower="vision_tower",
+    patches="embeddings.patch_embeddings.projection",
+    class_token="embeddings.cls_token",
+    places="embeddings.position_embeddings",
+    layers="encoder.layer",
+    layer=("layernorm_before", "attention", "layernorm_after", "mlp"),
+    attention=("q_proj", "k_proj", "v_proj", "projection_layer"),
+    scales=("lambda_1", "lambda_2"),
+    projector="multi_modal_projector",
+    norm="layer_norm",
+    linear=("linear_1", "linear_2"),
+)
+OWN = Names(
+    tower="vision_model",
+    patches="embeddings.patch_embedding",
+    class_token="embeddings.class_embedding",
+    places="embeddings.position_embedding",
+    layers="encoder.layers",
+    layer=("norm1", "attn", "norm2", "mlp"),
+    attention=("qkv", "proj"),
+    scales=("ls1", "ls2"),
+    projector="mlp1",
+    norm="0",
+    linear=("1", "3"),
+)
 
 
 class InternVLTower(TileTower):
     """A picture is a row of tiles of one size; blocks of patches become one vector."""
 
-    layers_name = "encoder.layer"
+    names = TRANSFORMERS
 
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
         hf = hf_config["vision_config"]
@@ -108,7 +103,7 @@ class InternVLTower(TileTower):
                 "of InternVL's towers the last layer's patches are implemented, not "
                 f"vision_feature_layer {layer!r}; serve the text part with --language-only"
             )
-        self._layers = [Layer(build, hf, size) for _ in range(depth)]
+        self._layers = [self._block(build, hf, size) for _ in range(depth)]
         eps = epsilon(hf, "layer_norm_eps", default=1e-6)
         pools = hf.get("use_mean_pooling", True)
         self._last_norm = None if pools else LayerNorm(build, size, eps=eps)
@@ -120,7 +115,39 @@ class InternVLTower(TileTower):
             build,
             (width, self.vector_size, self.vector_size),
             activation=Activation(activation(hf_config, "projector_hidden_act", default="gelu")),
-            norm=("layer_norm", LayerNorm(build, width, eps=1e-5)),
+            norm=(self.names.norm, LayerNorm(build, width, eps=1e-5)),
+            names=self.names.linear,
+        )
+
+    def _block(self, build: Build, hf: Mapping[str, Any], size: int) -> Block:
+        eps = epsilon(hf, "layer_norm_eps", default=1e-6)
+        kind = RMSNorm if hf.get("norm_type") == "rms_norm" else LayerNorm
+        num_heads = integer(hf, "num_attention_heads")
+        norms: list[tuple[str, PatchNorm]] = []
+        if switch(hf, "use_qk_norm"):
+            norms = [(name, RMSNorm(build, size, eps=1e-6)) for name in ("q_norm", "k_norm")]
+        return Block(
+            norms=(kind(build, size, eps=eps), kind(build, size, eps=eps)),
+            attention=Attention(
+                build,
+                size,
+                num_heads,
+                names=self.names.attention,
+                bias=switch(hf, "attention_bias"),
+                out_bias=True,
+                norms=norms,
+                norm_size=size,
+            ),
+            mlp=PlainMLP(
+                build,
+                size,
+                integer(hf, "intermediate_size"),
+                activation=Activation(activation(hf, "hidden_act", default="gelu")),
+                bias=True,
+                names=("fc1", "fc2"),
+            ),
+            names=self.names.layer,
+            scales=[(name, build.empty(size)) for name in self.names.scales],
         )
 
     def vectors(self, media: Sequence[Medium]) -> Tensor:
@@ -138,25 +165,36 @@ class InternVLTower(TileTower):
         return self._project(blocks_of(x.view(shape)[:, 1:], self._scale))
 
     def targets(self) -> dict[str, Target]:
+        names = self.names
         found = {
-            "embeddings.patch_embeddings.projection.weight": whole(self._patches),
-            "embeddings.patch_embeddings.projection.bias": whole(self._bias),
-            "embeddings.cls_token": whole(self._class),
-            "embeddings.position_embeddings": whole(self._places),
+            f"{names.patches}.weight": whole(self._patches),
+            f"{names.patches}.bias": whole(self._bias),
+            names.class_token: whole(self._class),
+            names.places: whole(self._places),
         }
-        found |= numbered(self.layers_name, self._layers)
+        found |= numbered(names.layers, self._layers)
         if self._last_norm is not None:
             found |= prefixed("layernorm", self._last_norm.targets())
-        return prefixed("vision_tower", found) | prefixed(
-            "multi_modal_projector", self._project.targets()
-        )
+        return prefixed(names.tower, found) | prefixed(names.projector, self._project.targets())
 
 
-class QianfanTower(InternVLTower):
-    """Of Qianfan-OCR: InternVL's, with a norm of the last states."""
+class InternVLChatTower(InternVLTower):
+    """Under InternVL's own names, which Qianfan-OCR has too."""
 
-    layers_name = "layers"
+    names = OWN
 
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
-        vision = {**hf_config["vision_config"], "use_mean_pooling": False}
-        super().__init__({**hf_config, "vision_config": vision}, build)
+        if hf_config.get("ps_version", "v2") != "v2" or hf_config.get("select_layer", -1) != -1:
+            raise ConfigError(
+                "of InternVLChatModel ps_version 'v2' and select_layer -1 are implemented, got "
+                f"{hf_config.get('ps_version')!r} and {hf_config.get('select_layer')!r}; serve the "
+                "text part with --language-only"
+            )
+        hf = hf_config["vision_config"]
+        said = {
+            "use_qk_norm": hf.get("qk_normalization"),
+            "attention_bias": hf.get("qkv_bias", True),
+            **{name: value for name, value in hf.items() if value is not None},
+        }
+        text = hf_config.get("text_config") or hf_config["llm_config"]
+        super().__init__({**hf_config, "vision_config": said, "text_config": text}, build)

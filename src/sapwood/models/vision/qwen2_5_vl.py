@@ -108,3 +108,9 @@ def window_order(grids: Sequence[Grid], merge: int, side: int) -> tuple[Tensor, 
 def _by_blocks(x: Tensor, order: Tensor, size: int) -> Tensor:
     """x [patches, ...] with its blocks of `size` patches in that order"""
     return x.view(-1, size, x.shape[1])[order].flatten(0, 1)
+
+
+class Exaone45Tower(Qwen25VLTower):
+    """EXAONE 4.5's: fewer heads of keys and values; a token has one position."""
+
+    has_axes = False
