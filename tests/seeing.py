@@ -208,6 +208,7 @@ class Peer:
 
         self._has_batch = family.has_batch
         self._needs_types = family.needs_types
+        self._is_llama4 = family.model_type == "llama4"
         self._model = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=torch.float32
         ).eval()
@@ -241,8 +242,22 @@ class Peer:
             given["position_ids"] = torch.cat((of_prompt, after), dim=-1)
         if self._needs_types:
             given["mm_token_type_ids" if self._has_axes else "token_type_ids"] = types
+        if self._is_llama4:
+            found = self._model.language_model(
+                inputs_embeds=self._llama4_embeds(ids, given), use_cache=False
+            )
+            return found.logits[0].double().log_softmax(-1)
         found = self._model(input_ids=ids, use_cache=False, **given)
         return found.logits[0].double().log_softmax(-1)
+
+    def _llama4_embeds(self, ids: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What its own forward makes, which fails at what it returns of pictures."""
+        embeds = self._model.get_input_embeddings()(ids)
+        if "pixel_values" not in given:
+            return embeds
+        states = self._model.get_image_features(given["pixel_values"]).last_hidden_state
+        vectors = self._model.multi_modal_projector(states)
+        return embeds.masked_scatter((ids == IMAGE)[..., None], vectors)
 
 
 def ask(llm: LLM, prompts: Sequence[Shown], **options: Any) -> list[list[RequestOutput]]:

@@ -19,6 +19,7 @@ from tests.seeing import (
     grid_tokens,
     medium,
     num_frames,
+    num_tiles,
     tile_tokens,
     tiles,
 )
@@ -327,5 +328,17 @@ MORE: dict[str, Seeing] = {
         lfm_tokens,
         [(1, 4, 6), (2, 8, 4), (1, 2, 10)],
         {**IDS, "projector_hidden_size": 40},
+    ),
+    "Gemma 3": Seeing(
+        "gemma3",
+        {"sliding_window": 24, "query_pre_attn_scalar": 32, "num_hidden_layers": 4}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 2},
+        {key: value for key, value in SIGLIP.items() if key != "model_type"},
+        tiles(24),
+        tile_tokens(9),
+        MANY,
+        {**IDS, "mm_tokens_per_image": 9},
+        parts=num_tiles,
+        needs_types=True,
     ),
 }

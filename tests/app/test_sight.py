@@ -15,7 +15,6 @@ from tests.app.llms import Make, llms_of
 from tests.seeing import FAMILIES, Peer, Seeing, Shown, ask, check, save, save_rewritten, words
 from tests.seeing_families import MORE
 
-
 THOROUGH = (
     "test_another_picture_in_the_same_place_is_no_hit",
     "test_retracted_while_they_decode",
@@ -26,7 +25,8 @@ THOROUGH = (
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "family" in metafunc.fixturenames:
-        names = [*FAMILIES] if metafunc.function.__name__ in THOROUGH else [*FAMILIES, *MORE]
+        thorough = [*FAMILIES, "Gemma 3"]
+        names = thorough if metafunc.function.__name__ in THOROUGH else [*FAMILIES, *MORE]
         metafunc.parametrize("family", names, indirect=True, scope="module")
 
 

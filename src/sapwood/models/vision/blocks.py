@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
@@ -65,7 +66,7 @@ class Attention:
         self, x: Tensor, pictures: Sequence[EqualTexts], table: Tensor | None = None
     ) -> Tensor:
         """x [T, size] -> the same shape; table: what the rotation reads, None: none is done"""
-        parts = self._qkv(x).split(self._sizes, dim=-1)
+        parts = torch.split(self._qkv(x), self._sizes, dim=-1)
         q, k, v = (
             part.reshape(len(x), heads, self._head_dim)
             for part, heads in zip(parts, self._heads, strict=True)

@@ -29,7 +29,7 @@ _EPS = 1e-5
 def rotated_pairs(x: Tensor, cos_sin: Tensor) -> Tensor:
     """x [T, heads, D], each rotated by its row of cos_sin [T, D], neighbours paired"""
     cos, sin = cos_sin[:, None].chunk(2, dim=-1)
-    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    first, second = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.flatten(-2).to(x.dtype)
 
