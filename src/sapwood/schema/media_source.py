@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MediaKind = Literal["image", "video"]
+KINDS: tuple[MediaKind, ...] = ("image", "video")
+
+MAX_MEDIA = 64
+"""Pictures and videos of one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
