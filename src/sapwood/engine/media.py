@@ -1,4 +1,4 @@
-"""Vectors of pictures, videos and sounds: which the ranks have, who uses them, which are to be made.
+"""Vectors of pictures, videos and sounds: which the ranks have, who uses them, which to make.
 
 A medium is encoded once, before the step that first needs its vectors, whoever shows it. Its
 vectors stay until others need their bytes and no running request has to compute tokens with them.

@@ -7,8 +7,8 @@ import msgspec
 from sapwood.schema.media_source import MediaKind
 
 HEAVY = ("pixel", "input_features")
-"""Begin the names of tensors that only the tower reads: pixel_values, pixel_values_videos, pixel_mask;
-of sounds, input_features."""
+"""Begin the names of tensors that only the tower reads: pixel_values, pixel_values_videos,
+pixel_mask, and input_features of sounds."""
 
 
 class MediaTensor(msgspec.Struct, frozen=True, kw_only=True):
