@@ -5,8 +5,8 @@ CTranslate2 keeps together are taken apart, 8-bit ones become float16.
 
 Format: CTranslate2's `Model.serialize`, binary versions 4 to 6. A version (u32), a specification's
 name and revision (u32), then per tensor its name, rank (u8), sizes (u32 each), type (u8) and bytes
-(u32 before them), and pairs of names of equal tensors. A name is a length (u16) and that many bytes,
-the last of which is zero.
+(u32 before them), and pairs of names of equal tensors. A name is a length (u16) and that many
+bytes, the last of which is zero.
 """
 
 from __future__ import annotations

@@ -58,11 +58,11 @@ class SpeechTokens:
         rules = start.options.sampling.speech
         if rules is None:
             return
-        ids = [
-            upload_one(list(some), np.int64, self._device)
-            for some in (rules.suppressed, rules.suppressed_first)
-        ]
-        self._rows[start.row] = _Speech(rules, *ids)
+        self._rows[start.row] = _Speech(
+            rules,
+            suppressed=upload_one(list(rules.suppressed), np.int64, self._device),
+            suppressed_first=upload_one(list(rules.suppressed_first), np.int64, self._device),
+        )
         if rules.first_time is not None:
             self._with_times.add(start.row)
         # A retracted request has put out tokens already.
