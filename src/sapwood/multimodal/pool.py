@@ -152,8 +152,8 @@ class PreparingPool:
         limits = self._setting.limits
         if ended_by == signal.SIGALRM:
             raise InvalidRequest(
-                f"was not prepared within {limits.seconds_for(job.kind):g} s, as long as this server "
-                "takes; send it smaller"
+                f"was not prepared within {limits.seconds_for(job.kind):g} s, as long as this "
+                "server takes; send it smaller"
             )
         if ended_by == -OUT_OF_MEMORY:
             raise InvalidRequest(
