@@ -128,8 +128,12 @@ class LoopThread:
         async def only() -> AsyncGenerator[T, None]:
             yield await coroutine
 
-        async with aclosing(self.items_async(only())) as results:
-            return await anext(results)
+        try:
+            async with aclosing(self.items_async(only())) as results:
+                return await anext(results)
+        except EngineUnavailable:
+            coroutine.close()  # it may never have begun
+            raise
 
     def close(self) -> None:
         """End all running work, then the thread. May be called twice, but not on the loop."""
