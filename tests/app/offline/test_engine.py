@@ -35,6 +35,7 @@ PROMPTS = [
     "The future of AI is",
 ]
 GREEDY = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
+LONG = {**GREEDY, "max_new_tokens": 100}
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +86,18 @@ def test_token_ids_in_and_out(engine: Engine) -> None:
 
 def test_synchronous_and_not_streamed_and_not(engine: Engine) -> None:
     """test_srt_engine.py's fourth test"""
-    expected = engine.generate("AI safety is", GREEDY)["text"]
+    expected = engine.generate("AI safety is", LONG)["text"]
     offset, parts = 0, []
-    for output in engine.generate("AI safety is", GREEDY, stream=True):
+    for output in engine.generate("AI safety is", LONG, stream=True):
         parts.append(output["text"][offset:])
         offset = len(output["text"])
     assert len(parts) > 1
     assert "".join(parts) == expected
 
     async def ask() -> list[str]:
-        generator = await engine.async_generate("AI safety is", GREEDY, stream=True)
+        generator = await engine.async_generate("AI safety is", LONG, stream=True)
         texts = [output["text"] async for output in generator]
-        return [(await engine.async_generate("AI safety is", GREEDY))["text"], texts[-1]]
+        return [(await engine.async_generate("AI safety is", LONG))["text"], texts[-1]]
 
     assert engine.loop.run_until_complete(ask()) == [expected, expected]
 
