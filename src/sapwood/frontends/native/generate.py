@@ -263,9 +263,17 @@ def _sampling(
 async def _events(
     services: Services, batch: Batch, started_s: float
 ) -> AsyncGenerator[bytes, None]:
-    """An event per chunk, each with all of text and output_ids so far, as in SGLang.
+    async with aclosing(answers_so_far(services, batch, started_s)) as answers:
+        async for answer in answers:
+            yield event(answer)
 
-    What is told of tokens comes with the last event only: in every event it would be gigabytes."""
+
+async def answers_so_far(
+    services: Services, batch: Batch, started_s: float
+) -> AsyncGenerator[dict[str, Any], None]:
+    """An answer per chunk, each with all of text and output_ids so far, as in SGLang.
+
+    What is told of tokens comes with the last one only: in every one it would be gigabytes."""
     choices = [Choice() for _ in range(len(batch.requests) * batch.num_samples)]
     lists = [
         _lists(request, batch, services) for request in batch.requests for _ in range(request.n)
@@ -290,7 +298,7 @@ async def _events(
                     await _tell_of_tokens(answer, batch.requests[position], so_far)
                 if batch.is_list:
                     answer["index"] = index
-                yield event(answer)
+                yield answer
 
 
 async def _tell_of_tokens(answer: dict[str, Any], request: TextRequest, choice: Choice) -> None:
