@@ -1,4 +1,4 @@
-"""What a rank knows of the pictures and videos that prompts show: vectors, places, positions."""
+"""What a rank knows of the pictures, videos and sounds of prompts: vectors, places, positions."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ class Sight:
         self._attends_both_ways = tower.attends_both_ways
         self._vectors: dict[bytes, Tensor] = {}
         self._rows: dict[int, ShowingRow] = {}
+        self._across: dict[int, bytes] = {}
 
     @property
     def has_rows(self) -> bool:
@@ -77,7 +78,11 @@ class Sight:
     def start(self, start: RowStart, rows: RowTable) -> None:
         """A request takes its row, of which `rows` has heard."""
         self._rows.pop(start.row, None)
+        self._across.pop(start.row, None)
         if not start.media:
+            return
+        if start.media[0].num_across:
+            self._across[start.row] = start.media[0].digest
             return
         positions = self._tower.positions(start.num_prompt, start.media)
         if positions is not None:
@@ -134,6 +139,13 @@ class Sight:
                     )
             at += entry.num_new
         return tuple(found)
+
+    def across(self, scheduled: Sequence[ScheduledTokens]) -> tuple[Tensor | None, ...]:
+        """By entry of a step: the vectors that its layers attend to across."""
+        if not self._across:
+            return ()
+        digests = [self._across.get(entry.row) for entry in scheduled]
+        return tuple(None if one is None else self._vectors[one] for one in digests)
 
     def embeds(
         self, scheduled: Sequence[ScheduledTokens], others: InputEmbeds | None

@@ -22,7 +22,7 @@ Rotation = Callable[[Tensor, Tensor], Tensor]
 """From x [T, heads, D] and a table of its rows to the rotated x."""
 
 
-class Attention:
+class PatchAttention:
     """out(attention(rotation(norm(qkv(x))))), among the patches of each picture."""
 
     def __init__(
@@ -33,6 +33,7 @@ class Attention:
         *,
         names: Sequence[str] = ("q_proj", "k_proj", "v_proj", "out_proj"),
         bias: bool = True,
+        key_bias: bool = True,
         out_bias: bool | None = None,
         num_kv_heads: int | None = None,
         norms: Sequence[tuple[str, PatchNorm]] = (),
@@ -42,6 +43,7 @@ class Attention:
         """names         of the projections to queries, keys and values, then to the output; or of
                          one to all three, then to the output
         bias, out_bias   of these; None: the output has as the others have
+        key_bias         whether that to keys has one if the others do
         num_kv_heads     None: as many as of queries
         norms            of queries and of keys, by name
         norm_size        over how many entries each is computed; None: over those of each head
@@ -54,7 +56,13 @@ class Attention:
         *inputs, output = names
         outputs = dict(zip(inputs, sizes, strict=True)) if len(inputs) > 1 else None
         self._sizes = sizes
-        self._qkv = NamedLinear(build, size, outputs or {inputs[0]: sum(sizes)}, bias=bias)
+        self._qkv = NamedLinear(
+            build,
+            size,
+            outputs or {inputs[0]: sum(sizes)},
+            bias=bias,
+            without_bias=() if key_bias else (inputs[1],),
+        )
         self._out = linear(
             build, output, sizes[0], size, bias=bias if out_bias is None else out_bias
         )
@@ -105,7 +113,7 @@ class Block:
         self,
         *,
         norms: tuple[PatchNorm, PatchNorm],
-        attention: Attention,
+        attention: PatchAttention,
         mlp: PlainMLP | GatedMLP,
         names: tuple[str, str, str, str],
         scales: Sequence[tuple[str, Tensor]] = (),

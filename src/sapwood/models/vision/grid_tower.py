@@ -17,7 +17,7 @@ from sapwood.layers.build import Build
 from sapwood.layers.mlp import GatedMLP, PlainMLP
 from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.hf_fields import integer
-from sapwood.models.vision.blocks import Attention, Block, PatchNorm, Projector
+from sapwood.models.vision.blocks import Block, PatchAttention, PatchNorm, Projector
 from sapwood.models.vision.grids import Grid, GridForm, axis_positions, grid_of, patches_of
 from sapwood.schema.media import Medium
 
@@ -143,7 +143,7 @@ class GridBlock(Block):
         """details: of the attention"""
         super().__init__(
             norms=(norm(), norm()),
-            attention=Attention(build, size, num_heads, names=("qkv", "proj"), **details),
+            attention=PatchAttention(build, size, num_heads, names=("qkv", "proj"), **details),
             mlp=mlp,
             names=("norm1", "attn", "norm2", "mlp"),
         )

@@ -20,7 +20,7 @@ from sapwood.layers.mlp import PlainMLP
 from sapwood.layers.norm import LayerNorm, RMSNorm
 from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.hf_fields import activation, epsilon, integer, switch
-from sapwood.models.vision.blocks import Attention, Block, PatchNorm, Projector, numbered
+from sapwood.models.vision.blocks import Block, PatchAttention, PatchNorm, Projector, numbered
 from sapwood.models.vision.prepared import tensor_of
 from sapwood.models.vision.tiles import PIXELS, TileForm, blocks_of
 from sapwood.models.vision.tower import TileTower
@@ -128,7 +128,7 @@ class InternVLTower(TileTower):
             norms = [(name, RMSNorm(build, size, eps=1e-6)) for name in ("q_norm", "k_norm")]
         return Block(
             norms=(kind(build, size, eps=eps), kind(build, size, eps=eps)),
-            attention=Attention(
+            attention=PatchAttention(
                 build,
                 size,
                 num_heads,

@@ -17,7 +17,7 @@ from sapwood.layers.named_linear import linear
 from sapwood.layers.norm import LayerNorm
 from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.hf_fields import integer
-from sapwood.models.vision.blocks import Attention, Block, numbered
+from sapwood.models.vision.blocks import Block, PatchAttention, numbered
 from sapwood.models.vision.prepared import tensor_of
 from sapwood.models.vision.tiles import PIXELS, TileForm, blocks_of
 from sapwood.models.vision.tower import TileTower
@@ -66,7 +66,7 @@ class Llama4Tower(TileTower):
         names = ("q_proj", "k_proj", "v_proj", "o_proj")
         return Block(
             norms=(LayerNorm(build, size, eps=_EPS), LayerNorm(build, size, eps=_EPS)),
-            attention=Attention(build, size, num_heads, names=names, rotation=rotated_pairs),
+            attention=PatchAttention(build, size, num_heads, names=names, rotation=rotated_pairs),
             mlp=PlainMLP(
                 build,
                 size,

@@ -20,7 +20,7 @@ from sapwood.layers.named_linear import linear
 from sapwood.layers.norm import RMSNorm
 from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.hf_fields import activation, epsilon, integer
-from sapwood.models.vision.blocks import Attention, Block, Projector, numbered
+from sapwood.models.vision.blocks import Block, PatchAttention, Projector, numbered
 from sapwood.models.vision.prepared import integers_of, tensor_of, why_malformed
 from sapwood.models.vision.tower import PlainTower
 from sapwood.schema.media import Medium
@@ -33,7 +33,7 @@ def _block(build: Build, hf: Mapping[str, Any], size: int) -> Block:
     act = Activation(activation(hf, "hidden_act", default="gelu"))
     return Block(
         norms=(RMSNorm(build, size, eps=_EPS), RMSNorm(build, size, eps=_EPS)),
-        attention=Attention(
+        attention=PatchAttention(
             build,
             size,
             integer(hf, "num_attention_heads"),

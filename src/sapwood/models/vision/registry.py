@@ -44,6 +44,7 @@ TOWERS: Registry[type[Tower]] = Registry(
         "Qwen3_5MoeForConditionalGeneration": "sapwood.models.vision.qwen3_vl:Qwen35Tower",
         "SmolVLMForConditionalGeneration": "sapwood.models.vision.idefics3:Idefics3Tower",
         "VipLlavaForConditionalGeneration": "sapwood.models.vision.llava:VipLlavaTower",
+        "WhisperForConditionalGeneration": "sapwood.models.audio.whisper:WhisperTower",
     },
     entry_point="sapwood.towers",
 )

@@ -18,7 +18,7 @@ from sapwood.layers.mlp import PlainMLP
 from sapwood.layers.norm import LayerNorm
 from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.hf_fields import activation, epsilon, integer
-from sapwood.models.vision.blocks import Attention, Block, numbered
+from sapwood.models.vision.blocks import Block, PatchAttention, numbered
 from sapwood.models.vision.prepared import tensor_of
 from sapwood.models.vision.tiles import PIXELS, TileForm
 from sapwood.schema.media import Medium
@@ -37,7 +37,7 @@ def vit_block(build: Build, hf: Mapping[str, Any], size: int, eps: float) -> Blo
     )
     return Block(
         norms=(first, second),
-        attention=Attention(build, size, integer(hf, "num_attention_heads")),
+        attention=PatchAttention(build, size, integer(hf, "num_attention_heads")),
         mlp=mlp,
         names=("layer_norm1", "self_attn", "layer_norm2", "mlp"),
     )
