@@ -102,6 +102,8 @@ class MediaPreparer(Protocol):
         self, prompt: str | list[int], sources: Sequence[MediaSource], encode: Encode
     ) -> tuple[list[int], list[Medium]]: ...
 
+    def close(self) -> None: ...
+
 
 class TextGenerator:
     """Turns text requests into engine requests, and the engine's tokens into text.
@@ -193,6 +195,11 @@ class TextGenerator:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
+
+    def close(self) -> None:
+        """End the processes that prepare media. May be called twice."""
+        if self._preparer is not None:
+            self._preparer.close()
 
     async def _with_media(self, request: TextRequest) -> tuple[TextRequest, list[Medium]]:
         """The request with its prompt as token ids that have places for its media, and these."""

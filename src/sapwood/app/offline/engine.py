@@ -15,6 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from sapwood.app.offline.llm import LLM
+from sapwood.app.offline.media import sendable
 from sapwood.app.offline.sglang_options import engine_options
 from sapwood.base.errors import InvalidRequest, NotFound, UnsupportedFeature
 from sapwood.frontends.native import admin
@@ -136,6 +137,9 @@ class Engine:
 
     def _batch(self, prompt: Any, sampling: Any, ids: Any, fields: Mapping[str, Any]) -> Batch:
         given = {"text": prompt, "sampling_params": sampling, "input_ids": ids, **fields}
+        for name in ("image_data", "video_data"):
+            if name in given:
+                given[name] = sendable(given[name], name)
         asked = parse({name: _plain(value) for name, value in given.items()}, GENERATE_FIELDS)
         return to_batch(asked, self.llm.services)
 
