@@ -33,9 +33,7 @@ class CacheTiers:
     ends or must wait.
     """
 
-    def __init__(
-        self, ledger: Ledger, host: HostTier, *, least_tokens: int = LEAST_TOKENS
-    ) -> None:
+    def __init__(self, ledger: Ledger, host: HostTier, *, least_tokens: int = LEAST_TOKENS) -> None:
         """least_tokens  a hit that is longer by fewer tokens is not worth its copies"""
         self._least_tokens = least_tokens
         self._ledger = ledger
@@ -86,9 +84,7 @@ class CacheTiers:
             self.num_hit_tokens += (lease.num_shared - begin) * page_size
         return lease.num_shared * page_size
 
-    def _needed(
-        self, digests: Sequence[bytes], begin: int, end: int
-    ) -> list[tuple[int, bytes]]:
+    def _needed(self, digests: Sequence[bytes], begin: int, end: int) -> list[tuple[int, bytes]]:
         """(pool, digest) of all that may have to come from the host for the pages begin .. end - 1
         of a prefix."""
         needs, size = self._ledger.needs, self._ledger.page_size
@@ -109,9 +105,7 @@ class CacheTiers:
             known = self._known[state.request_id] = _Known(namespace, digests)
         return known.digests
 
-    def _reach(
-        self, namespace: Namespace, key: bytes, digests: Sequence[bytes], begin: int
-    ) -> int:
+    def _reach(self, namespace: Namespace, key: bytes, digests: Sequence[bytes], begin: int) -> int:
         """Up to which page the request could go on if the host's pages came back; `begin` if that
         is no further than without them."""
         needs, has = self._ledger.needs, self._host.has

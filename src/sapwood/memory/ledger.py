@@ -230,7 +230,9 @@ class Ledger:
     def known_pages(self, namespace: Namespace, key: bytes) -> int:
         """How many pages of tokens from the first on the tree has in the pool that keeps every
         token; windows and states may be missing there."""
-        return 0 if self._tree is None or self._full is None else self._tree.known(namespace, key)[1]
+        return (
+            0 if self._tree is None or self._full is None else self._tree.known(namespace, key)[1]
+        )
 
     def matchable(self, key: bytes) -> bytes:
         """The part of a key that a prefix hit may cover: whole pages, without the last token."""

@@ -41,9 +41,7 @@ def page_copies(
     sizes = host_sizes(resolved.cache, resolved.pool_sizes, config)
     with timed("host pool"):
         copies = PageCopies(resolved.cache.groups, caches, sizes)
-    num_bytes = sum(
-        pool.page_bytes * size for pool, size in zip(copies.pools, sizes, strict=True)
-    )
+    num_bytes = sum(pool.page_bytes * size for pool, size in zip(copies.pools, sizes, strict=True))
     why = f"{num_bytes / 2**20:.1f} MiB of the host's memory, written {config.write_policy}"
     resolved.decisions.append(
         Decision("host_tier_tokens", sizes[0] * resolved.config.memory.page_size, why)
