@@ -5,9 +5,8 @@ Each rank holds ceil(vocab / ranks) rows; the last rank may have fewer, and then
 
 from __future__ import annotations
 
-from functools import partial
-
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
