@@ -119,7 +119,12 @@ def ways(has_states: bool) -> dict[str, dict[str, Any]]:
         "chunks of 7, two threads": {"chunked_prefill_size": 7, "num_threads": 2, **states},
         "chunks of 32, op by op": {"chunked_prefill_size": 32, "disable_graphs": True, **states},
         "retraction": {"overlap_depth": 1, "chunked_prefill_size": 33, **SMALL_POOL, **few},
-        "retraction, overlap": {"overlap_depth": 2, "chunked_prefill_size": 16, **SMALL_POOL, **few},
+        "retraction, overlap": {
+            "overlap_depth": 2,
+            "chunked_prefill_size": 16,
+            **SMALL_POOL,
+            **few,
+        },
         "guesses": {**GUESSING, **states},
     }
 
@@ -148,7 +153,7 @@ def check(path: Path, case: str, common: dict[str, Any]) -> None:
                 assert_same(engine.answers(QUESTIONS), expected, f"{way}, together")
                 assert_same(engine.alone(QUESTIONS), expected, f"{way}, warm and alone")
             guesses = engine.status().speculated
-        assert way != "guesses" or guesses is not None and guesses.num_drafted > 0
+        assert way != "guesses" or (guesses is not None and guesses.num_drafted > 0)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +173,7 @@ def test_a_model_of_each_kind(
 @pytest.mark.long
 @pytest.mark.parametrize("storage", ["fp32", "bf16", "int8 keys"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_architecture(
-    saved_model: Callable[[str], Path], case: str, storage: str
-) -> None:
+def test_every_architecture(saved_model: Callable[[str], Path], case: str, storage: str) -> None:
     check(saved_model(case), case, STORAGE[storage])
 
 
@@ -234,7 +237,9 @@ def schedules(draw: st.DrawFn, has_states: bool) -> tuple[list[tuple[int, int]],
     return asked, options
 
 
-@settings(max_examples=examples(500, 12), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(500, 12), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_any_schedule(saved_model: Callable[[str], Path], data: st.DataObject) -> None:
     case = data.draw(st.sampled_from(["mixtral", "gpt_oss", "qwen3_next", "deepseek_v32"]))

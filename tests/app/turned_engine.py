@@ -56,9 +56,7 @@ class Question:
             max_new_tokens=self.num_outputs,
             ignore_eos=True,
         )
-        options = RequestOptions(
-            sampling=sampling, logprobs=LogprobOptions(), adapter=self.adapter
-        )
+        options = RequestOptions(sampling=sampling, logprobs=LogprobOptions(), adapter=self.adapter)
         return Generate(request_id=request_id, prompt_ids=self.prompt, options=options)
 
 
