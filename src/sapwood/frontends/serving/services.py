@@ -11,6 +11,7 @@ from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
 from sapwood.frontends.serving.adapters import NOT_ENABLED, AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.limits import RequestLimits
+from sapwood.frontends.serving.sessions import Sessions
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
 from sapwood.schema.pooling import Pooling, Task, why_not
@@ -64,6 +65,7 @@ class Services:
     adapters          the LoRA adapters by name
     sees              whether the model takes pictures or videos
     served            which weights the engine has now
+    sessions          the open sessions
     replicas          the engines behind `engine`, in the order of their ranks; (): that one alone
     """
 
@@ -95,6 +97,7 @@ class Services:
     replicas: tuple[EngineClient, ...] = ()
     sees: bool = False
     served: ServedWeights = field(default_factory=ServedWeights)
+    sessions: Sessions = field(default_factory=lambda: Sessions(MonotonicClock()))
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.default_sampling) - set(DEFAULTABLE))
