@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -444,7 +445,14 @@ async def _call(function: Callable[[T], R], argument: T) -> R:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and tensors as lists of numbers; everything else as it is."""
+    """Arrays and tensors as lists of numbers, pictures and files' bytes as base64; everything else
+    as it is."""
+    if hasattr(value, "save") and hasattr(value, "getbands"):
+        file = io.BytesIO()
+        value.save(file, "PNG")
+        value = file.getvalue()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if hasattr(value, "tolist"):
         return value.tolist()
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.native.input_embeds import prompts_of_vectors
 from sapwood.frontends.native.logprobs import LogprobLists, logprob_options
+from sapwood.frontends.native.media import media_by_prompt
 from sapwood.frontends.native.protocol import (
     GENERATE_FIELDS,
     SAMPLING_FIELDS,
@@ -21,7 +22,7 @@ from sapwood.frontends.native.protocol import (
     NativeSampling,
 )
 from sapwood.frontends.native.sessions import in_sessions
-from sapwood.frontends.serving.generate import Choice, collect, generate
+from sapwood.frontends.serving.generate import Choice, collect, generate, media_tokens
 from sapwood.frontends.serving.grammar import chosen_grammar
 from sapwood.frontends.serving.hidden_states import encoded_hidden_states
 from sapwood.frontends.serving.routed_experts import encoded_routed_experts
@@ -132,12 +133,16 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
     wants_hidden = _per_prompt(asked.return_hidden_states, len(prompts), "return_hidden_states")
     wants_routed = _per_prompt(asked.return_routed_experts, len(prompts), "return_routed_experts")
     ids = _request_ids(asked.rid, len(prompts))
+    media = media_by_prompt(
+        asked.image_data, asked.video_data, len(prompts), services, is_list=is_list
+    )
     with _own_names():
         requests = [
             TextRequest(
                 request_id=ids[i],
                 prompt=prompt.text,
                 input_embeds=prompt.vectors,
+                media=media[i],
                 options=RequestOptions(
                     return_hidden_states=wants_hidden[i][0],
                     return_routed_experts=wants_routed[i][0],
@@ -365,6 +370,7 @@ def _answer(
             "e2e_latency": latency_s,
             "decode_throughput": choice.decode_throughput,
             "queue_time": whole.queue_time_s,
+            **media_tokens([choice]),
             **_speculated(whole),
             **(lists.fields() if lists is not None else {}),
         },

@@ -44,6 +44,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     batch, one entry per prompt.
 
     lora_path                the name of a loaded LoRA adapter; null: the base model
+    image_data, video_data   pictures and videos whose markers are in the prompt: a URL, a path in
+                             --allowed-local-media-path, base64, or an object with a url; or a list
+                             of them; in a batch one for all prompts, or one or a list per prompt
     model                    as in the other dialects: the served model's name, or none
     input_embeds             embeddings instead of prompt tokens: [tokens][hidden size], or a list
                              of such in a batch
@@ -60,6 +63,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     text: str | list[str] | None = None
     input_ids: list[TokenId | list[TokenId]] | None = None
     input_embeds: list[list[float | list[float]]] | None = None
+    image_data: str | dict[str, Any] | list[Any] | None = None
+    video_data: str | dict[str, Any] | list[Any] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] = {}
     rid: str | list[str] | None = None
     stream: bool = False
@@ -149,10 +154,14 @@ GENERATE_FIELDS = FieldTable(
     title="POST /generate",
     shape=GenerateRequest,
     aliases=REPLICA,
-    changes_nothing={**BOOKKEEPING, **IMAGE_SIZES},
+    changes_nothing={
+        **BOOKKEEPING,
+        **IMAGE_SIZES,
+        "modalities": "image_data and video_data say themselves what they bring",
+    },
     not_offered={
         **{name: field for name, field in GENERATION.items() if name != "session_params"},
-        **MEDIA,
+        "audio_data": MEDIA["audio_data"],
         "require_reasoning": NotOffered(why="a grammar waits for the end of thinking by itself"),
     },
 )

@@ -125,7 +125,7 @@ def _params(given: Any, where: str) -> SessionParams | None:
 
 
 async def _turn(request: TextRequest, params: SessionParams, services: Services) -> Turn:
-    if request.n > 1 or request.input_embeds:
+    if request.n > 1 or request.input_embeds or request.media:
         raise InvalidRequest(
             "a request of a session has one sample, and a text or token ids", param="session_params"
         )

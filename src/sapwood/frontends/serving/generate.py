@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -235,3 +235,16 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
         for task in pumps:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
+
+
+def media_tokens(firsts: Iterable[Choice]) -> dict[str, int]:
+    """Prompt tokens that show pictures and videos, if any do.
+
+    firsts  one sample per prompt
+    """
+    lasts = [sample.last for sample in firsts]
+    counts = {
+        "image_tokens": sum(last.num_image_tokens for last in lasts),
+        "video_tokens": sum(last.num_video_tokens for last in lasts),
+    }
+    return {name: count for name, count in counts.items() if count}
