@@ -425,11 +425,11 @@ class Scheduler:
         return None
 
     def _why_media_refused(self, request: Generate) -> str | None:
-        if not request.media:
-            return None
-        if self._media is None:
+        if self._media is not None:
+            return self._media.why_refused(request)
+        if request.media:
             return "this engine takes only text: it has no part that sees pictures"
-        return self._media.why_refused(request)
+        return None
 
     def _displace(self, rank: int) -> bool:
         """Make room in the queue for a new request of that rank, by ending the least urgent waiting

@@ -46,6 +46,7 @@ from sapwood.executor.sampling.processors import (
     Penalties,
 )
 from sapwood.executor.sampling.sampler import Sampler, SamplingOps
+from sapwood.executor.sampling.speech import SpeechTokens
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.executor.sight import Sight
 from sapwood.executor.stage_runner import StageRunner
@@ -297,6 +298,7 @@ def _decoder_runner(
         Penalties(device, kernels),
         MinNewTokens(resolved.eos, device),
         AllowedTokens(device),
+        SpeechTokens(device),
     ]
     sampler = Sampler(rows, (), FollowingOps())
 
