@@ -178,6 +178,7 @@ def build_inputs(
         logits_index=logits_index,
         embeds=embeds,
         axes=axes,
+        across=() if sight is None else sight.across(scheduled),
         adapters=None
         if adapters is None
         else adapters(rows.adapter_slot_of(row_of_token, positions), sampled_after),

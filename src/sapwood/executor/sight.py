@@ -1,4 +1,4 @@
-"""What a rank knows of the pictures and videos that prompts show: vectors, places, positions."""
+"""What a rank knows of the pictures, videos and sounds of prompts: vectors, places, positions."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ class Sight:
         self._axis_of_pair = tower.axis_of_pair
         self._vectors: dict[bytes, Tensor] = {}
         self._rows: dict[int, ShowingRow] = {}
+        self._across: dict[int, bytes] = {}
 
     @property
     def has_rows(self) -> bool:
@@ -75,7 +76,11 @@ class Sight:
     def start(self, start: RowStart, rows: RowTable) -> None:
         """A request takes its row, of which `rows` has heard."""
         self._rows.pop(start.row, None)
+        self._across.pop(start.row, None)
         if not start.media:
+            return
+        if start.media[0].num_across:
+            self._across[start.row] = start.media[0].digest
             return
         positions = self._tower.positions(start.num_prompt, start.media)
         if positions is not None:
@@ -111,6 +116,13 @@ class Sight:
             return axes[0], None
         there = upload_one(axes.ravel(), np.int64, self._device).view(3, -1)
         return axes[0], AxisPositions(there, self._axis_of_pair)
+
+    def across(self, scheduled: Sequence[ScheduledTokens]) -> tuple[Tensor | None, ...]:
+        """By entry of a step: the vectors that its layers attend to across."""
+        if not self._across:
+            return ()
+        digests = [self._across.get(entry.row) for entry in scheduled]
+        return tuple(None if one is None else self._vectors[one] for one in digests)
 
     def embeds(
         self, scheduled: Sequence[ScheduledTokens], others: InputEmbeds | None

@@ -142,6 +142,9 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "StableLmForCausalLM": "sapwood.models.lm.stablelm:StableLmForCausalLM",
         "Starcoder2ForCausalLM": "sapwood.models.lm.starcoder2:Starcoder2ForCausalLM",
         "TeleFLMForCausalLM": "sapwood.models.lm.teleflm:TeleFLMForCausalLM",
+        "WhisperForConditionalGeneration": (
+            "sapwood.models.audio.whisper:WhisperForConditionalGeneration"
+        ),
         "XverseForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "YiForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "YoutuForCausalLM": "sapwood.models.lm.youtu:YoutuForCausalLM",

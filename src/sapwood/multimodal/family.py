@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -89,6 +89,19 @@ class Family(Protocol):
     def video(self, clip: Clip, options: Mapping[str, Any]) -> Prepared: ...
 
 
+@runtime_checkable
+class SoundFamily(Protocol):
+    """One way of preparing sounds, beside or instead of pictures.
+
+    longest  samples, at multimodal.mel.RATE, of one sound at most
+    """
+
+    @property
+    def longest(self) -> int: ...
+
+    def audio(self, samples: NDArray[np.int16]) -> Prepared: ...
+
+
 class OnlyImages:
     """For families without video: says so."""
 
@@ -118,6 +131,7 @@ FAMILIES: dict[str, str] = {
     "idefics3": f"{_ROOM}.idefics3:Idefics3",
     "smolvlm": f"{_ROOM}.idefics3:Idefics3",
     "internvl": f"{_ROOM}.internvl:InternVL",
+    "whisper": f"{_ROOM}.whisper:Whisper",
 }
 """config.json's model_type -> the class that prepares its media."""
 

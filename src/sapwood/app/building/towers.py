@@ -11,11 +11,13 @@ from sapwood.engine.media import MediaVectors
 from sapwood.layers.build import Build, Groups
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.models.config import DecoderConfig
-from sapwood.models.vision.interface import Tower
+from sapwood.models.vision.interface import AttendedTower, Tower
 from sapwood.models.vision.registry import tower_class
 from sapwood.schema.config.decision import Decision
 
 MEGABYTE = 1 << 20
+FEWEST_SOUNDS = 8
+"""Sounds whose vectors have room at once at least, where layers attend to them."""
 
 
 def load_tower(resolved: Resolved, build: Build, watch: LoadWatch) -> Tower | None:
@@ -57,11 +59,15 @@ def media_vectors(resolved: Resolved, tower: Tower | None) -> MediaVectors | Non
     if tower is None:
         return None
     config = resolved.config.vision
+    vector_bytes = tower.vector_size * resolved.dtype.itemsize
+    num_across = tower.num_across if isinstance(tower, AttendedTower) else 0
+    most = config.vlm_cache_size_mb * MEGABYTE
     return MediaVectors(
         tower,
-        vector_bytes=tower.vector_size * resolved.dtype.itemsize,
-        max_bytes=config.vlm_cache_size_mb * MEGABYTE,
+        vector_bytes=vector_bytes,
+        max_bytes=max(most, FEWEST_SOUNDS * num_across * vector_bytes),
         patches_per_step=config.max_encoder_patches_per_step,
+        must_hear=num_across > 0,
     )
 
 

@@ -29,6 +29,7 @@ from sapwood.app.building.default_model import with_named_model
 from sapwood.app.building.resolving import resolve_config
 from sapwood.app.offline.chat import chat_turn
 from sapwood.app.offline.in_process import InProcessEngine
+from sapwood.app.offline.loop_thread import LoopThread
 from sapwood.app.offline.sampling import Sampling, sampling_params
 from sapwood.app.serving.replica_engines import ReplicaEngines
 from sapwood.app.serving.services import build_services
@@ -131,8 +132,9 @@ class LLM:
             client = self._client = AsyncEngineClient(channel)
             self.services = build_services(client, resolved.files, resolved.config)
             self._engine = InProcessEngine(resolved, channel, client)
+        # Entered by every request, so that a full queue refuses none.
         self._num_open = _open_at_most(resolved.config.scheduler) * asked.parallel.dp_size
-        self._room = asyncio.Semaphore(self._num_open)
+        self.room = asyncio.Semaphore(self._num_open)
         self._numbers = itertools.count(1)  # safe to share: any thread may take the next number
 
     def __enter__(self) -> LLM:
@@ -204,12 +206,7 @@ class LLM:
     ) -> GenerationResult:
         """`generate` of one prompt for an asyncio program; cancelling it aborts the request."""
         request = self._request(_as_prompt(prompt), sampling, lora_path, add_special_tokens=True)
-
-        async def only() -> AsyncGenerator[GenerationResult, None]:
-            yield await self._collect(0, request)
-
-        async with aclosing(self._engine.loop.items_async(only())) as results:
-            return await anext(results)
+        return await self.loop.run_async(self._collect(0, request))
 
     # ---- as it comes -------------------------------------------------------------------------
 
@@ -221,7 +218,7 @@ class LLM:
         The request starts with the first chunk that is asked for; closing the generator aborts it.
         """
         request = self._request(_as_prompt(prompt), sampling, lora_path, add_special_tokens=True)
-        return self._engine.loop.items(self._chunks(request))
+        return self.loop.items(self._chunks(request))
 
     def stream_chat(
         self,
@@ -233,14 +230,14 @@ class LLM:
     ) -> Generator[TextChunk, None, None]:
         """`stream` of the answer to a conversation, as the model writes it."""
         request = self._chat_request(self._turn(messages, sampling, template_options), lora_path)
-        return self._engine.loop.items(self._chunks(request))
+        return self.loop.items(self._chunks(request))
 
     def astream(
         self, prompt: Prompt, sampling: Sampling = None, *, lora_path: str | None = None
     ) -> AsyncGenerator[TextChunk, None]:
         """`stream` for an asyncio program; its event loop is not held up."""
         request = self._request(_as_prompt(prompt), sampling, lora_path, add_special_tokens=True)
-        return self._engine.loop.items_async(self._chunks(request))
+        return self.loop.items_async(self._chunks(request))
 
     # ---- numbers -----------------------------------------------------------------------------
 
@@ -304,7 +301,7 @@ class LLM:
 
     def _embed_all(self, requests: Sequence[EmbedRequest]) -> list[PoolingOutput]:
         try:
-            return self.run(embed_all(self.services, requests, room=self._room))
+            return self.run(embed_all(self.services, requests, room=self.room))
         except EngineFailed as error:
             finish = Finish(kind="error", message=error.message, status=error.status)
             raise self._error(finish) from error
@@ -351,9 +348,14 @@ class LLM:
         assert self.services.adapters is not None, "build_services makes the registry"
         return self.services.adapters
 
+    @property
+    def loop(self) -> LoopThread:
+        """The engine's event loop: what uses `services` must run on it."""
+        return self._engine.loop
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's event loop and wait for its result."""
-        return self._engine.loop.run(coroutine)
+        return self.loop.run(coroutine)
 
     def close(self) -> None:
         """End everything and free the memory; may be called twice.
@@ -449,7 +451,7 @@ class LLM:
     async def _chunks(self, request: TextRequest) -> AsyncGenerator[TextChunk, None]:
         """The request's chunks, once there is room for it. A finish of kind "error" is raised."""
         async with (
-            self._room,
+            self.room,
             adapted(self.services, [request]) as [own],
             aclosing(self.services.generator.generate(own)) as chunks,
         ):

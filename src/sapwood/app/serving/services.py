@@ -58,7 +58,7 @@ def build_services(
     preparer = build_preparer(files.path, model, tokenizer, config.media)
     return Services(
         engine=engine,
-        sees=preparer is not None,
+        media_markers={} if preparer is None else preparer.markers,
         replicas=tuple(replicas),
         generator=TextGenerator(
             engine,

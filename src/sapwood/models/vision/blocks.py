@@ -50,12 +50,16 @@ class SeparateAttention:
         *,
         names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "out_proj"),
         bias: bool = True,
+        key_bias: bool = True,
     ) -> None:
-        """names: of the projections to queries, keys, values and to the output"""
+        """names: of the projections to queries, keys, values and to the output; key_bias: whether
+        that to keys has a bias if the others do"""
         self._kernels = build.kernels
         self._num_heads = num_heads
         self._head_dim = size // num_heads
-        self._qkv = NamedLinear(build, size, dict.fromkeys(names[:3], size), bias=bias)
+        lacking = () if key_bias else (names[1],)
+        qkv = dict.fromkeys(names[:3], size)
+        self._qkv = NamedLinear(build, size, qkv, bias=bias, without_bias=lacking)
         self._out = linear(build, names[3], size, size, bias=bias)
 
     def __call__(

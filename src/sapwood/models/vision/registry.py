@@ -23,6 +23,7 @@ TOWERS: Registry[type[Tower]] = Registry(
         "Qwen3VLForConditionalGeneration": "sapwood.models.vision.qwen3_vl:Qwen3VLTower",
         "Qwen3_5ForConditionalGeneration": "sapwood.models.vision.qwen3_vl:Qwen35Tower",
         "SmolVLMForConditionalGeneration": "sapwood.models.vision.idefics3:Idefics3Tower",
+        "WhisperForConditionalGeneration": "sapwood.models.audio.whisper:WhisperTower",
     },
     entry_point="sapwood.towers",
 )

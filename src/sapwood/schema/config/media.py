@@ -48,13 +48,27 @@ class MediaConfig:
         200 * 2**20, "A video whose file is larger is refused with 400.", unit="bytes"
     )
 
+    max_audio_bytes: int = option(
+        200 * 2**20, "A sound whose file is larger is refused with 400.", unit="bytes"
+    )
+    max_audio_seconds: float = option(
+        7200.0, "A sound that is longer is refused with 400.", unit="seconds"
+    )
+
     def __post_init__(self) -> None:
         check_options(self)
-        for name in ("mm_max_concurrent_calls", "max_image_bytes", "max_video_bytes"):
+        for name in (
+            "mm_max_concurrent_calls",
+            "max_image_bytes",
+            "max_video_bytes",
+            "max_audio_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be >= 1")
         if not 0 < self.mm_per_request_timeout < math.inf:
             raise ConfigError("--mm-per-request-timeout must be a finite number > 0")
+        if not 0 < self.max_audio_seconds <= 86_400:
+            raise ConfigError("--max-audio-seconds must be in (0, 86400]")
         folder = self.allowed_local_media_path
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"--allowed-local-media-path is {folder}, which is no folder")
