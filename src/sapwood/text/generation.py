@@ -72,6 +72,7 @@ class TextRequest:
     n                   number of samples; with a seed, sample i takes seed + i
     trace               the request's spans; None: it is not traced
     allowance           what the answer may tell besides its text; None: anything
+    turn                the request's place in a session; None: it is in none
     """
 
     request_id: str
@@ -84,6 +85,7 @@ class TextRequest:
     media: Sequence[MediaSource] = ()
     trace: RequestTrace | None = None
     allowance: AnswerAllowance | None = None
+    turn: TurnOfSession | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_SAMPLES:
@@ -103,6 +105,16 @@ class MediaPreparer(Protocol):
     ) -> tuple[list[int], list[Medium]]: ...
 
     def close(self) -> None: ...
+
+
+class TurnOfSession(Protocol):
+    """Hears how a request goes on; `frontends.serving.sessions` has the one that there is."""
+
+    def begun(self) -> None: ...
+
+    def heard(self, token_ids: Sequence[int], *, is_last: bool) -> None: ...
+
+    def ended(self) -> None: ...
 
 
 class TextGenerator:

@@ -116,6 +116,11 @@ _HINTS = [
         switches="enable-mixed-chunk enable-dynamic-chunking enable-two-batch-overlap "
         "enable-single-batch-overlap",
     ),
+    *_hints(
+        "a page is copied whole, as it lies in the pool: all layers of a group one after the other",
+        takes="hicache-io-backend hicache-mem-layout",
+        switches="disable-hicache-numa-detect",
+    ),
     *_hints("the tokens of each step are sent as they come", takes="stream-interval"),
     *_hints("usage always has the cached tokens", switches="enable-cache-report"),
     *_hints(
@@ -263,12 +268,11 @@ _REFUSED_MODEL = [
 
 _REFUSED_MACHINES = [
     *_refused(
-        "the KV cache has no lower tiers; give it more memory with --mem-fraction-static or "
-        "--max-total-tokens",
-        takes="hicache-ratio hicache-size hicache-write-policy hicache-io-backend "
-        "hicache-mem-layout hicache-storage-backend hicache-storage-prefetch-policy "
+        "the host's memory is the last tier of the KV cache so far; take "
+        "--enable-hierarchical-cache",
+        takes="hicache-storage-backend hicache-storage-prefetch-policy "
         "hicache-storage-backend-extra-config",
-        switches="enable-hierarchical-cache disable-hicache-numa-detect enable-lmcache",
+        switches="enable-lmcache",
     ),
     *_refused(
         "weights lie on one kind of memory; take --quantization, or more cards with --tp-size",

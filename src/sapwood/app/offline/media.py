@@ -109,27 +109,10 @@ def add_medium(media: MediaParts, kind: MediaKind, given: Any, where: str) -> di
     return media.add(kind, where, data=pixels.tobytes(), raw_size=(width, height))
 
 
-def sendable(given: Any, where: str) -> Any:
-    """A picture, or lists of them, as POST /generate takes them: pixels become data URLs."""
-    if given is None or isinstance(given, str | Mapping):
-        return given
-    if isinstance(given, list | tuple):
-        return [sendable(one, f"{where}[{i}]") for i, one in enumerate(given)]
-    if isinstance(given, bytes | bytearray | memoryview):
-        return _url("image/*", bytes(given))
-    if isinstance(given, Path):
-        return sendable(given.read_bytes(), where)
-    return _png_url(given, where)
-
-
 def _png_url(picture: Any, where: str) -> str:
     out = io.BytesIO()
     Image.fromarray(_pixels(picture, where)).save(out, "PNG", compress_level=1)
-    return _url("image/png", out.getvalue())
-
-
-def _url(media_type: str, data: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def _listed(given: Any) -> list[Any]:
