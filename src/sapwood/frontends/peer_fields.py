@@ -71,7 +71,7 @@ GENERATION: dict[str, NotOffered] = {
     "return_cached_tokens_details": NotOffered(why="there is one kind of cached tokens"),
     "return_entropy": NotOffered(why="answers have no entropies"),
     "routed_experts_start_len": NotOffered(why="the experts of all tokens are told", idle=(0,)),
-    "session_params": NotOffered(why="there are no sessions; the prefix cache makes them cheap"),
+    "session_params": NotOffered(why="sessions are for /generate"),
 }
 
 ROUTED_EXPERTS: dict[str, NotOffered] = {

@@ -72,6 +72,7 @@ class TextRequest:
     n                   number of samples; with a seed, sample i takes seed + i
     trace               the request's spans; None: it is not traced
     allowance           what the answer may tell besides its text; None: anything
+    turn                the request's place in a session; None: it is in none
     """
 
     request_id: str
@@ -84,6 +85,7 @@ class TextRequest:
     media: Sequence[MediaSource] = ()
     trace: RequestTrace | None = None
     allowance: AnswerAllowance | None = None
+    turn: TurnOfSession | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_SAMPLES:
@@ -101,6 +103,18 @@ class MediaPreparer(Protocol):
     async def prepare(
         self, prompt: str | list[int], sources: Sequence[MediaSource], encode: Encode
     ) -> tuple[list[int], list[Medium]]: ...
+
+    def close(self) -> None: ...
+
+
+class TurnOfSession(Protocol):
+    """Hears how a request goes on; `frontends.serving.sessions` has the one that there is."""
+
+    def begun(self) -> None: ...
+
+    def heard(self, token_ids: Sequence[int], *, is_last: bool) -> None: ...
+
+    def ended(self) -> None: ...
 
 
 class TextGenerator:
@@ -193,6 +207,11 @@ class TextGenerator:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
+
+    def close(self) -> None:
+        """End the processes that prepare media. May be called twice."""
+        if self._preparer is not None:
+            self._preparer.close()
 
     async def _with_media(self, request: TextRequest) -> tuple[TextRequest, list[Medium]]:
         """The request with its prompt as token ids that have places for its media, and these."""

@@ -55,7 +55,13 @@ def build_services(
     template = ChatTemplate.of_model(
         tokenizer, override=config.model.chat_template, architectures=architectures
     )
-    preparer = build_preparer(files.path, model, tokenizer, config.media)
+    preparer = build_preparer(
+        files.path,
+        model,
+        tokenizer,
+        config.media,
+        language_only=config.vision.language_only,
+    )
     return Services(
         engine=engine,
         media_markers={} if preparer is None else preparer.markers,

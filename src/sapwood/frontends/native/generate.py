@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -21,6 +21,7 @@ from sapwood.frontends.native.protocol import (
     GenerateRequest,
     NativeSampling,
 )
+from sapwood.frontends.native.sessions import in_sessions
 from sapwood.frontends.serving.generate import Choice, collect, generate, media_tokens
 from sapwood.frontends.serving.grammar import chosen_grammar
 from sapwood.frontends.serving.hidden_states import encoded_hidden_states
@@ -70,7 +71,7 @@ class Batch:
 async def generate_text(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), GENERATE_FIELDS)
-    batch = to_batch(asked, services, routing_key(request, asked.routing_key))
+    batch = await in_session(asked, services, routing_key(request, asked.routing_key))
     if asked.stream:
         return EventStream(_events(services, batch, started_s), native_body)
     answers = await until_disconnect(whole_answers(services, batch, started_s), request.receive)
@@ -92,6 +93,15 @@ async def whole_answers(services: Services, batch: Batch, started_s: float) -> l
             await _tell_of_tokens(answer, request, choice)
             answers.append(answer)
     return answers
+
+
+async def in_session(asked: GenerateRequest, services: Services, key: str = "") -> Batch:
+    """`to_batch`; requests of sessions get their whole prompts, and are turns from now on."""
+    batch = to_batch(asked, services, key)
+    if not asked.session_params:
+        return batch
+    fields = _per_prompt(asked.session_params, len(batch.requests), "session_params")
+    return replace(batch, requests=await in_sessions(batch.requests, fields, services))
 
 
 def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch:

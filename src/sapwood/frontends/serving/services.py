@@ -11,6 +11,7 @@ from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
 from sapwood.frontends.serving.adapters import NOT_ENABLED, AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.limits import RequestLimits
+from sapwood.frontends.serving.sessions import Sessions
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
 from sapwood.schema.media_source import MediaKind
@@ -66,6 +67,7 @@ class Services:
     media_markers     kind -> the text that stands for a picture or a video in a prompt; none: the
                       model takes only text
     served            which weights the engine has now
+    sessions          the open sessions
     replicas          the engines behind `engine`, in the order of their ranks; (): that one alone
     """
 
@@ -97,6 +99,7 @@ class Services:
     replicas: tuple[EngineClient, ...] = ()
     media_markers: Mapping[MediaKind, str] = field(default_factory=dict)
     served: ServedWeights = field(default_factory=ServedWeights)
+    sessions: Sessions = field(default_factory=lambda: Sessions(MonotonicClock()))
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.default_sampling) - set(DEFAULTABLE))
@@ -111,6 +114,10 @@ class Services:
             raise ConfigError(
                 f"the model's default sampling parameters are out of range: {error.message}"
             ) from error
+
+    def close(self) -> None:
+        """End the processes that prepare pictures and videos. May be called twice."""
+        self.generator.close()
 
     def check_task(self, wanted: Task | Literal["tokens"]) -> None:
         """Raises InvalidRequest, with the way out, unless the model can do the task."""

@@ -18,6 +18,7 @@ from sapwood.schema.config.features import (
     check_adapters,
     check_shared_feed_forward,
     check_speculation,
+    check_tiers,
 )
 from sapwood.schema.config.guessing import explain_speculation, resolve_trees
 from sapwood.schema.config.memory import MemoryConfig, ResolvedMemory
@@ -60,6 +61,7 @@ def resolve(
     check_speculation(asked, model)
     check_adapters(asked, model)
     check_shared_feed_forward(asked, model)
+    check_tiers(asked, model)
     execution = _resolve_execution(asked, machine, decisions)
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, asked.parallel, execution, decisions)
