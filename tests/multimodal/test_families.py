@@ -164,6 +164,9 @@ def test_glm_tells_the_time_of_each_two_frames() -> None:
 def without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules of transformers whose resizing needs torchvision can be imported; what is compared
     resizes nothing."""
+    from transformers.utils import is_torchvision_available
+
+    is_torchvision_available()  # asked once, before the module seems to be there
     for name in ("", ".transforms", ".transforms.v2", ".transforms.v2.functional", ".io"):
         monkeypatch.setitem(sys.modules, f"torchvision{name}", MagicMock())
 

@@ -90,7 +90,7 @@ class Glm46V(Glm4V):
         if total >= count:
             next_s, step = 0.0, 1 / (self._frames * wanted)
             for index in range(total):
-                if index / rate >= next_s:
+                if index * (1 / rate) >= next_s:  # rounded as transformers rounds it
                     next_s += step
                     found.append(index)
                     if next_s >= int(total / rate):
