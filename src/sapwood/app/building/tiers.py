@@ -139,6 +139,8 @@ def identity_of(resolved: Resolved) -> str:
         config.memory.page_size,
         config.memory.kv_cache_dtype,
         config.speculation,
+        config.execution.kernels,
+        config.execution.cpu_products,
         config.scheduler.random_seed if config.model.load_format == "dummy" else "",
     ]
     for part in parts:
