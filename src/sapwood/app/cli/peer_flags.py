@@ -228,9 +228,8 @@ _REFUSED_MODEL = [
         switches="quantize-and-serve",
     ),
     *_refused(
-        "sapwood has no such guarantee by a flag; leave it out",
+        "a trainer's products add in another order; see --enable-deterministic-inference",
         takes="rl-on-policy-target",
-        switches="enable-deterministic-inference",
     ),
     *_refused(
         "encrypted configurations are not read; decrypt the folder first",
