@@ -138,6 +138,7 @@ def test_nothing_asked_gives_a_config_without_open_choices():
         config.scheduler.chunked_prefill_size,
     )
     assert set(reasons(decisions)) == {
+        "cpu_products",
         "device",
         "num_threads",
         "dtype",
@@ -168,7 +169,7 @@ def test_what_was_asked_is_kept_and_needs_no_reason():
             chunked_prefill_size=-1,
             overlap_depth=2,
         ),
-        execution=ExecutionConfig(device="cpu", num_threads=1),
+        execution=ExecutionConfig(device="cpu", num_threads=1, cpu_products="exact"),
     )
     config, decisions = resolve(asked, CPU, MODEL)
     assert (config.flat(), decisions) == (asked.flat(), [])

@@ -37,8 +37,8 @@ class ExecutionConfig:
     enable_deterministic_inference: bool = option(
         False,
         "An answer depends on its request alone, bit by bit: not on what is cached, who else is "
-        "served, or how prompts are cut. On CPUs that takes exact products, hence no --cpu-products "
-        "fast; on GPUs it is refused (docs/determinism.md).",
+        "served, or how prompts are cut. On CPUs that takes exact products, hence no "
+        "--cpu-products fast; on GPUs it is refused (docs/determinism.md).",
     )
     kernels: str | None = option(
         None,
