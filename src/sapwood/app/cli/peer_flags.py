@@ -259,7 +259,6 @@ _REFUSED_MODEL = [
     ),
     *_refused(
         "media have no such setting; send them as the client wants them read",
-        takes="mm-process-config",
         switches="enable-broadcast-mm-inputs-process mm-enable-dp-encoder enable-prefix-mm-cache "
         "disable-fast-image-processor keep-mm-feature-on-device "
         "enable-precise-embedding-interpolation",
