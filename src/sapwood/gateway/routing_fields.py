@@ -22,8 +22,6 @@ MAX_PART_HEAD = 2048
 _BOUNDARY = re.compile(
     rb"(?i)^multipart/form-data;.*?boundary=(?:\"([^\"]{1,200})\"|([^\s;]{1,200}))"
 )
-    rb"(?i)^multipart/form-data;.*?boundary=(?:\"([^\"]{1,200})\"|([^\s;]{1,200}))"
-)
 _NAMES_MODEL = re.compile(rb"(?i)[;\s]name=\"?model\"?(?:[;\s]|$)")
 _EMPTY = msgspec.Raw()
 _NO_TEXT = (b"", b"null", b'""')
