@@ -551,7 +551,7 @@ class Scheduler:
             num_new = self._seen(state, state.num_computed_tokens, num_new)
             if num_new > 0 and self._make_room(state, num_new, shares):
                 shares.append((state, num_new))
-                budget -= num_new
+                budget = max(0, budget - num_new)  # a picture that is not cut may exceed it
                 decodes_left -= is_decode
         return budget
 
@@ -656,7 +656,7 @@ class Scheduler:
             self._waiting.remove(state)
             starts.append(state)
             shares.append((state, num_new))
-            budget -= num_new
+            budget = max(0, budget - num_new)
         return starts
 
     # ---- lifecycle ---------------------------------------------------------------------------

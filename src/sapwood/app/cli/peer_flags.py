@@ -228,9 +228,8 @@ _REFUSED_MODEL = [
         switches="quantize-and-serve",
     ),
     *_refused(
-        "sapwood has no such guarantee by a flag; leave it out",
+        "a trainer's products add in another order; see --enable-deterministic-inference",
         takes="rl-on-policy-target",
-        switches="enable-deterministic-inference",
     ),
     *_refused(
         "encrypted configurations are not read; decrypt the folder first",
@@ -260,7 +259,6 @@ _REFUSED_MODEL = [
     ),
     *_refused(
         "media have no such setting; send them as the client wants them read",
-        takes="mm-process-config",
         switches="enable-broadcast-mm-inputs-process mm-enable-dp-encoder enable-prefix-mm-cache "
         "disable-fast-image-processor keep-mm-feature-on-device "
         "enable-precise-embedding-interpolation",

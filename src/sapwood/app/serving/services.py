@@ -55,7 +55,15 @@ def build_services(
     template = ChatTemplate.of_model(
         tokenizer, override=config.model.chat_template, architectures=architectures
     )
-    preparer = build_preparer(files.path, model, tokenizer, config.media)
+    preparer = build_preparer(
+        files.path,
+        model,
+        tokenizer,
+        config.media,
+        language_only=config.vision.language_only,
+    )
+    if preparer is not None:
+        observer.metrics.preparing = preparer.figures
     return Services(
         engine=engine,
         media_markers={} if preparer is None else preparer.markers,
