@@ -140,6 +140,8 @@ class Steering:
         except SapwoodError as error:
             tell(message.call_id, False, error.message)
             return
+        if isinstance(order, UPDATES):
+            self._scheduler.weights_changed()
         if makes_stale or forgets:
             self._scheduler.forget_prefixes()
         tell(message.call_id, True, told)
