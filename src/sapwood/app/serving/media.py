@@ -11,6 +11,7 @@ from sapwood.app.building.model_defaults import read_json_if_there
 from sapwood.multimodal.family import FAMILIES, FamilySetting
 from sapwood.multimodal.fetch import Fetcher
 from sapwood.multimodal.limits import MediaLimits
+from sapwood.multimodal.listener import Listener
 from sapwood.multimodal.preparer import MediaPreparer
 from sapwood.schema.config.media import MediaConfig
 from sapwood.text.tokenizer import Tokenizer
@@ -59,14 +60,32 @@ def build_preparer(
     )
 
 
+def build_listener(model: Mapping[str, Any], config: MediaConfig) -> Listener | None:
+    """None if the model hears nothing."""
+    if model.get("model_type") != "whisper":
+        return None
+    return Listener(
+        FamilySetting(model_type="whisper", model=dict(model)),
+        build_limits(config),
+        num_copies=max(1, (os.cpu_count() or 1) // 2),
+        num_vectors=int(model.get("max_source_positions", 1500)),
+    )
+
+
+def build_limits(config: MediaConfig) -> MediaLimits:
+    return MediaLimits(
+        max_image_bytes=config.max_image_bytes,
+        max_video_bytes=config.max_video_bytes,
+        max_audio_bytes=config.max_audio_bytes,
+        max_audio_seconds=config.max_audio_seconds,
+        prepare_s=config.mm_per_request_timeout,
+    )
+
+
 def build_fetcher(config: MediaConfig) -> Fetcher:
     folder = config.allowed_local_media_path
     return Fetcher(
-        limits=MediaLimits(
-            max_image_bytes=config.max_image_bytes,
-            max_video_bytes=config.max_video_bytes,
-            prepare_s=config.mm_per_request_timeout,
-        ),
+        limits=build_limits(config),
         local_folder=None if folder is None else Path(folder),
         allowed=config.domains,
     )

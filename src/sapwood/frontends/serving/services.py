@@ -11,6 +11,7 @@ from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
 from sapwood.frontends.serving.adapters import NOT_ENABLED, AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.limits import RequestLimits
+from sapwood.multimodal.listener import Listener
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
 from sapwood.schema.pooling import Pooling, Task, why_not
@@ -19,6 +20,7 @@ from sapwood.schema.unsupported import OnUnsupported
 from sapwood.schema.weight_summary import WeightSummary
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
+from sapwood.text.speech import SpeechVocabulary
 from sapwood.text.template import ChatTemplate
 from sapwood.text.tokenizer import Tokenizer
 
@@ -63,6 +65,8 @@ class Services:
     pooling           how the model makes embeddings or scores; None: the model generates
     adapters          the LoRA adapters by name
     sees              whether the model takes pictures or videos
+    listener          decodes files of sound; None: the model hears nothing
+    speech            the tokens of a model that transcribes
     served            which weights the engine has now
     replicas          the engines behind `engine`, in the order of their ranks; (): that one alone
     """
@@ -94,6 +98,8 @@ class Services:
     adapters: AdapterRegistry | None = None
     replicas: tuple[EngineClient, ...] = ()
     sees: bool = False
+    listener: Listener | None = None
+    speech: SpeechVocabulary | None = None
     served: ServedWeights = field(default_factory=ServedWeights)
 
     def __post_init__(self) -> None:
