@@ -21,6 +21,6 @@ yue cantonese
 
 LANGUAGES: dict[str, str] = {
     code: name
-    for code, name in (pair.split(maxsplit=1) for pair in " ".join(_PAIRS.split()).split(", "))
+    for code, _, name in (pair.partition(" ") for pair in " ".join(_PAIRS.split()).split(", "))
 }
 """Code -> English name in small letters."""
