@@ -13,7 +13,16 @@ from sapwood.frontends.batches import lines
 from sapwood.frontends.batches import protocol as batches
 from sapwood.frontends.hosts import routes as hosts
 from sapwood.frontends.images import protocol as images
-from sapwood.frontends.native import classify, encode, parsing, rerank, score, tokens, weights
+from sapwood.frontends.native import (
+    classify,
+    encode,
+    parsing,
+    rerank,
+    score,
+    sessions,
+    tokens,
+    weights,
+)
 from sapwood.frontends.native import protocol as native
 from sapwood.frontends.observability import controls
 from sapwood.frontends.ollama import protocol as ollama
@@ -30,6 +39,9 @@ FIELD_TABLES: Mapping[str, Tables] = {
     "Native": (
         native.GENERATE_FIELDS,
         native.SAMPLING_FIELDS,
+        native.SESSION_FIELDS,
+        sessions.OPEN_SESSION_FIELDS,
+        sessions.CLOSE_SESSION_FIELDS,
         native.LOAD_ADAPTER_FIELDS,
         native.LOAD_SENT_ADAPTER_FIELDS,
         native.UNLOAD_ADAPTER_FIELDS,

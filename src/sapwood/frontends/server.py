@@ -17,6 +17,7 @@ from sapwood.frontends.batches.store import BatchStore
 from sapwood.frontends.hosts.routes import hosts_dialect
 from sapwood.frontends.native.pooling_routes import pooling_dialect
 from sapwood.frontends.native.routes import native_dialect
+from sapwood.frontends.native.sessions import session_dialect
 from sapwood.frontends.native.weight_routes import weight_dialect
 from sapwood.frontends.observability.calls import ObservedCalls
 from sapwood.frontends.observability.routes import observability_dialect
@@ -87,6 +88,7 @@ def inner_app(
         responses_dialect(services, stores.responses, chat_app),
         batches_dialect(services, stores.batches),
         native_dialect(services),
+        session_dialect(services),
         weight_dialect(services),
         hosts_dialect(services),
         pooling_dialect(services),

@@ -67,6 +67,16 @@ def of_raw(data: bytes, width: int, height: int, *, max_pixels: int) -> Pixels:
     return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
 
 
+def shrunk(pixels: Pixels, most: int) -> Pixels:
+    """The picture with at most so many pixels on its longer side."""
+    height, width = pixels.shape[:2]
+    if max(height, width) <= most:
+        return pixels
+    scale = most / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
 def _rgb(picture: Image.Image) -> Pixels:
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return _of_deep_grey(picture)

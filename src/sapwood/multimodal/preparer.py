@@ -12,12 +12,10 @@ from sapwood.multimodal.fetch import Fetcher
 from sapwood.multimodal.job import Job, Result
 from sapwood.multimodal.pool import PreparingPool
 from sapwood.schema.media import Medium
-from sapwood.schema.media_source import MediaKind, MediaSource
+from sapwood.schema.media_source import MAX_MEDIA, MediaKind, MediaSource
 
-Encode = Callable[[str], Awaitable[list[int]]]
-
-MAX_MEDIA = 64
-"""Pictures and videos of one request."""
+Encode = Callable[[str, bool], Awaitable[list[int]]]
+"""(text, whether it is a whole prompt, to which the tokenizer may add its special tokens)"""
 
 
 class MediaPreparer:
@@ -46,12 +44,19 @@ class MediaPreparer:
         self._most_of_kind = most_of_kind
         self._turn = asyncio.Semaphore(max_calls)
 
+    @property
+    def markers(self) -> dict[MediaKind, str]:
+        """Of each kind that the model takes: the text in a prompt that stands for one."""
+        family = self._family
+        return {kind: text for kind, text in family.markers.items() if kind in self._token_ids}
+
     async def prepare(
-        self, prompt: str, sources: Sequence[MediaSource], encode: Encode
+        self, prompt: str | list[int], sources: Sequence[MediaSource], encode: Encode
     ) -> tuple[list[int], list[Medium]]:
         """The prompt's token ids with a place for each vector, and the media in the same order.
 
-        prompt  with the family's marker for each of the sources, as the chat template writes it
+        prompt  with the family's marker for each of the sources, as the chat template writes it;
+                as token ids, it may have the places of all vectors already
         Raises  InvalidRequest that names the medium's place in the request
         """
         if len(sources) > MAX_MEDIA:
@@ -69,8 +74,15 @@ class MediaPreparer:
             if isinstance(outcome, InvalidRequest):
                 raise outcome
             results.append(outcome)
-        text, ordered = self._replaced(prompt, sources, results)
-        return self._expanded(await encode(text), ordered)
+        if isinstance(prompt, str):
+            text, ordered = self._replaced(prompt, sources, results)
+            return self._expanded(await encode(text, True), ordered)
+        ordered = [(source.kind, one) for source, one in zip(sources, results, strict=True)]
+        found = self._placed(prompt, ordered)
+        if found is not None:
+            return found
+        ids, ordered = await self._replaced_ids(prompt, ordered, encode)
+        return self._expanded(ids, ordered)
 
     def _check_counts(self, sources: Sequence[MediaSource]) -> None:
         for kind, most in self._most_of_kind.items():
@@ -138,6 +150,60 @@ class MediaPreparer:
             raise _miscounted(" or ".join(kinds), len(pieces) // 2, len(sources))
         return "".join(pieces), ordered
 
+    async def _replaced_ids(
+        self,
+        prompt: Sequence[int],
+        given: Sequence[tuple[MediaKind, Result]],
+        encode: Encode,
+    ) -> tuple[list[int], list[tuple[MediaKind, Result]]]:
+        """`_replaced` for a prompt of token ids: the marker is a row of them."""
+        markers = {
+            kind: await encode(marker, False) for kind, marker in self._family.markers.items()
+        }
+        waiting = {kind: [one for own, one in given if own == kind] for kind in markers}
+        ids: list[int] = []
+        ordered: list[tuple[MediaKind, Result]] = []
+        at = 0
+        while at < len(prompt):
+            kind = next((k for k, m in markers.items() if prompt[at : at + len(m)] == m), None)
+            if kind is None:
+                ids.append(prompt[at])
+                at += 1
+                continue
+            if not waiting[kind]:
+                raise _miscounted(self._family.markers[kind], len(ordered) + 1, len(given))
+            result = waiting[kind].pop(0)
+            ordered.append((kind, result))
+            ids += await encode(result.replacement, False)
+            at += len(markers[kind])
+        if any(waiting.values()):
+            raise _miscounted(" or ".join(self._family.markers.values()), len(ordered), len(given))
+        return ids, ordered
+
+    def _placed(
+        self, prompt: Sequence[int], ordered: Sequence[tuple[MediaKind, Result]]
+    ) -> tuple[list[int], list[Medium]] | None:
+        """The prompt and its media, if it has a place for each vector already; else None."""
+        own = {self._token_ids[kind] for kind, _ in ordered}
+        places = [at for at, token_id in enumerate(prompt) if token_id in own]
+        if len(places) != sum(sum(result.counts) for _, result in ordered):
+            return None
+        media: list[Medium] = []
+        done = 0
+        for kind, result in ordered:
+            spans: list[tuple[int, int]] = []
+            for count in result.counts:
+                first = places[done]
+                row = range(first, first + count)
+                if places[done : done + count] != list(row) or any(
+                    prompt[at] != self._token_ids[kind] for at in row
+                ):
+                    return None
+                spans.append((first, count))
+                done += count
+            media.append(_medium(kind, result, spans))
+        return list(prompt), media
+
     def _expanded(
         self, token_ids: Sequence[int], ordered: Sequence[tuple[MediaKind, Result]]
     ) -> tuple[list[int], list[Medium]]:
@@ -164,10 +230,13 @@ class MediaPreparer:
         if position != len(places):
             raise _miscounted("the placeholder token", position, len(ordered))
         media = [
-            Medium(kind=kind, digest=one.digest, tensors=one.tensors, spans=tuple(of_one))
-            for (kind, one), of_one in zip(ordered, spans, strict=True)
+            _medium(kind, one, of_one) for (kind, one), of_one in zip(ordered, spans, strict=True)
         ]
         return expanded, media
+
+
+def _medium(kind: MediaKind, result: Result, spans: Sequence[tuple[int, int]]) -> Medium:
+    return Medium(kind=kind, digest=result.digest, tensors=result.tensors, spans=tuple(spans))
 
 
 def _miscounted(what: str, found: int, wanted: int) -> InvalidRequest:

@@ -42,6 +42,8 @@ from sapwood.schema.media import MediaTensor
 
 NICENESS = 10
 """Of a copy: the engine's own threads go first."""
+LOW_DETAIL = 512
+"""Pixels that the longer side of a picture keeps whose `detail` is "low", as in OpenAI's API."""
 PROCESS_SIZE = Path("/proc/self/statm")
 LACKS_AV = (
     "is a {kind}, for which this server lacks the package av; its operator installs it by "
@@ -180,8 +182,10 @@ def _of_sound(family: Family, limits: MediaLimits, data: bytes) -> Result:
 
 def _pixels(job: Job, data: bytes, limits: MediaLimits) -> image.Pixels:
     if job.raw_size is not None:
-        return image.of_raw(data, *job.raw_size, max_pixels=limits.max_pixels)
-    return image.decoded(data, max_pixels=limits.max_pixels)
+        pixels = image.of_raw(data, *job.raw_size, max_pixels=limits.max_pixels)
+    else:
+        pixels = image.decoded(data, max_pixels=limits.max_pixels)
+    return image.shrunk(pixels, LOW_DETAIL) if job.options.get("detail") == "low" else pixels
 
 
 def _of_video(

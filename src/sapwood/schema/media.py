@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from sapwood.schema.media_source import MediaKind
@@ -54,3 +56,8 @@ class Medium(msgspec.Struct, frozen=True, kw_only=True):
         """The same without what only the tower reads."""
         small = {name: one for name, one in self.tensors.items() if not name.startswith(HEAVY)}
         return msgspec.structs.replace(self, tensors=small)
+
+
+def num_tokens_of(media: Iterable[Medium], kind: MediaKind) -> int:
+    """Tokens of a prompt that show media of that kind."""
+    return sum(medium.num_tokens for medium in media if medium.kind == kind)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MediaKind = Literal["image", "video", "audio"]
+KINDS: tuple[MediaKind, ...] = ("image", "video", "audio")
+
+MAX_MEDIA = 64
+"""Pictures, videos and sounds of one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -261,3 +261,34 @@ def test_an_llm_is_what_it_runs_on(engine: Engine) -> None:
     assert isinstance(engine.llm, LLM)
     [result] = engine.llm.generate([PROMPTS[0]], GREEDY)
     assert list(result.token_ids) == engine.generate(PROMPTS[0], GREEDY)["output_ids"]
+
+
+def test_a_session_is_the_whole_prompt(engine: Engine) -> None:
+    """test_session_control.py: equal answers, bit by bit, and the prefix comes from the cache"""
+    chunks = ["Let me tell you something", " of France. The capital", " is a city that", " has"]
+    asked = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
+    told = {"return_logprob": True, "logprob_start_len": -1}
+    ids: list[int] = []
+    whole, rid = [], None
+    for chunk in chunks:
+        ids += engine.llm.services.tokenizer.encode(chunk)
+        whole.append(engine.generate(input_ids=ids, sampling_params=asked, **told))
+        ids = ids + whole[-1]["output_ids"][:-1]
+    engine.flush_cache()
+    session = engine.open_session(capacity_of_str_len=1000)
+    for chunk, expected in zip(chunks, whole, strict=True):
+        params = {"id": session, "rid": rid, "offset": -1, "replace": True}
+        answer = engine.generate(chunk, asked, session_params=params, **told)
+        assert answer["output_ids"] == expected["output_ids"]
+        for one, other in zip(
+            answer["meta_info"]["output_token_logprobs"],
+            expected["meta_info"]["output_token_logprobs"],
+            strict=True,
+        ):
+            assert one[:2] == other[:2]
+        if rid is not None:
+            assert answer["meta_info"]["cached_tokens"] > 0
+        rid = answer["meta_info"]["id"]
+    engine.close_session(session)
+    with pytest.raises(InvalidRequest, match="does not exist"):
+        engine.generate("a", asked, session_params={"id": session})

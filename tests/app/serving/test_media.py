@@ -79,7 +79,7 @@ def test_further_requests_wait_for_those_whose_media_are_fetched() -> None:
         tokens={"image": "<|image_pad|>", "video": "<|video_pad|>"},
     )
 
-    async def encode(text: str) -> list[int]:
+    async def encode(text: str, is_whole: bool) -> list[int]:
         return []
 
     async def run() -> None:

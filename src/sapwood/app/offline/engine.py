@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import orjson
 import safetensors.torch
@@ -19,8 +21,8 @@ from sapwood.app.offline.sglang_options import engine_options
 from sapwood.base.errors import InvalidRequest, NotFound, UnsupportedFeature
 from sapwood.frontends.native import admin
 from sapwood.frontends.native.encode import ENCODE_FIELDS, encoded
-from sapwood.frontends.native.generate import Batch, answers_so_far, to_batch, whole_answers
-from sapwood.frontends.native.protocol import GENERATE_FIELDS
+from sapwood.frontends.native.generate import answers_so_far, in_session, whole_answers
+from sapwood.frontends.native.protocol import GENERATE_FIELDS, GenerateRequest
 from sapwood.frontends.observability.controls import PROFILE_FIELDS, begin_profile
 from sapwood.frontends.serving import control
 from sapwood.schema.fields import parse
@@ -38,6 +40,8 @@ from sapwood.schema.weights import (
     WeightOrder,
 )
 
+T = TypeVar("T")
+R = TypeVar("R")
 Answer = dict[str, Any]
 Tensors = Sequence[tuple[str, Tensor]]
 GROUP = "weight_update_group"
@@ -114,10 +118,10 @@ class Engine:
 
         fields  further fields of POST /generate: return_logprob, lora_path, rid, session_params, …
         """
-        batch = self._batch(prompt, sampling_params, input_ids, fields)
+        asked = _generate_request(prompt, sampling_params, input_ids, fields)
         if stream:
-            return self.llm.loop.items(self._so_far(batch))
-        return self.llm.run(self._answers(batch))
+            return self.llm.loop.items(self._so_far(asked))
+        return self.llm.run(self._answers(asked))
 
     async def async_generate(
         self,
@@ -129,19 +133,15 @@ class Engine:
         **fields: Any,
     ) -> Any:
         """`generate` for an asyncio program; with `stream` an asynchronous iterator."""
-        batch = self._batch(prompt, sampling_params, input_ids, fields)
+        asked = _generate_request(prompt, sampling_params, input_ids, fields)
         if stream:
-            return self.llm.loop.items_async(self._so_far(batch))
-        return await self.llm.loop.run_async(self._answers(batch))
+            return self.llm.loop.items_async(self._so_far(asked))
+        return await self.llm.loop.run_async(self._answers(asked))
 
-    def _batch(self, prompt: Any, sampling: Any, ids: Any, fields: Mapping[str, Any]) -> Batch:
-        given = {"text": prompt, "sampling_params": sampling, "input_ids": ids, **fields}
-        asked = parse({name: _plain(value) for name, value in given.items()}, GENERATE_FIELDS)
-        return to_batch(asked, self.llm.services)
-
-    async def _answers(self, batch: Batch) -> Any:
+    async def _answers(self, asked: GenerateRequest) -> Any:
         """Each prompt as soon as there is room for it: any number may be given."""
         started_s = self.llm.services.clock.now_s()
+        batch = await in_session(asked, self.llm.services)
 
         async def of(place: int) -> list[Answer]:
             async with self.llm.room:
@@ -158,11 +158,20 @@ class Engine:
         answers = [_as_objects(answer) for answers in by_prompt for answer in answers]
         return answers if batch.is_list else answers[0]
 
-    async def _so_far(self, batch: Batch) -> AsyncGenerator[Answer, None]:
-        async for answer in answers_so_far(
-            self.llm.services, batch, self.llm.services.clock.now_s()
-        ):
-            yield _as_objects(answer)
+    async def _so_far(self, asked: GenerateRequest) -> AsyncGenerator[Answer, None]:
+        services = self.llm.services
+        started_s = services.clock.now_s()
+        batch = await in_session(asked, services)
+        async with aclosing(answers_so_far(services, batch, started_s)) as answers:
+            async for answer in answers:
+                yield _as_objects(answer)
+
+    def open_session(self, capacity_of_str_len: int = 0, session_id: str | None = None) -> str:
+        """Returns the id, which requests give in session_params. The capacity changes nothing."""
+        return self.llm.run(_call(self.llm.services.sessions.open, session_id))
+
+    def close_session(self, session_id: str) -> None:
+        self.llm.run(_call(self.llm.services.sessions.close, session_id))
 
     # ---- numbers -----------------------------------------------------------------------------
 
@@ -423,8 +432,27 @@ class Engine:
         )
 
 
+def _generate_request(
+    prompt: Any, sampling: Any, ids: Any, fields: Mapping[str, Any]
+) -> GenerateRequest:
+    given = {"text": prompt, "sampling_params": sampling, "input_ids": ids, **fields}
+    return parse({name: _plain(value) for name, value in given.items()}, GENERATE_FIELDS)
+
+
+async def _call(function: Callable[[T], R], argument: T) -> R:
+    """On the engine's event loop, where the state of services lives."""
+    return function(argument)
+
+
 def _plain(value: Any) -> Any:
-    """Arrays and tensors as lists of numbers; everything else as it is."""
+    """Arrays and tensors as lists of numbers, pictures and files' bytes as base64; everything else
+    as it is."""
+    if hasattr(value, "save") and hasattr(value, "getbands"):
+        file = io.BytesIO()
+        value.save(file, "PNG")
+        value = file.getvalue()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if hasattr(value, "tolist"):
         return value.tolist()
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

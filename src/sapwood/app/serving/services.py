@@ -66,7 +66,7 @@ def build_services(
         engine=engine,
         listener=listener,
         speech=speech,
-        sees=preparer is not None,
+        media_markers={} if preparer is None else preparer.markers,
         replicas=tuple(replicas),
         generator=TextGenerator(
             engine,

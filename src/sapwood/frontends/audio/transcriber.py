@@ -215,7 +215,11 @@ class Transcriber:
         silence = () if vocabulary.silence is None else (vocabulary.silence,)
         options = RequestOptions(
             sampling=SamplingParams(
-                max_new_tokens=None, temperature=temperature, speech=vocabulary.rules
+                max_new_tokens=None,
+                temperature=temperature,
+                # So that the same sound has the same text every time.
+                seed=int.from_bytes(sound.digest[:7]),
+                speech=vocabulary.rules,
             ),
             logprobs=LogprobOptions(prompt_start=prompt.index(vocabulary.start), token_ids=silence),
             priority=priority,

@@ -11,9 +11,11 @@ from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
 from sapwood.frontends.serving.adapters import NOT_ENABLED, AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.limits import RequestLimits
+from sapwood.frontends.serving.sessions import Sessions
 from sapwood.multimodal.listener import Listener
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
+from sapwood.schema.media_source import MediaKind
 from sapwood.schema.pooling import Pooling, Task, why_not
 from sapwood.schema.sampling import DEFAULTABLE, SamplingParams
 from sapwood.schema.unsupported import OnUnsupported
@@ -64,10 +66,12 @@ class Services:
     on_unsupported    what becomes of a call with a field that asks for what the server does not do
     pooling           how the model makes embeddings or scores; None: the model generates
     adapters          the LoRA adapters by name
-    sees              whether the model takes pictures or videos
     listener          decodes files of sound; None: the model hears nothing
     speech            the tokens of a model that transcribes
+    media_markers     kind -> the text that stands for a picture or a video in a prompt; none: the
+                      model takes only text
     served            which weights the engine has now
+    sessions          the open sessions
     replicas          the engines behind `engine`, in the order of their ranks; (): that one alone
     """
 
@@ -97,10 +101,11 @@ class Services:
     on_unsupported: OnUnsupported = "error"
     adapters: AdapterRegistry | None = None
     replicas: tuple[EngineClient, ...] = ()
-    sees: bool = False
     listener: Listener | None = None
     speech: SpeechVocabulary | None = None
+    media_markers: Mapping[MediaKind, str] = field(default_factory=dict)
     served: ServedWeights = field(default_factory=ServedWeights)
+    sessions: Sessions = field(default_factory=lambda: Sessions(MonotonicClock()))
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.default_sampling) - set(DEFAULTABLE))
