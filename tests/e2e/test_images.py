@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,52 +18,20 @@ import torch
 from PIL import Image
 
 from tests.e2e.server import Server, serving
-from tests.seeing import FAMILIES, IMAGE, VIDEO, save
-
-TEMPLATE = (
-    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<|image_pad|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
-)
+from tests.pictures import data_url, picture
+from tests.seeing import IMAGE
+from tests.served_sight import save_served
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = save(tmp_path_factory.mktemp("qwen2_vl"), FAMILIES["Qwen2-VL"])
-    vision = json.loads((directory / "config.json").read_text())["vision_config"]
-    backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-    backend.add_special_tokens(["<|video_pad|>", "<|image_pad|>"])
-    assert backend.token_to_id("<|image_pad|>") == IMAGE
-    assert backend.token_to_id("<|video_pad|>") == VIDEO
-    backend.save(str(directory / "tokenizer.json"))
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
-    settings = {
-        "patch_size": vision["patch_size"],
-        "merge_size": vision["spatial_merge_size"],
-        "temporal_patch_size": vision["temporal_patch_size"],
-        "min_pixels": 64,
-        "max_pixels": 4096,
-    }
-    (directory / "preprocessor_config.json").write_text(json.dumps(settings))
-    return directory
+    return save_served(tmp_path_factory.mktemp("qwen2_vl"))
 
 
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[Server]:
     with serving("--model", str(model), "--dtype", "float32") as one:
         yield one
-
-
-def _picture(width: int, height: int) -> Image.Image:
-    noise = np.random.default_rng(width).integers(0, 256, (height, width, 3))
-    return Image.fromarray(noise.astype(np.uint8))
-
-
-def _url(picture: Image.Image) -> str:
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def _ask(server: Server, *urls: str) -> Any:
@@ -89,8 +55,8 @@ def test_a_picture_is_answered_as_transformers_does(server: Server, model: Path)
         Qwen2VLImageProcessorPil,
     )
 
-    pictures = [_picture(70, 50), _picture(33, 90)]
-    answer = _ask(server, *map(_url, pictures))
+    pictures = [picture(70, 50), picture(33, 90)]
+    answer = _ask(server, *map(data_url, pictures))
     processor = Qwen2VLImageProcessorPil.from_pretrained(model)
     shown = processor(pictures, return_tensors="pt")
     counts = (shown["image_grid_thw"].prod(1) // processor.merge_size**2).tolist()
@@ -135,8 +101,8 @@ def test_hostile_urls_are_refused_with_their_place(server: Server, url: str) -> 
     assert "messages[0].content[1]" in str(refused.value)
 
 
-def _data(picture: Image.Image) -> str:
-    return _url(picture).partition(",")[2]
+def _data(shown: Image.Image) -> str:
+    return data_url(shown).partition(",")[2]
 
 
 def _post(server: Server, path: str, body: dict[str, Any]) -> Any:
@@ -274,10 +240,10 @@ def _by_native_places(server: Server, url: str) -> str:
         _by_native_places,
     ],
 )
-def test_every_dialect_shows_the_model_the_same_picture(
+def test_every_dialect_shows_the_model_the_samepicture(
     server: Server, ask: Callable[[Server, str], str]
 ) -> None:
-    url = _url(_picture(62, 44))
+    url = data_url(picture(62, 44))
     said = _by_chat(server, url)
     before = server.counters()
     assert _by_chat(server, url) == said
@@ -291,7 +257,7 @@ def test_every_dialect_shows_the_model_the_same_picture(
 
 
 def test_a_batch_has_pictures_for_each_of_its_prompts(server: Server) -> None:
-    first, second = _url(_picture(40, 40)), _url(_picture(41, 56))
+    first, second = data_url(picture(40, 40)), data_url(picture(41, 56))
     texts = ["a<|image_pad|>", "b<|image_pad|>c<|image_pad|>"]
     sampling = {"temperature": 0, "max_new_tokens": 4}
 
@@ -309,9 +275,9 @@ def test_a_batch_has_pictures_for_each_of_its_prompts(server: Server) -> None:
     assert mixed[1]["text"] == alone[0]["text"]
 
 
-def test_a_tool_result_shows_its_picture(server: Server) -> None:
-    picture = _data(_picture(50, 50))
-    source: Any = {"type": "base64", "media_type": "image/png", "data": picture}
+def test_a_tool_result_shows_itspicture(server: Server) -> None:
+    shot = _data(picture(50, 50))
+    source: Any = {"type": "base64", "media_type": "image/png", "data": shot}
     messages: list[Any] = [
         {"role": "user", "content": "look"},
         {"role": "assistant", "content": [_USE]},

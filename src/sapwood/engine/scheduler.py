@@ -45,6 +45,7 @@ from sapwood.engine.request_state import Phase, RequestState
 from sapwood.engine.running import RunningRequests
 from sapwood.engine.speculation import NOTHING_WANTED, Speculation
 from sapwood.engine.step_time import StepTimeTarget
+from sapwood.engine.tiers import CacheTiers
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
@@ -77,6 +78,7 @@ class Scheduler:
         switch_length: int | None = None,
         adapters: AdapterSlots | None = None,
         media: MediaVectors | None = None,
+        tiers: CacheTiers | None = None,
     ) -> None:
         """A scheduler without requests.
 
@@ -91,7 +93,9 @@ class Scheduler:
         switch_length  as RopeConfig.switch_length
         adapters     which LoRA adapters are loaded; None: requests with one are refused
         media        knows the vectors of pictures; None: requests that show some are refused
+        tiers        bring prefixes back that the KV pool has given away; None: there are none
         """
+        self._tiers = tiers
         self._switch_length = switch_length
         self._gate = GrammarGate(grammars)
         self._ledger = ledger
@@ -160,7 +164,15 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether there is anything to do now besides waiting for grammars to be compiled."""
-        return len(self._open) > self._gate.num_held or self._running.has_ended_rows
+        return (
+            len(self._open) > self._gate.num_held
+            or self._running.has_ended_rows
+            or self._has_page_orders
+        )
+
+    @property
+    def _has_page_orders(self) -> bool:
+        return self._tiers is not None and self._tiers.has_orders
 
     @property
     def open_request_ids(self) -> list[str]:
@@ -248,9 +260,10 @@ class Scheduler:
         )
         starts = self._admit(budget, shares, preferred) if may_admit and self.admits else []
         ends = self._running.take_ended_rows()
-        if not shares and not ends and not self._adapters.has_copies:
+        if not (shares or ends or self._adapters.has_copies or self._has_page_orders):
             return None
         encodes, forgets = ([], []) if self._media is None else self._media.take_orders()
+        saves, loads = ([], []) if self._tiers is None else self._tiers.take_orders()
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
         wanted = {} if speculation is None else speculation.guesses_wanted(shares, drafts)
         entries = [
@@ -276,6 +289,8 @@ class Scheduler:
             adapter_copies=self._adapters.take_copies(),
             forgets=forgets,
             encodes=encodes,
+            saves=saves,
+            loads=loads,
         )
         if speculation is not None:
             speculation.begin_step(plan)
@@ -362,6 +377,8 @@ class Scheduler:
         if self.has_running:
             return False
         self._ledger.flush()
+        if self._tiers is not None:
+            self._tiers.clear()
         return True
 
     @property
@@ -508,7 +525,7 @@ class Scheduler:
             num_new = self._seen(state, state.num_computed_tokens, num_new)
             if num_new > 0 and self._make_room(state, num_new, shares):
                 shares.append((state, num_new))
-                budget -= num_new
+                budget = max(0, budget - num_new)  # a picture that is not cut may exceed it
                 decodes_left -= is_decode
         return budget
 
@@ -584,6 +601,8 @@ class Scheduler:
                 break
             # The lease locks the prefix before room is counted: locked pages are not evictable.
             lease, num_hit = self._ledger.lease(state.namespace, state.matchable_key())
+            if self._tiers is not None:
+                num_hit = self._tiers.extend(state, lease)
             num_new = min(state.num_tokens - num_hit, budget)
             if self._keeps_states:
                 num_new = self._up_to_state(state, num_hit, num_new)
@@ -607,7 +626,7 @@ class Scheduler:
             self._waiting.remove(state)
             starts.append(state)
             shares.append((state, num_new))
-            budget -= num_new
+            budget = max(0, budget - num_new)
         return starts
 
     # ---- lifecycle ---------------------------------------------------------------------------
@@ -653,6 +672,8 @@ class Scheduler:
         self._gate.leave(state)
         if self._speculation is not None:
             self._speculation.forget(state)
+        if self._tiers is not None:
+            self._tiers.leave(state)
         state.move_to(Phase.FINISHED)
         state.finish = finish
         del self._open[state.request_id]

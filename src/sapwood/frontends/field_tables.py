@@ -12,6 +12,7 @@ from sapwood.frontends.anthropic import protocol as anthropic
 from sapwood.frontends.batches import lines
 from sapwood.frontends.batches import protocol as batches
 from sapwood.frontends.hosts import routes as hosts
+from sapwood.frontends.images import loras
 from sapwood.frontends.images import protocol as images
 from sapwood.frontends.native import (
     classify,
@@ -35,7 +36,13 @@ from sapwood.schema.fields import FieldTable
 Tables = Sequence[FieldTable[Any]]
 
 FIELD_TABLES: Mapping[str, Tables] = {
-    "Pictures": (images.GENERATION_FIELDS, images.EDIT_FIELDS),
+    "Pictures": (
+        images.GENERATION_FIELDS,
+        images.EDIT_FIELDS,
+        loras.SET_LORA_FIELDS,
+        loras.MERGE_LORA_FIELDS,
+        loras.UNMERGE_LORA_FIELDS,
+    ),
     "Native": (
         native.GENERATE_FIELDS,
         native.SAMPLING_FIELDS,

@@ -106,6 +106,8 @@ class MediaPreparer(Protocol):
         self, prompt: str | list[int], sources: Sequence[MediaSource], encode: Encode
     ) -> tuple[list[int], list[Medium]]: ...
 
+    def close(self) -> None: ...
+
 
 class TurnOfSession(Protocol):
     """Hears how a request goes on; `frontends.serving.sessions` has the one that there is."""
@@ -208,6 +210,11 @@ class TextGenerator:
                 async for chunk in chunks:
                     yield chunk
 
+    def close(self) -> None:
+        """End the processes that prepare media. May be called twice."""
+        if self._preparer is not None:
+            self._preparer.close()
+
     async def _with_media(self, request: TextRequest) -> tuple[TextRequest, list[Medium]]:
         """The request with its prompt as token ids that have places for its media, and these."""
         if not request.media:
@@ -230,7 +237,10 @@ class TextGenerator:
         async def encode(text: str, is_whole: bool) -> list[int]:
             return await self.encode(text, is_whole and request.add_special_tokens)
 
+        start_ns = time.time_ns()
         token_ids, media = await self._preparer.prepare(request.prompt, request.media, encode)
+        if request.trace is not None:
+            request.trace.prepared(len(media), start_ns)
         return replace(request, prompt=token_ids), media
 
     @contextmanager

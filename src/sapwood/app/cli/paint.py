@@ -23,6 +23,9 @@ _ENGINE_OPTIONS = (
     "text_encoder_precisions",
     "vae_precision",
     "vae_tiling",
+    "lora_path",
+    "lora_nickname",
+    "lora_scale",
     "max_step_tokens",
 )
 

@@ -116,6 +116,11 @@ _HINTS = [
         switches="enable-mixed-chunk enable-dynamic-chunking enable-two-batch-overlap "
         "enable-single-batch-overlap",
     ),
+    *_hints(
+        "a page is copied whole, as it lies in the pool: all layers of a group one after the other",
+        takes="hicache-io-backend hicache-mem-layout",
+        switches="disable-hicache-numa-detect",
+    ),
     *_hints("the tokens of each step are sent as they come", takes="stream-interval"),
     *_hints("usage always has the cached tokens", switches="enable-cache-report"),
     *_hints(
@@ -223,9 +228,8 @@ _REFUSED_MODEL = [
         switches="quantize-and-serve",
     ),
     *_refused(
-        "sapwood has no such guarantee by a flag; leave it out",
+        "a trainer's products add in another order; see --enable-deterministic-inference",
         takes="rl-on-policy-target",
-        switches="enable-deterministic-inference",
     ),
     *_refused(
         "encrypted configurations are not read; decrypt the folder first",
@@ -255,7 +259,6 @@ _REFUSED_MODEL = [
     ),
     *_refused(
         "media have no such setting; send them as the client wants them read",
-        takes="mm-process-config",
         switches="enable-broadcast-mm-inputs-process mm-enable-dp-encoder enable-prefix-mm-cache "
         "disable-fast-image-processor keep-mm-feature-on-device "
         "enable-precise-embedding-interpolation",
@@ -264,12 +267,11 @@ _REFUSED_MODEL = [
 
 _REFUSED_MACHINES = [
     *_refused(
-        "the KV cache has no lower tiers; give it more memory with --mem-fraction-static or "
-        "--max-total-tokens",
-        takes="hicache-ratio hicache-size hicache-write-policy hicache-io-backend "
-        "hicache-mem-layout hicache-storage-backend hicache-storage-prefetch-policy "
+        "the host's memory is the last tier of the KV cache so far; take "
+        "--enable-hierarchical-cache",
+        takes="hicache-storage-backend hicache-storage-prefetch-policy "
         "hicache-storage-backend-extra-config",
-        switches="enable-hierarchical-cache disable-hicache-numa-detect enable-lmcache",
+        switches="enable-lmcache",
     ),
     *_refused(
         "weights lie on one kind of memory; take --quantization, or more cards with --tp-size",

@@ -11,12 +11,14 @@ import psutil
 import torch
 
 from sapwood.app.painting.folder import PaintingFolder, read_folder
-from sapwood.base.errors import ConfigError
+from sapwood.base.errors import ConfigError, InvalidRequest
 from sapwood.diffusion.scheduler import PaintingLimits
 from sapwood.pipelines.components import Precisions
 from sapwood.pipelines.interface import Pipeline
+from sapwood.pipelines.loras import PictureAdapters
 from sapwood.pipelines.registry import PIPELINES, load_pipeline
 from sapwood.schema.config.painting import PaintingConfig
+from sapwood.schema.painting import LoraWish
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,6 +28,7 @@ class PaintingPlan:
     """How a folder would be served; nothing has been loaded.
 
     backend  "sapwood" or "diffusers"
+    lora     the adapter that adds from the start
     notes    one line for each choice, with its reason
     problem  why it cannot be served on this machine; None: it can
     """
@@ -33,6 +36,7 @@ class PaintingPlan:
     folder: PaintingFolder
     backend: str
     vae_tiling: bool
+    lora: LoraWish | None
     limits: PaintingLimits
     notes: tuple[str, ...]
     problem: str | None
@@ -40,8 +44,11 @@ class PaintingPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedPipeline:
+    """adapters: LoRA's; what adds from the start is set"""
+
     pipeline: Pipeline
     plan: PaintingPlan
+    adapters: PictureAdapters
     load_s: float
 
 
@@ -67,6 +74,17 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
             f"the weights take {need / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free{hint}"
             " (--dit-precision, --text-encoder-precisions, --vae-precision)"
         )
+    lora = None
+    if config.lora_path is not None:
+        if backend == "diffusers":
+            raise ConfigError(
+                "--lora-path is for pipelines that sapwood draws itself, not for the backend "
+                "diffusers; leave it out"
+            )
+        lora = LoraWish(
+            nickname=config.lora_nickname, path=config.lora_path, strength=config.lora_scale
+        )
+        notes.append(f"LoRA: {lora.path} adds from the start, at strength {lora.strength:g}")
     limits = PaintingLimits(
         max_running=config.max_running_pictures,
         max_waiting=config.max_waiting_pictures,
@@ -76,6 +94,7 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
         folder=folder,
         backend=backend,
         vae_tiling=config.vae_tiling,
+        lora=lora,
         limits=limits,
         notes=tuple(notes),
         problem=problem,
@@ -97,19 +116,26 @@ def load_painting(
         vae_tiling=plan.vae_tiling,
     )
     beat("loading the weights")
+    adapters = PictureAdapters()
     pipeline: Pipeline
     if plan.backend == "diffusers":
         from sapwood.pipelines.through_diffusers import DiffusersPipeline
 
         pipeline = DiffusersPipeline.load(folder.path, precisions.dit, vae_tiling=plan.vae_tiling)
     else:
-        pipeline = load_pipeline(folder.path, precisions)
+        pipeline = load_pipeline(folder.path, precisions, adapters=adapters)
+    if plan.lora is not None:
+        beat("loading the LoRA adapter")
+        try:
+            adapters.set([plan.lora])
+        except InvalidRequest as error:
+            raise ConfigError(f"--lora-path: {error.message}") from error
     load_s = time.monotonic() - started_s
     together = pipeline.traits.max_together
     if together is not None:
         limits = replace(plan.limits, max_running=min(together, plan.limits.max_running))
         plan = replace(plan, limits=limits)
-    return LoadedPipeline(pipeline=pipeline, plan=plan, load_s=load_s)
+    return LoadedPipeline(pipeline=pipeline, plan=plan, adapters=adapters, load_s=load_s)
 
 
 def _backend(pipeline: str, asked: str) -> tuple[str, str]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from sapwood.app.building.model_defaults import read_json_if_there
+from sapwood.base.errors import ConfigError
 from sapwood.multimodal.family import FAMILIES, FamilySetting
 from sapwood.multimodal.fetch import Fetcher
 from sapwood.multimodal.limits import MediaLimits
 from sapwood.multimodal.listener import Listener
 from sapwood.multimodal.preparer import MediaPreparer
 from sapwood.schema.config.media import MediaConfig
+from sapwood.schema.config.options import option_specs
 from sapwood.text.tokenizer import Tokenizer
 
 _IDS = {
@@ -23,9 +25,21 @@ _IDS = {
 
 
 def build_preparer(
-    directory: Path, model: Mapping[str, Any], tokenizer: Tokenizer, config: MediaConfig
+    directory: Path,
+    model: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    config: MediaConfig,
+    *,
+    language_only: bool = False,
 ) -> MediaPreparer | None:
-    """None if the model takes only text, as far as its files and the families known here say."""
+    """None if the model takes only text, as far as its files and the families known here say.
+
+    language_only  whether it takes only text whatever they say
+    Raises         ConfigError for options of media that would change nothing
+    """
+    if language_only:
+        _refuse_options(config)
+        return None
     token_ids = {
         kind: int(model[name])
         for kind, names in _IDS.items()
@@ -37,10 +51,16 @@ def build_preparer(
     processor = read_json_if_there(directory / "processor_config.json")
     image = read_json_if_there(directory / "preprocessor_config.json")
     video = read_json_if_there(directory / "video_preprocessor_config.json")
+    image = image or processor.get("image_processor") or {}
+    video = video or processor.get("video_processor") or {}
+    changed = config.process_config
+    if "video" in changed and not video:
+        # Some repositories have one file for both, but its sizes are those of pictures.
+        video = {name: value for name, value in image.items() if name not in _SIZES}
     setting = FamilySetting(
         model_type=model["model_type"],
-        image=image or processor.get("image_processor") or {},
-        video=video or processor.get("video_processor") or {},
+        image=_changed(image, changed.get("image", {}), "image"),
+        video=_changed(video, changed.get("video", {}), "video"),
         processor=processor,
         model=dict(model),
         tokens={
@@ -60,6 +80,7 @@ def build_preparer(
     )
 
 
+<<<<<<< HEAD
 def build_listener(model: Mapping[str, Any], config: MediaConfig) -> Listener | None:
     """None if the model hears nothing."""
     if model.get("model_type") != "whisper":
@@ -80,6 +101,35 @@ def build_limits(config: MediaConfig) -> MediaLimits:
         max_audio_seconds=config.max_audio_seconds,
         prepare_s=config.mm_per_request_timeout,
     )
+=======
+_SIZES = ("size", "min_pixels", "max_pixels")
+_ANYWHERE = frozenset((*_SIZES, "fps", "num_frames", "min_frames", "max_frames"))
+"""Settings that a model's files may leave out and its family reads all the same."""
+
+
+def _changed(own: Mapping[str, Any], changes: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The model's settings with those of --mm-process-config in their places."""
+    unknown = sorted(changes.keys() - own.keys() - _ANYWHERE)
+    if unknown:
+        raise ConfigError(
+            f"--mm-process-config has {', '.join(unknown)[:200]} for {kind}, which this model's "
+            f"files do not have; known are {', '.join(sorted(own.keys() | _ANYWHERE))}"
+        )
+    return {**own, **changes}
+
+
+def _refuse_options(config: MediaConfig) -> None:
+    given = [
+        spec.flag
+        for spec in option_specs(MediaConfig)
+        if getattr(config, spec.name) != spec.default
+    ]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: with --language-only there are no pictures and videos; leave "
+            "one of them out"
+        )
+>>>>>>> main
 
 
 def build_fetcher(config: MediaConfig) -> Fetcher:

@@ -32,6 +32,7 @@ class MediaParts:
         *,
         url: str = "",
         data: bytes = b"",
+        raw_size: tuple[int, int] | None = None,
         frames: tuple[str, ...] = (),
         options: Mapping[str, int | float | str] | None = None,
     ) -> dict[str, str]:
@@ -58,7 +59,13 @@ class MediaParts:
             raise InvalidRequest(f"{where} is an empty {kind}", param=where)
         self.sources.append(
             MediaSource(
-                kind=kind, where=where, url=url, data=data, frames=frames, options=options or {}
+                kind=kind,
+                where=where,
+                url=url,
+                data=data,
+                raw_size=raw_size,
+                frames=frames,
+                options=options or {},
             )
         )
         return {"type": kind}

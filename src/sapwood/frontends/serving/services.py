@@ -121,6 +121,15 @@ class Services:
                 f"the model's default sampling parameters are out of range: {error.message}"
             ) from error
 
+    def close(self) -> None:
+        """End the processes that prepare pictures and videos. May be called twice."""
+        self.generator.close()
+
+    def close(self) -> None:
+        """End the process that decodes sounds, if there is one."""
+        if self.listener is not None:
+            self.listener.close()
+
     def check_task(self, wanted: Task | Literal["tokens"]) -> None:
         """Raises InvalidRequest, with the way out, unless the model can do the task."""
         unable = why_not(self.pooling, wanted)

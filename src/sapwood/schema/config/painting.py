@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
@@ -49,6 +50,13 @@ class PaintingConfig:
         "Decode large pictures tile by tile: less memory, and others are held up by a tile at "
         "most; the picture differs a little where tiles meet.",
     )
+    lora_path: str | None = option(
+        None,
+        "A LoRA adapter that adds from the start: a safetensors file of diffusers, PEFT, kohya's "
+        "trainer or ComfyUI, or its folder.",
+    )
+    lora_nickname: str = option("default", "What /v1/list_loras calls the one of --lora-path.")
+    lora_scale: float = option(1.0, "How strongly the one of --lora-path adds.")
     max_running_pictures: int = option(16, "Pictures that have latents in memory at once.")
     max_waiting_pictures: int = option(256, "Pictures that may wait; more are refused with 503.")
     max_step_tokens: int = option(
@@ -86,6 +94,8 @@ class PaintingConfig:
             least = 1 if name in _AT_LEAST_1 else 0
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} must be >= {least}")
+        if not math.isfinite(self.lora_scale):
+            raise ConfigError(f"--lora-scale must be a finite number, got {self.lora_scale}")
         for precision in self.text_precisions:
             if precision not in PRECISIONS:
                 raise ConfigError(
