@@ -233,7 +233,6 @@ class _Session:
                 await asyncio.gather(watched, return_exceptions=True)
             await supervisor.close()
             self.stores.close()
-            self.services.close()
             self.closes.close()
 
     def _supervisor(self, policy: RestartPolicy | None) -> Supervisor:

@@ -87,7 +87,6 @@ def build_preparer(
     )
 
 
-<<<<<<< HEAD
 def build_listener(model: Mapping[str, Any], config: MediaConfig) -> Listener | None:
     """None if the model hears nothing."""
     if model.get("model_type") != "whisper":
@@ -108,7 +107,8 @@ def build_limits(config: MediaConfig) -> MediaLimits:
         max_audio_seconds=config.max_audio_seconds,
         prepare_s=config.mm_per_request_timeout,
     )
-=======
+
+
 _SIZES = ("size", "min_pixels", "max_pixels")
 _ANYWHERE = frozenset((*_SIZES, "fps", "num_frames", "min_frames", "max_frames"))
 """Settings that a model's files may leave out and its family reads all the same."""
@@ -136,7 +136,6 @@ def _refuse_options(config: MediaConfig) -> None:
             f"{', '.join(given)}: with --language-only there are no pictures and videos; leave "
             "one of them out"
         )
->>>>>>> main
 
 
 def build_fetcher(config: MediaConfig) -> Fetcher:

@@ -56,14 +56,11 @@ def build_services(
     template = ChatTemplate.of_model(
         tokenizer, override=config.model.chat_template, architectures=architectures
     )
-<<<<<<< HEAD
-    preparer = build_preparer(files.path, model, tokenizer, config.media)
     listener = build_listener(model, config.media)
     speech = None
     if listener is not None:
         generation = read_json_if_there(files.path / "generation_config.json")
         speech = SpeechVocabulary.of_model(tokenizer, model, generation)
-=======
     preparer = build_preparer(
         files.path,
         model,
@@ -73,7 +70,6 @@ def build_services(
     )
     if preparer is not None:
         observer.metrics.preparing = preparer.figures
->>>>>>> main
     return Services(
         engine=engine,
         listener=listener,

@@ -122,11 +122,8 @@ class Services:
             ) from error
 
     def close(self) -> None:
-        """End the processes that prepare pictures and videos. May be called twice."""
+        """End the processes that prepare pictures, videos and sounds. May be called twice."""
         self.generator.close()
-
-    def close(self) -> None:
-        """End the process that decodes sounds, if there is one."""
         if self.listener is not None:
             self.listener.close()
 
