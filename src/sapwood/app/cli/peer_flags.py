@@ -267,10 +267,8 @@ _REFUSED_MODEL = [
 
 _REFUSED_MACHINES = [
     *_refused(
-        "the host's memory is the last tier of the KV cache so far; take "
-        "--enable-hierarchical-cache",
-        takes="hicache-storage-backend hicache-storage-prefetch-policy "
-        "hicache-storage-backend-extra-config",
+        "LMCache is not called by sapwood; take --enable-hierarchical-cache and "
+        "--hicache-storage-backend",
         switches="enable-lmcache",
     ),
     *_refused(
