@@ -87,10 +87,9 @@ def requirements(project: dict[str, dict[str, object]], *, is_dev: bool) -> tupl
     wanted = [*_strings(project["project"]["dependencies"])]
     wanted += _strings(project["build-system"]["requires"])
     wanted += ["cmake>=3.22", "ninja"]  # as scikit-build-core would, where the system has none
-    if is_dev:
-        extras = project["project"]["optional-dependencies"]
-        assert isinstance(extras, dict)
-        wanted += _strings(extras["dev"])
+    extras = project["project"]["optional-dependencies"]
+    assert isinstance(extras, dict)
+    wanted += _strings(extras["dev" if is_dev else "media"])
     [torch] = [name for name in wanted if re.match(r"torch\b", name)]
     return torch, [name for name in wanted if name != torch]
 

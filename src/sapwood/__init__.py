@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sapwood.app.offline.engine import Engine
     from sapwood.app.offline.llm import LLM, EmbeddingResult, GenerationResult
     from sapwood.app.on_ray.serving import serve_ray
     from sapwood.app.painting.painter import PaintedPicture, Painter
@@ -18,6 +19,7 @@ __all__ = [
     "LLM",
     "DiffGenerator",
     "EmbeddingResult",
+    "Engine",
     "GenerationResult",
     "PaintedPicture",
     "Painter",
@@ -28,6 +30,7 @@ __all__ = [
 _EXPORTS = {
     "LLM": "sapwood.app.offline.llm",
     "EmbeddingResult": "sapwood.app.offline.llm",
+    "Engine": "sapwood.app.offline.engine",
     "GenerationResult": "sapwood.app.offline.llm",
     "DiffGenerator": "sapwood.app.painting.sglang_names",
     "PaintedPicture": "sapwood.app.painting.painter",

@@ -8,11 +8,17 @@ import pytest
 
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.clock import ManualClock
+from sapwood.base.errors import InvalidRequest
 from sapwood.diffusion.loop import PaintingLoop, partial_steps
 from sapwood.diffusion.scheduler import PaintingLimits, StepScheduler
 from sapwood.schema.painting import (
+    ChangeLoras,
     DrainPainter,
     GetPainterStatus,
+    ListLoras,
+    LoraList,
+    LorasAnswer,
+    LoraWish,
     Paint,
     PaintDone,
     PainterStatus,
@@ -27,7 +33,14 @@ from tests.diffusion.pipelines import CountingPipeline
 class Driven:
     """A loop with the messages that it has sent."""
 
-    def __init__(self, *, text_cache_bytes: int = 1000, tiles: int = 3, **limits: int) -> None:
+    def __init__(
+        self,
+        *,
+        text_cache_bytes: int = 1000,
+        tiles: int = 3,
+        adapters: Any = None,
+        **limits: int,
+    ) -> None:
         self.pipeline = CountingPipeline(tiles=tiles)
         self.clock = ManualClock()
         self.inbox: QueueChannel[Any] = QueueChannel()
@@ -39,6 +52,7 @@ class Driven:
             CallbackSender(self.sent.append),
             clock=self.clock,
             text_cache_bytes=text_cache_bytes,
+            adapters=adapters,
         )
 
     def ask(self, name: str, prompt: str = "a tree", *, seed: int = 0, **fields: Any) -> None:
@@ -243,3 +257,87 @@ def test_forty_pictures_with_ten_aborts_leave_nothing() -> None:
     status = driven.status()
     assert status.num_done + status.num_aborted == 40
     assert (status.num_waiting, status.num_denoising, status.num_decoding) == (0, 0, 0)
+
+
+class Adapters:
+    """Tells how many pictures were sent when it was changed."""
+
+    def __init__(self) -> None:
+        self.components = {"transformer": None}
+        self.driven: Driven | None = None
+        self.changed_at: list[list[str]] = []
+
+    def set(self, wishes: Any) -> None:
+        assert self.driven is not None
+        if wishes[0].nickname == "bad":
+            raise InvalidRequest("no such file", param="lora_path")
+        done = [each.request_id for each in self.driven.sent if isinstance(each, PaintDone)]
+        self.changed_at.append(done)
+
+    def unmerge(self, target: str) -> None:
+        raise InvalidRequest("no LoRA adapter is set", param="target")
+
+    def listing(self) -> LoraList:
+        return LoraList(loaded_adapters=(), active={})
+
+
+def changed(call_id: str, nickname: str = "ink") -> ChangeLoras:
+    return ChangeLoras(call_id=call_id, kind="set", wishes=(LoraWish(nickname=nickname),))
+
+
+def test_adapters_change_after_the_pictures_before_and_before_those_after() -> None:
+    adapters = Adapters()
+    driven = adapters.driven = Driven(adapters=adapters)
+    driven.ask("a", "oak", num_inference_steps=3)
+    driven.turns(2)
+    driven.inbox.send(changed("1"))
+    driven.ask("b", "oak", num_inference_steps=1)
+    driven.inbox.send(changed("2"))
+    driven.ask("c", "oak", num_inference_steps=1)
+    driven.turns(40)
+    assert adapters.changed_at == [["a"], ["a", "b"]]
+    assert [each.request_id for each in driven.sent if isinstance(each, PaintDone)] == [*"abc"]
+    assert driven.pipeline.encoded == ["oak"] * 3, "an adapter may change the encoder"
+    answers = [each for each in driven.sent if isinstance(each, LorasAnswer)]
+    assert [(each.call_id, each.refusal) for each in answers] == [("1", None), ("2", None)]
+
+
+def test_a_refused_change_holds_nobody_up() -> None:
+    adapters = Adapters()
+    driven = adapters.driven = Driven(adapters=adapters)
+    driven.inbox.send(changed("1", "bad"))
+    driven.inbox.send(ChangeLoras(call_id="2", kind="unmerge"))
+    driven.ask("a", num_inference_steps=1)
+    driven.turns(20)
+    answers = [each for each in driven.sent if isinstance(each, LorasAnswer)]
+    assert [(each.status, each.param) for each in answers] == [(400, "lora_path"), (400, "target")]
+    assert driven.of("a", PaintDone)
+
+
+def test_who_waits_for_a_change_keeps_its_deadline_and_may_leave() -> None:
+    adapters = Adapters()
+    driven = adapters.driven = Driven(adapters=adapters)
+    driven.ask("long", num_inference_steps=100)
+    driven.inbox.send(changed("1"))
+    driven.ask("late", timeout_s=5.0)
+    driven.ask("gone")
+    driven.turns(5)
+    driven.clock.advance(6.0)
+    driven.inbox.send(StopPainting("gone"))
+    driven.turns(1)
+    assert driven.of("late", PaintFailed)[0].status == 504
+    driven.inbox.send(StopPainting("long"))
+    driven.turns(2)
+    assert adapters.changed_at == [[]]
+    assert not driven.loop.num_held
+
+
+def test_a_pipeline_without_adapters_refuses_changes() -> None:
+    driven = Driven()
+    driven.inbox.send(changed("1"))
+    driven.inbox.send(ListLoras("2"))
+    driven.turns(1)
+    listed, refused = driven.sent
+    assert refused.status == 400
+    assert "through diffusers" in refused.refusal
+    assert listed.listing.loaded_adapters == ()

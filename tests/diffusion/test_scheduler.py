@@ -138,6 +138,14 @@ class Painting(RuleBasedStateMachine):
         self.open: dict[str, int] = {}
         self.left: dict[str, int] = {}
         self.num_made = 0
+        self.version, self.changes = 0, 0
+        self.asked_at: dict[str, int] = {}
+
+    @rule()
+    def close(self) -> None:
+        """A change of the model, for pictures that come later."""
+        self.steps.close()
+        self.changes += 1
 
     @rule(size=st.integers(1, 160), num_steps=st.integers(1, 4), priority=st.integers(-2, 2))
     def arrive(self, size: int, num_steps: int, priority: int) -> None:
@@ -146,12 +154,18 @@ class Painting(RuleBasedStateMachine):
         failure = self.steps.add(paint(name, priority=priority, timeout_s=50.0))
         if failure is None:
             self.open[name], self.left[name] = size, num_steps
+            self.asked_at[name] = self.changes
         else:
             assert self.steps.count(Phase.WAITING) == 4
 
     @rule()
     def turn(self) -> None:
+        while self.version < self.changes and self.steps.is_clear:
+            self.steps.reopen()
+            self.version += 1
         turn = self.steps.plan()
+        for name in (turn.prepare, *turn.step, turn.decode):
+            assert name is None or self.asked_at[name] == self.version, "drawn as it was asked"
         self._check(turn)
         if turn.prepare is not None:
             self.steps.prepared(turn.prepare, self.open[turn.prepare])

@@ -36,6 +36,8 @@ PAGES = [
 EXAMPLE_URL = "http://127.0.0.1:30000"
 EMBEDDING_URL = "http://127.0.0.1:30001"
 PAINTING_URL = "http://127.0.0.1:30002"
+AUDIO_URL = "http://127.0.0.1:30003"
+"""Its forms are sent by tests/e2e/test_audio.py."""
 GATEWAY_URL = "http://127.0.0.1:8000"
 """Where the pages have a server of an embedding model."""
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
@@ -375,7 +377,8 @@ def curl_requests(text: str, server: str) -> Iterator[tuple[str, str, str | None
         (url,) = [word for word in words if word.startswith("http")]
         body = words[words.index("-d") + 1] if "-d" in words else None
         method = words[words.index("-X") + 1] if "-X" in words else "POST" if body else "GET"
-        assert url.startswith((EXAMPLE_URL, EMBEDDING_URL, PAINTING_URL, GATEWAY_URL)), url
+        known = (EXAMPLE_URL, EMBEDDING_URL, PAINTING_URL, AUDIO_URL, GATEWAY_URL)
+        assert url.startswith(known), url
         if url.startswith(server):
             yield method, url.removeprefix(server), body
 

@@ -16,6 +16,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.e2e.server import Server, serving
 from tests.painting_models import flux, saved
@@ -195,6 +196,44 @@ def test_a_body_of_sglang_is_taken_as_it_is(server: Server) -> None:
     answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     assert answer.json()["data"][0]["seed"] == 1024
+
+
+def test_a_lora_adds_from_when_it_is_set_until_it_is_unmerged(
+    server: Server, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    path = "transformer_blocks.0.attn.to_v"
+    generator = torch.Generator().manual_seed(0)
+    numbers = {
+        f"transformer.{path}.lora_A.weight": torch.randn(4, 32, generator=generator),
+        f"transformer.{path}.lora_B.weight": torch.randn(32, 4, generator=generator),
+    }
+    save_file(numbers, tmp_path / "ink.safetensors")
+
+    def draw() -> np.ndarray:
+        answer = client.images.generate(
+            prompt="an oak",
+            size=SIZE,
+            response_format="b64_json",
+            extra_body={"seed": 7, "num_inference_steps": 2},
+        )
+        assert answer.data is not None
+        return pixels(answer.data[0].b64_json)
+
+    plain = draw()
+    wish = {"lora_nickname": "ink", "lora_path": str(tmp_path / "ink.safetensors")}
+    answer = httpx.post(f"{server.url}/v1/set_lora", json=wish, timeout=60)
+    assert answer.status_code == 200, answer.text
+    drawn = draw()
+    assert np.abs(drawn.astype(int) - plain.astype(int)).max() > 3
+    listed = httpx.get(f"{server.url}/v1/list_loras").json()
+    assert listed["active"]["transformer"][0]["nickname"] == "ink"
+    httpx.post(f"{server.url}/v1/unmerge_lora_weights", json={}).raise_for_status()
+    assert np.array_equal(draw(), plain)
+    httpx.post(f"{server.url}/v1/merge_lora_weights", json={}).raise_for_status()
+    assert np.array_equal(draw(), drawn)
+    httpx.post(f"{server.url}/v1/unmerge_lora_weights", json={}).raise_for_status()
+    bad = httpx.post(f"{server.url}/v1/set_lora", json=wish | {"lora_path": "/etc/passwd"})
+    assert (bad.status_code, bad.json()["param"]) == (400, "lora_path")
 
 
 def test_what_the_server_says_of_itself(server: Server, client: openai.OpenAI) -> None:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 from sapwood.executor.open_ends import OpenEnds
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
@@ -95,8 +97,10 @@ class SimulatedRank:
         num_pages: int | list[int],
         page_size: int,
         pools: Sequence[CachePool] = (FULL_POOL,),
+        host_sizes: Sequence[int] = (),
     ) -> None:
         self._page_size = page_size
+        self._host: list[list[object]] = [[None] * size for size in host_sizes]
         sizes = [num_pages] if isinstance(num_pages, int) else num_pages
         kinds = {pool.kind: size for pool, size in zip(pools, sizes, strict=True)}
         num_full = kinds.get(CacheKind.FULL)
@@ -109,6 +113,15 @@ class SimulatedRank:
             if pool.window is not None
         ]
         self._states: list[int | None] = [None] * kinds.get(CacheKind.STATE, 0)
+        windows = iter(self._windows)
+        self._of_pool: list[list[Any]] = []
+        for pool in pools:
+            if pool.window is not None:
+                self._of_pool.append(next(windows)[1])
+            else:
+                full = self._kv if pool.kind is CacheKind.FULL else self._states
+                assert full is not None
+                self._of_pool.append(full)
         self._rows: dict[int, Row] = {}
         self._adapters: dict[int, str] = {}
         self._open_ends = OpenEnds()
@@ -129,6 +142,7 @@ class SimulatedRank:
         num_new = [entry.num_new for entry in plan.scheduled]
         assert num_new == sorted(num_new, key=lambda count: count != 1), "decodes come first"
         self.computed.append(sum(num_new))
+        self._move(plan)
         self._copy(plan)
         for entry in plan.scheduled:
             self._write(entry, self._rows[entry.row])
@@ -172,8 +186,17 @@ class SimulatedRank:
         guesses = SometimesRightDraft(row.tokens).propose(max(end - num_known, 0))
         return GuessedTokens(list(guesses.token_ids))
 
+    def _move(self, plan: StepPlan) -> None:
+        """What goes to the host, and comes back."""
+        for save in plan.saves:
+            self._host[save.pool][save.target] = copy(self._of_pool[save.pool][save.source])
+        for load in plan.loads:
+            found = self._host[load.pool][load.source]
+            assert found is not None, "a slot of the host that was never written"
+            self._of_pool[load.pool][load.target] = copy(found)
+
     def _copy(self, plan: StepPlan) -> None:
-        copies = [copy for entry in plan.scheduled for copy in entry.copies]
+        copies = [one for entry in plan.scheduled for one in entry.copies]
         contents = [self._states[source] for source, _ in copies]
         targets = [target for _, target in copies]
         assert len(set(targets)) == len(targets), "two copies into one slot"

@@ -16,10 +16,13 @@ from sapwood.engine.adapters import AdapterSlots
 from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
 from sapwood.engine.speculation import Speculation
+from sapwood.engine.tiers import CacheTiers
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.kv_events import KVEventSource
 from sapwood.memory.ledger import Ledger
+from sapwood.memory.listener import Listeners
 from sapwood.memory.prefix_tree import PrefixTree
+from sapwood.memory.tiers.host import HostTier
 from sapwood.schema.cache import (
     FULL_POOL,
     CacheGroup,
@@ -32,6 +35,7 @@ from sapwood.schema.cache import (
     pools_of,
 )
 from sapwood.schema.config.scheduler import POLICIES, SchedulerConfig
+from sapwood.schema.config.tiers import WritePolicy
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
@@ -44,7 +48,7 @@ from tests.engine.simulation import (
     expected_outputs,
 )
 from tests.memory.event_follower import EventFollower
-from tests.memory.mirror import Both, Mirror
+from tests.memory.mirror import Mirror
 from tests.tiers import examples
 
 EOS = {7}
@@ -160,6 +164,10 @@ def scenarios(
         "requests": requests,
         "adapters_at_once": draw(st.integers(1, 3)),
         "adapter_bytes": draw(st.integers(max(ADAPTERS.values()), 8)),
+        "host_sizes": draw(
+            st.just([]) | st.tuples(st.integers(1, 60), st.integers(1, 20)).map(list)
+        ),
+        "write_policy": draw(st.sampled_from(WritePolicy)),
         "adapter_policy": draw(st.sampled_from(["lru", "fifo"])),
     }
 
@@ -181,7 +189,13 @@ class World:
             full = kinds.index(CacheKind.FULL)
             name_of = partial(adapter_in, has_lengths=False)
             heard.append(KVEventSource(self.follower.take, full, name_of))
-        listener = Both(heard)
+        self.host = None
+        if scenario["host_sizes"] and scenario["prefixes"]:
+            sizes = [scenario["host_sizes"][0], *scenario["host_sizes"][1:] * len(pools)]
+            self.host = HostTier(sizes[: len(pools)], scenario["write_policy"])
+            heard.append(self.host)
+        host_sizes = [] if self.host is None else [one.num_slots for one in self.host.slots]
+        listener = Listeners(*heard)
         self.tree = PrefixTree(page_size, key, pools, listener) if scenario["prefixes"] else None
         self.clock = ManualClock()
         self.ledger = Ledger(
@@ -235,10 +249,11 @@ class World:
             most_decodes=scenario["most_decodes"],
             speculation=speculation if num_drafts else None,
             adapters=self.adapters,
+            tiers=None if self.host is None else CacheTiers(self.ledger, self.host, least_tokens=1),
         )
         num_stages = 1 if scenario["feed"] is TokenFeed.ROW else scenario["stages"]
         *others, self.rank = (
-            SimulatedRank(self.sizes, page_size, pools) for _ in range(num_stages)
+            SimulatedRank(self.sizes, page_size, pools, host_sizes) for _ in range(num_stages)
         )
         for stage in others:
             stage.is_last = False
@@ -274,6 +289,8 @@ class World:
 
     def check(self) -> None:
         self.ledger.check()
+        for slots in [] if self.host is None else self.host.slots:
+            slots.check()
         assert self.adapters.bytes_used <= self.adapters.max_bytes
         running = {state.options.adapter for state in self.scheduler._running} - {""}
         assert len(running) <= self.adapters.max_per_batch
@@ -319,6 +336,27 @@ def test_the_same_with_latent_rows_windows_and_states_together(
     run(scenario)
 
 
+def returns_to_prefixes(scenario: dict[str, object]) -> dict[str, object]:
+    """The same prompts three times, in pools that hold few of them, with a host tier."""
+    again = [
+        {**one, "arrives": one["arrives"] + 15 * turn, "aborted": one["aborted"] if turn else None}
+        for turn in range(3)
+        for one in scenario["requests"][:5]
+    ]
+    pools = [
+        (pool, size if pool.kind is not CacheKind.FULL else -(-64 // scenario["page_size"]))
+        for pool, size in scenario["pools"]
+    ]
+    tier = {"host_sizes": scenario["host_sizes"] or [40, 12], "prefixes": True, "threshold": -1}
+    return {**scenario, **tier, "requests": again, "pools": pools}
+
+
+@settings(max_examples=examples(1000, usual=60))
+@given((scenarios() | scenarios(has_groups=True)).map(returns_to_prefixes))
+def test_the_same_with_a_host_tier(scenario: dict[str, object]) -> None:
+    run(scenario)
+
+
 def run(scenario: dict[str, object]) -> None:
     world = World(scenario)
     requests = {f"r{index}": one for index, one in enumerate(scenario["requests"])}
@@ -329,7 +367,7 @@ def run(scenario: dict[str, object]) -> None:
             if one["aborted"] == turn:
                 world.take(world.scheduler.abort(request_id))
         world.step()
-        if turn > 40 and not world.scheduler.has_open_requests and not world.in_flight:
+        if turn > 80 and not world.scheduler.has_open_requests and not world.in_flight:
             break
     assert not world.scheduler.has_open_requests, "a request never ended"
     assert world.finishes.keys() == requests.keys()

@@ -4,12 +4,17 @@
 
 prints one JSON object: the instruction sets that are usable, and per way of storing weights what
 the engine says of its kernels, and the log probabilities of a prompt and of the tokens after it.
+
+    python -m tests.kernels.emulated_engine MODEL same
+
+prints the ways of storing weights with which answers depend on how they were computed.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from sapwood import LLM
@@ -18,6 +23,7 @@ from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.generation import TextRequest
+from tests.app.turned_engine import Question, TurnedEngine
 
 PROMPT = list(range(3, 40))
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=3, ignore_eos=True)
@@ -52,10 +58,26 @@ async def _score(llm: LLM) -> list[float]:
     return [number for part in found for number in part.of_tokens()]
 
 
-def main(model: str) -> None:
-    found = {name: run(model, **options) for name, options in STORAGE.items()}
-    sys.stdout.write(json.dumps({"usable": CpuKernels.usable_isas(), "found": found}))
+def differs(model: str, **options: Any) -> bool:
+    """Whether answers of requests alone, with whole prompts, are others than those of the same
+    requests together, in chunks, by two threads."""
+    questions = [Question(PROMPT[:length], 3, arrives=length % 4) for length in (3, 20, 37)]
+    common = {"page_size": 16, "max_total_tokens": 512, **options}
+    with TurnedEngine(Path(model), **common) as engine:
+        expected = engine.alone([Question(one.prompt, 3) for one in questions])
+    with TurnedEngine(Path(model), **common, num_threads=2, chunked_prefill_size=9) as engine:
+        return engine.answers(questions) != expected
+
+
+def main(model: str, what: str = "") -> None:
+    told: Any
+    if what == "same":
+        told = [name for name, options in STORAGE.items() if differs(model, **options)]
+    else:
+        found = {name: run(model, **options) for name, options in STORAGE.items()}
+        told = {"usable": CpuKernels.usable_isas(), "found": found}
+    sys.stdout.write(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

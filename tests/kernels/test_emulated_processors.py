@@ -103,6 +103,14 @@ def test_an_engine_computes_on_older_processors_what_it_computes_here(
         assert furthest < CLOSE[options["dtype"]], (processor, name)
 
 
+@pytest.mark.long  # minutes; tests/app/test_same_answers.py does so with the same tables here
+@pytest.mark.parametrize("processor", ["Nehalem", "Haswell"])
+def test_answers_depend_on_the_request_alone(processor: str, tmp_path: Path) -> None:
+    model = str(save_qwen3(tmp_path / "model"))
+    told = emulate(processor, ["-m", "tests.kernels.emulated_engine", model, "same"])
+    assert json.loads(told) == []
+
+
 @pytest.mark.long  # 50 s; the engines above run the same table there, and here it is always tested
 def test_kernels_of_avx2_agree_with_the_reference_on_a_processor_without_avx512() -> None:
     args = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "avx2", *KERNEL_TESTS]

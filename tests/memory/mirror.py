@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sapwood.memory.listener import CacheListener, Stretch
+from sapwood.memory.listener import Stretch
 from sapwood.memory.node import TOKEN_BYTES, Node
 from sapwood.memory.prefix_tree import PrefixTree
 
@@ -32,6 +32,10 @@ class Mirror:
     def removed(self, stretch: Stretch) -> None:
         self.num_removed += len(stretch.numbers)
         self._drop(stretch)
+
+    def used(self, stretch: Stretch) -> None:
+        for place, number in self._told(stretch):
+            assert self.content[place] == number
 
     def cleared(self) -> None:
         self.num_cleared += 1
@@ -72,26 +76,3 @@ class Mirror:
             found |= dict(self._places(namespace, key, pool, numbers))
         for child in node.children.values():
             self._walk(tree, child, namespace, key, found)
-
-
-class Both:
-    """Several listeners as one."""
-
-    def __init__(self, listeners: Sequence[CacheListener]) -> None:
-        self._listeners = listeners
-
-    def stored(self, stretch: Stretch) -> None:
-        for one in self._listeners:
-            one.stored(stretch)
-
-    def evicted(self, stretch: Stretch) -> None:
-        for one in self._listeners:
-            one.evicted(stretch)
-
-    def removed(self, stretch: Stretch) -> None:
-        for one in self._listeners:
-            one.removed(stretch)
-
-    def cleared(self) -> None:
-        for one in self._listeners:
-            one.cleared()

@@ -71,7 +71,7 @@ def test_kontext_equals_diffusers(
     sizes = [(24, 56), (36, 36), (56, 24)]
     monkeypatch.setattr(kontext, "PREFERRED_KONTEXT_RESOLUTIONS", sizes)
     monkeypatch.setattr(ours, "KONTEXT_SIZES", sizes)
-    monkeypatch.setattr(ours, "USUAL_LATENTS", 16)
+    monkeypatch.setattr(FluxKontextPipeline, "usual_latents", 16)
     seen: dict[str, Any] = {}
     images: tuple[torch.Tensor, ...] = ()
     if shape is not None:

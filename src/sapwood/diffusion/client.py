@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Literal
 
 from sapwood.base.channel import Sender
 from sapwood.base.errors import EngineUnavailable
 from sapwood.schema.painting import (
+    ChangeLoras,
     DrainPainter,
     GetPainterStatus,
+    ListLoras,
+    LorasAnswer,
+    LoraWish,
     Paint,
     PaintDone,
     PainterFatal,
@@ -37,7 +42,7 @@ class AsyncPaintingClient:
         self._started = asyncio.Event()
         self._ended = asyncio.Event()
         self._streams: dict[str, asyncio.Queue[PaintEvent]] = {}
-        self._calls: dict[str, asyncio.Future[PainterStatus]] = {}
+        self._calls: dict[str, asyncio.Future[Any]] = {}
         self._num_calls = 0
 
     @property
@@ -79,14 +84,39 @@ class AsyncPaintingClient:
                 self._sender.send(StopPainting(request.request_id))
 
     async def status(self) -> PainterStatus:
+        found: PainterStatus = await self._call(GetPainterStatus)
+        return found
+
+    async def change_loras(
+        self,
+        kind: Literal["set", "merge", "unmerge"],
+        *,
+        wishes: Sequence[LoraWish] = (),
+        target: str = "all",
+        strength: float | None = None,
+    ) -> LorasAnswer:
+        """Waits until all pictures that were asked for before are done."""
+        found: LorasAnswer = await self._call(
+            lambda call_id: ChangeLoras(
+                call_id=call_id, kind=kind, wishes=tuple(wishes), target=target, strength=strength
+            )
+        )
+        return found
+
+    async def list_loras(self) -> LorasAnswer:
+        found: LorasAnswer = await self._call(ListLoras)
+        return found
+
+    async def _call(self, message: Callable[[str], PainterInput]) -> Any:
+        """The engine's answer to a message with this call's id."""
         if self._reason is not None and not self.is_draining:
             raise EngineUnavailable(self._reason)
         self._num_calls += 1
         call_id = str(self._num_calls)
-        answer: asyncio.Future[PainterStatus] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._calls[call_id] = answer
         try:
-            self._sender.send(GetPainterStatus(call_id))
+            self._sender.send(message(call_id))
             return await answer
         finally:
             del self._calls[call_id]
@@ -125,7 +155,7 @@ class AsyncPaintingClient:
                 self._started.set()
             case PainterFatal():
                 self.fail(message.reason)
-            case PainterStatus():
+            case PainterStatus() | LorasAnswer():
                 call = self._calls.get(message.call_id)
                 if call is not None and not call.done():
                     call.set_result(message)

@@ -14,6 +14,7 @@ from torch import Tensor
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import Clock
 from sapwood.base.errors import SapwoodError
+from sapwood.diffusion.lora_changes import LoraChanges
 from sapwood.diffusion.scheduler import Phase, StepScheduler, refused
 from sapwood.diffusion.text_cache import TextCache
 from sapwood.pipelines.interface import (
@@ -23,10 +24,13 @@ from sapwood.pipelines.interface import (
     PromptVectors,
     Trajectory,
 )
+from sapwood.pipelines.loras import PictureAdapters
 from sapwood.schema.painting import (
+    ChangeLoras,
     DrainPainter,
     GetPainterStatus,
     InputPicture,
+    ListLoras,
     Paint,
     PaintDone,
     PainterInput,
@@ -88,12 +92,14 @@ class PaintingLoop:
         *,
         clock: Clock,
         text_cache_bytes: int,
+        adapters: PictureAdapters | None = None,
         heartbeat: Heartbeat | None = None,
         memory: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         """A loop that has not begun.
 
-        memory  (bytes that the process has, the most that it has had)
+        adapters  of the pipeline; None: it has none
+        memory    (bytes that the process has, the most that it has had)
         """
         self._pipeline = pipeline
         self._scheduler = scheduler
@@ -106,10 +112,11 @@ class PaintingLoop:
         self._works: dict[str, _Work] = {}
         self._counts = _Counts()
         self._drain_until_s = math.inf
+        self._changes = LoraChanges(adapters, self._texts.clear)
 
     def run(self) -> None:
         with torch.inference_mode():
-            while not (self._is_draining and not self._scheduler.has_work):
+            while not (self._is_draining and not self._has_work):
                 self.turn(self._patience_s())
 
     def turn(self, timeout_s: float | None) -> None:
@@ -117,6 +124,7 @@ class PaintingLoop:
         for message in self._receiver.receive(timeout_s):
             self._take(message)
         self._end_overdue()
+        self._change_adapters()
         turn = self._scheduler.plan()
         if self._heartbeat is not None and not turn.is_empty:
             self._heartbeat.beat(f"a step of {len(turn.step)} pictures")
@@ -140,10 +148,20 @@ class PaintingLoop:
     def _is_draining(self) -> bool:
         return self._drain_until_s < math.inf
 
+    @property
+    def _has_work(self) -> bool:
+        return self._scheduler.has_work or len(self._changes) > 0
+
     def _patience_s(self) -> float | None:
-        if self._scheduler.has_work:
+        if self._has_work:
             return 0.0
         return DRAIN_POLL_S if self._is_draining else None
+
+    def _change_adapters(self) -> None:
+        """As soon as no picture needs the old ones."""
+        while self._changes and self._scheduler.is_clear:
+            self._sender.send(self._changes.make_next())
+            self._scheduler.reopen()
 
     def _take(self, message: PainterInput) -> None:
         match message:
@@ -157,6 +175,11 @@ class PaintingLoop:
                 self._drain_until_s = min(self._drain_until_s, until_s)
             case GetPainterStatus():
                 self._sender.send(self._status(message.call_id))
+            case ChangeLoras():
+                self._changes.add(message)
+                self._scheduler.close()
+            case ListLoras():
+                self._sender.send(self._changes.listing(message.call_id))
 
     def _add(self, request: Paint) -> None:
         failure: PaintFailed | None

@@ -9,6 +9,7 @@ the stages around it, so that a large picture holds up others by no more than on
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -140,6 +141,7 @@ class StepScheduler:
         self._open: dict[str, PictureState] = {}
         self._num_arrived = 0
         self._turn = 0
+        self._closed_from: deque[int] = deque()
 
     @property
     def open_ids(self) -> list[str]:
@@ -206,6 +208,21 @@ class StepScheduler:
             decode=None if decode is None else decode.request_id,
         )
 
+    def close(self) -> None:
+        """Pictures that arrive from now on wait until `reopen`, which is for the time when all
+        earlier ones are finished."""
+        self._closed_from.append(self._num_arrived)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether every picture that arrived before the first `close` is finished."""
+        first = self._closed_from[0] if self._closed_from else self._num_arrived
+        return all(picture.order >= first for picture in self._open.values())
+
+    def reopen(self) -> None:
+        """Undo the first `close`."""
+        self._closed_from.popleft()
+
     def prepared(self, request_id: str, num_tokens: int) -> None:
         """The picture has its latents; from now on it takes part in steps."""
         picture = self._open[request_id]
@@ -230,7 +247,9 @@ class StepScheduler:
 
     def _admit(self) -> None:
         num_running = len(self._open) - self.count(Phase.WAITING)
-        for picture in self._ordered(Phase.WAITING)[: self._limits.max_running - num_running]:
+        first = self._closed_from[0] if self._closed_from else self._num_arrived
+        waiting = [one for one in self._ordered(Phase.WAITING) if one.order < first]
+        for picture in waiting[: self._limits.max_running - num_running]:
             picture.move_to(Phase.PREPARING)
 
     def _ordered(self, phase: Phase) -> list[PictureState]:

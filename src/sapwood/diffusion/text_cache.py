@@ -43,3 +43,8 @@ class TextCache(Generic[K, V]):
         while self.num_bytes > self._max_bytes:
             _, oldest = self._kept.popitem(last=False)
             self.num_bytes -= oldest.num_bytes
+
+    def clear(self) -> None:
+        """Forget all vectors: what made them has changed."""
+        self._kept.clear()
+        self.num_bytes = 0

@@ -107,7 +107,8 @@ class PrefillShare:
             return 0
         if self._most_tokens is None:
             return num_wanted
-        return min(num_wanted, self._most_tokens - self._num_tokens - kept)
+        left = self._most_tokens - self._num_tokens - kept
+        return max(0, min(num_wanted, left))  # a picture that is not cut may have taken more
 
     def has_room_for_all(self, num_tokens: int) -> bool:
         """Whether a request fits whose tokens cannot be divided: the step's first one always."""

@@ -1,12 +1,14 @@
-"""Vectors of pictures and videos: which the ranks have, who uses them, which are to be made.
+"""Vectors of pictures, videos and sounds: which the ranks have, who uses them, which to make.
 
 A medium is encoded once, before the step that first needs its vectors, whoever shows it. Its
 vectors stay until others need their bytes and no running request has to compute tokens with them.
+Vectors that layers attend to across are needed for every token of a request.
 Like pages, vectors change hands in the order of plans.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +21,27 @@ from sapwood.schema.request import Generate
 
 
 class MediaFacts(Protocol):
-    """What a tower says of media before it computes anything."""
+    """What a tower says of media before it computes anything.
+
+    attends_both_ways  whether the tokens of a picture must be computed in one step
+    """
+
+    @property
+    def attends_both_ways(self) -> bool: ...
 
     def why_unfit(self, medium: Medium) -> str | None: ...
 
     def num_patches(self, medium: Medium) -> int: ...
+
+
+NOTHING_HEARD = (
+    "this model answers only requests with a sound, to which its layers attend; send a file to "
+    "/v1/audio/transcriptions"
+)
+
+
+REST_STEPS = 4
+"""Steps without encoding after one with it, while requests decode."""
 
 
 @dataclass(slots=True)
@@ -41,23 +59,33 @@ class MediaVectors:
     """The scheduler's account of vectors on the ranks, least recently used first."""
 
     def __init__(
-        self, facts: MediaFacts, *, vector_bytes: int, max_bytes: int, patches_per_step: int
+        self,
+        facts: MediaFacts,
+        *,
+        vector_bytes: int,
+        max_bytes: int,
+        patches_per_step: int,
+        must_hear: bool = False,
     ) -> None:
         """An account without vectors.
 
         vector_bytes      of one token
         max_bytes         of all vectors at any time
         patches_per_step  that are encoded before a step, unless one medium alone has more
+        must_hear         whether every request needs a sound, since the model's layers attend to it
         """
         self._facts = facts
+        self._attends_both_ways = facts.attends_both_ways
         self._vector_bytes = vector_bytes
         self._max_bytes = max_bytes
         self._patches_per_step = patches_per_step
+        self._must_hear = must_hear
         self._known: OrderedDict[bytes, Vectors] = OrderedDict()
         self._held: dict[str, set[bytes]] = {}  # by request id
         self._encodes: dict[bytes, Medium] = {}
         self._forgets: list[bytes] = []
         self._num_patches = 0
+        self._rest = 0
         self.num_bytes = 0
         self.num_encoded = 0
         self.num_shared = 0
@@ -80,7 +108,11 @@ class MediaVectors:
 
     def why_refused(self, request: Generate) -> str | None:
         """Why a request with its media cannot be served; None if it can."""
+        if not request.media:
+            return NOTHING_HEARD if self._must_hear else None
         spans = [span for medium in request.media for span in medium.spans]
+        if self._must_hear and len(request.media) > 1:
+            return "this model hears one sound at a time; send a request for each"
         if request.input_embeds:
             return "a prompt of input_embeds can show no pictures; send text or token ids"
         end = 0
@@ -96,10 +128,10 @@ class MediaVectors:
             wrong = self._facts.why_unfit(medium)
             if wrong is not None:
                 return wrong
-            num_bytes = medium.num_tokens * self._vector_bytes
+            num_bytes = medium.num_vectors * self._vector_bytes
             if num_bytes > self._max_bytes:
                 return (
-                    f"a {medium.kind} stands for {medium.num_tokens} tokens, whose vectors take "
+                    f"a {medium.kind} stands for {medium.num_vectors} tokens, whose vectors take "
                     f"{num_bytes} bytes, but all vectors of this server may take "
                     f"{self._max_bytes}; send a smaller one, or start the server with a larger "
                     "--vlm-cache-size-mb"
@@ -108,13 +140,26 @@ class MediaVectors:
 
     # ---- steps -------------------------------------------------------------------------------
 
-    def begin_step(self) -> None:
+    def begin_step(self, *, others_decode: bool = False) -> None:
+        """others_decode: then the steps after one that encodes only decode, so that most gaps
+        between two tokens are as long as ever, however many pictures wait."""
+        if not others_decode:
+            self._rest = 0
+        elif self._num_patches:
+            self._rest = REST_STEPS
+        elif self._rest:
+            self._rest -= 1
         self._num_patches = 0
 
     def grant(self, state: RequestState, start: int, num_new: int) -> int:
         """How many of `num_new` tokens from `start` on the next step can compute, as far as vectors
         go. The request holds those of these tokens from now on, until it has computed them or
-        leaves; what is missing is ordered."""
+        leaves; what is missing is ordered.
+
+        More than `num_new` if a picture begins at `start`, does not end before them and has to be
+        computed in one step."""
+        if self._attends_both_ways:
+            num_new = _without_cut(state.media, start, start + num_new) - start
         for medium, first in _shown(state.media, start, start + num_new):
             if not self._hold(state.request_id, medium):
                 return max(first - start, 0)
@@ -172,10 +217,12 @@ class MediaVectors:
 
     def _ordered(self, medium: Medium) -> Vectors | None:
         """Order that medium's vectors; None if this step cannot encode it."""
+        if self._rest:
+            return None
         num_patches = self._facts.num_patches(medium)
         if self._num_patches and self._num_patches + num_patches > self._patches_per_step:
             return None
-        num_bytes = medium.num_tokens * self._vector_bytes
+        num_bytes = medium.num_vectors * self._vector_bytes
         if not self._make_room(num_bytes):
             return None
         self._num_patches += num_patches
@@ -206,14 +253,29 @@ class MediaVectors:
 
 
 def _end_of(medium: Medium) -> int:
-    start, length = medium.spans[-1]
+    start, length = _places(medium)[-1]
     return start + length
+
+
+def _places(medium: Medium) -> tuple[tuple[int, int], ...]:
+    """The spans of the tokens that cannot be computed without the medium's vectors."""
+    return ((0, sys.maxsize),) if medium.num_across else medium.spans
 
 
 def _shown(media: Sequence[Medium], start: int, end: int) -> Iterator[tuple[Medium, int]]:
     """The media that tokens `start` .. `end` - 1 show, and the first of these tokens that does."""
     for medium in media:
-        for first, length in medium.spans:
+        for first, length in _places(medium):
             if first < end and first + length > start:
                 yield medium, max(first, start)
                 break
+
+
+def _without_cut(media: Sequence[Medium], start: int, end: int) -> int:
+    """Where tokens from `start` on may end so that no picture is cut: at `end`, before the picture
+    in which that lies, or, if they begin in it, behind it."""
+    for medium in media:
+        for first, length in medium.spans:
+            if first < end < first + length:
+                return first if first > start else first + length
+    return end

@@ -46,6 +46,7 @@ from sapwood.engine.request_state import Phase, RequestState
 from sapwood.engine.running import RunningRequests
 from sapwood.engine.speculation import NOTHING_WANTED, Speculation
 from sapwood.engine.step_time import StepTimeTarget
+from sapwood.engine.tiers import CacheTiers
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
@@ -78,6 +79,7 @@ class Scheduler:
         switch_length: int | None = None,
         adapters: AdapterSlots | None = None,
         media: MediaVectors | None = None,
+        tiers: CacheTiers | None = None,
     ) -> None:
         """A scheduler without requests.
 
@@ -92,7 +94,9 @@ class Scheduler:
         switch_length  as RopeConfig.switch_length
         adapters     which LoRA adapters are loaded; None: requests with one are refused
         media        knows the vectors of pictures; None: requests that show some are refused
+        tiers        bring prefixes back that the KV pool has given away; None: there are none
         """
+        self._tiers = tiers
         self._switch_length = switch_length
         self._gate = GrammarGate(grammars)
         self._ledger = ledger
@@ -162,7 +166,24 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether there is anything to do now besides waiting for grammars to be compiled."""
-        return len(self._open) > self._gate.num_held or self._running.has_ended_rows
+        return (
+            len(self._open) > self._gate.num_held + self._num_fetching
+            or self._running.has_ended_rows
+            or self._has_page_orders
+        )
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether a storage is at work, whose results `plan` takes in."""
+        return self._tiers is not None and self._tiers.is_busy
+
+    @property
+    def _num_fetching(self) -> int:
+        return 0 if self._tiers is None else self._tiers.num_held
+
+    @property
+    def _has_page_orders(self) -> bool:
+        return self._tiers is not None and self._tiers.has_orders
 
     @property
     def open_request_ids(self) -> list[str]:
@@ -202,6 +223,8 @@ class Scheduler:
         self._open[state.request_id] = state
         self._gate.enter(state)
         self._waiting.append(state)
+        if self._tiers is not None:
+            self._tiers.arrive(state)
         return None
 
     def abort(self, request_id: str, *, reason: str | None = None) -> RequestOutput | None:
@@ -234,12 +257,19 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step; None if nothing can be computed before an earlier result is known."""
         speculation = self._speculation
+        if self._tiers is not None:
+            self._tiers.poll()
         if speculation is not None and self._in_flight and speculation.waits:
             return None
         shares: list[tuple[RequestState, int]] = []
         self._prefill_share.begin_step()
         if self._media is not None:
-            self._media.begin_step()
+            # Those that have computed their prompts: every token of theirs is a gap that is seen.
+            self._media.begin_step(
+                others_decode=any(
+                    one.num_computed_tokens >= len(one.prompt_ids) for one in self._running
+                )
+            )
         num_retractions = self._counts["retracted"]
         preferred = self._preempt() if self.admits else None
         self._prefill_share.keeps_place = preferred is not None
@@ -252,9 +282,12 @@ class Scheduler:
         )
         starts = self._admit(budget, shares, preferred) if may_admit and self.admits else []
         ends = self._running.take_ended_rows()
-        if not shares and not ends and not self._adapters.has_copies:
+        if not (shares or ends or self._adapters.has_copies or self._has_page_orders):
             return None
         encodes, forgets = ([], []) if self._media is None else self._media.take_orders()
+        saves, loads = (
+            ([], []) if self._tiers is None else self._tiers.take_orders(self._counts["steps"])
+        )
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
         wanted = {} if speculation is None else speculation.guesses_wanted(shares, drafts)
         entries = [
@@ -280,11 +313,16 @@ class Scheduler:
             adapter_copies=self._adapters.take_copies(),
             forgets=forgets,
             encodes=encodes,
+            saves=saves,
+            loads=loads,
         )
         if speculation is not None:
             speculation.begin_step(plan)
         self._in_flight[plan.step] = [(state, state.num_runs) for state, _ in entries]
         self._step_time.begin(plan.step, shares)
+        if self._tiers is not None:
+            num_prompt = sum(num_new for _, num_new in shares if num_new > 1)
+            self._tiers.begin_step(plan.step, num_prompt)
         for state, entry in entries:
             state.last_step = plan.step
             self._count_as_computed(state, entry)
@@ -314,6 +352,8 @@ class Scheduler:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
         self._step_time.end(plan.step)
+        if self._tiers is not None:
+            self._tiers.end_step(plan.step)
         if self._speculation is not None:
             self._speculation.end_step(plan.step, result.drafting_s)
         if self._media is not None:
@@ -366,7 +406,14 @@ class Scheduler:
         if self.has_running:
             return False
         self._ledger.flush()
+        if self._tiers is not None:
+            self._tiers.clear()
         return True
+
+    def weights_changed(self) -> None:
+        """Pages that are computed from now on must not be taken for those before."""
+        if self._tiers is not None:
+            self._tiers.weights_changed()
 
     @property
     def has_running(self) -> bool:
@@ -412,11 +459,11 @@ class Scheduler:
         return None
 
     def _why_media_refused(self, request: Generate) -> str | None:
-        if not request.media:
-            return None
-        if self._media is None:
+        if self._media is not None:
+            return self._media.why_refused(request)
+        if request.media:
             return "this engine takes only text: it has no part that sees pictures"
-        return self._media.why_refused(request)
+        return None
 
     def _displace(self, rank: int) -> bool:
         """Make room in the queue for a new request of that rank, by ending the least urgent waiting
@@ -452,6 +499,7 @@ class Scheduler:
             for state in self._order.of(self._waiting, self._running.states)
             if not state.num_pending_outputs
             and not self._gate.holds(state)
+            and not (self._tiers is not None and self._tiers.holds(state))
             and self._adapters.has_room(state.adapter)
             and self._adapters.is_there(state.adapter)
         )
@@ -506,6 +554,8 @@ class Scheduler:
             is_decode = state.num_missing_tokens == 1
             num_new = min(state.num_missing_tokens, budget)
             num_new = num_new if is_decode else self._prefill_share.of(num_new)
+            if num_new == 0:
+                continue
             if is_decode and decodes_left == 0:
                 continue
             if self._keeps_states:
@@ -513,7 +563,7 @@ class Scheduler:
             num_new = self._seen(state, state.num_computed_tokens, num_new)
             if num_new > 0 and self._make_room(state, num_new, shares):
                 shares.append((state, num_new))
-                budget -= num_new
+                budget = max(0, budget - num_new)  # a picture that is not cut may exceed it
                 decodes_left -= is_decode
                 if not is_decode:
                     self._prefill_share.take(num_new)
@@ -586,6 +636,8 @@ class Scheduler:
                 break
             if state.num_pending_outputs or self._gate.holds(state) or turns.passes_over(state):
                 continue
+            if self._tiers is not None and self._tiers.holds(state):
+                continue
             if self._prefixes.are_worth_waiting_for(state, self._ledger):
                 continue
             share = self._prefill_share
@@ -594,6 +646,8 @@ class Scheduler:
                 break
             # The lease locks the prefix before room is counted: locked pages are not evictable.
             lease, num_hit = self._ledger.lease(state.namespace, state.matchable_key())
+            if self._tiers is not None:
+                num_hit = self._tiers.extend(state, lease)
             num_new = min(state.num_tokens - num_hit, budget)
             num_new = num_new if self._whole_prompts else share.of(num_new)
             if self._keeps_states:
@@ -615,10 +669,12 @@ class Scheduler:
                 self._leave_media(state)
                 break
             self._running.begin(state, lease, num_hit, self._counts)
+            if self._tiers is not None:
+                self._tiers.leave(state)
             self._waiting.remove(state)
             starts.append(state)
             shares.append((state, num_new))
-            budget -= num_new
+            budget = max(0, budget - num_new)
             share.take(num_new)
         return starts
 
@@ -665,6 +721,8 @@ class Scheduler:
         self._gate.leave(state)
         if self._speculation is not None:
             self._speculation.forget(state)
+        if self._tiers is not None:
+            self._tiers.leave(state)
         state.move_to(Phase.FINISHED)
         state.finish = finish
         del self._open[state.request_id]

@@ -151,6 +151,7 @@ def build_inputs(
         # A window's table has old pages, which nobody shares.
         host_page_table=None if places.is_window_first else host_page_table,
         sees=None if sees is None else upload_one(sees, np.int64, device),
+        both_ways=() if sight is None else sight.both_ways(scheduled),
     )
     groups: tuple[CacheInputs, ...] = ()
     if places.group_of_layer:
@@ -178,6 +179,7 @@ def build_inputs(
         logits_index=logits_index,
         embeds=embeds,
         axes=axes,
+        across=() if sight is None else sight.across(scheduled),
         adapters=None
         if adapters is None
         else adapters(rows.adapter_slot_of(row_of_token, positions), sampled_after),

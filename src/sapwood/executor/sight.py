@@ -1,4 +1,4 @@
-"""What a rank knows of the pictures and videos that prompts show: vectors, places, positions."""
+"""What a rank knows of the pictures, videos and sounds of prompts: vectors, places, positions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.rows import RowTable
+from sapwood.kernels.attention_batch import SeenBothWays
 from sapwood.kernels.transfer import upload_one
 from sapwood.layers.forward_batch import AxisPositions, InputEmbeds
 from sapwood.models.vision.interface import Tower
@@ -54,8 +55,10 @@ class Sight:
         self._hidden_size = hidden_size
         self._device = device
         self._axis_of_pair = tower.axis_of_pair
+        self._attends_both_ways = tower.attends_both_ways
         self._vectors: dict[bytes, Tensor] = {}
         self._rows: dict[int, ShowingRow] = {}
+        self._across: dict[int, bytes] = {}
 
     @property
     def has_rows(self) -> bool:
@@ -75,7 +78,11 @@ class Sight:
     def start(self, start: RowStart, rows: RowTable) -> None:
         """A request takes its row, of which `rows` has heard."""
         self._rows.pop(start.row, None)
+        self._across.pop(start.row, None)
         if not start.media:
+            return
+        if start.media[0].num_across:
+            self._across[start.row] = start.media[0].digest
             return
         positions = self._tower.positions(start.num_prompt, start.media)
         if positions is not None:
@@ -111,6 +118,34 @@ class Sight:
             return axes[0], None
         there = upload_one(axes.ravel(), np.int64, self._device).view(3, -1)
         return axes[0], AxisPositions(there, self._axis_of_pair)
+
+    def both_ways(self, scheduled: Sequence[ScheduledTokens]) -> tuple[SeenBothWays, ...]:
+        """The step's tokens of pictures, if the decoder's attention lets them see one another."""
+        if not self._attends_both_ways:
+            return ()
+        found: list[SeenBothWays] = []
+        at = 0
+        for index, entry in enumerate(scheduled):
+            row = self._rows.get(entry.row)
+            for shown in () if row is None else row.shown:
+                first = max(shown.start, entry.position)
+                end = min(shown.start + shown.length, entry.end)
+                if first < end:
+                    start = at + first - entry.position
+                    found.append(
+                        SeenBothWays(
+                            request=index, start=start, end=start + end - first, first=first
+                        )
+                    )
+            at += entry.num_new
+        return tuple(found)
+
+    def across(self, scheduled: Sequence[ScheduledTokens]) -> tuple[Tensor | None, ...]:
+        """By entry of a step: the vectors that its layers attend to across."""
+        if not self._across:
+            return ()
+        digests = [self._across.get(entry.row) for entry in scheduled]
+        return tuple(None if one is None else self._vectors[one] for one in digests)
 
     def embeds(
         self, scheduled: Sequence[ScheduledTokens], others: InputEmbeds | None

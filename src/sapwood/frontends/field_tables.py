@@ -12,8 +12,18 @@ from sapwood.frontends.anthropic import protocol as anthropic
 from sapwood.frontends.batches import lines
 from sapwood.frontends.batches import protocol as batches
 from sapwood.frontends.hosts import routes as hosts
+from sapwood.frontends.images import loras
 from sapwood.frontends.images import protocol as images
-from sapwood.frontends.native import classify, encode, parsing, rerank, score, tokens, weights
+from sapwood.frontends.native import (
+    classify,
+    encode,
+    parsing,
+    rerank,
+    score,
+    sessions,
+    tokens,
+    weights,
+)
 from sapwood.frontends.native import protocol as native
 from sapwood.frontends.observability import controls
 from sapwood.frontends.ollama import protocol as ollama
@@ -26,10 +36,19 @@ from sapwood.schema.fields import FieldTable
 Tables = Sequence[FieldTable[Any]]
 
 FIELD_TABLES: Mapping[str, Tables] = {
-    "Pictures": (images.GENERATION_FIELDS, images.EDIT_FIELDS),
+    "Pictures": (
+        images.GENERATION_FIELDS,
+        images.EDIT_FIELDS,
+        loras.SET_LORA_FIELDS,
+        loras.MERGE_LORA_FIELDS,
+        loras.UNMERGE_LORA_FIELDS,
+    ),
     "Native": (
         native.GENERATE_FIELDS,
         native.SAMPLING_FIELDS,
+        native.SESSION_FIELDS,
+        sessions.OPEN_SESSION_FIELDS,
+        sessions.CLOSE_SESSION_FIELDS,
         native.LOAD_ADAPTER_FIELDS,
         native.LOAD_SENT_ADAPTER_FIELDS,
         native.UNLOAD_ADAPTER_FIELDS,

@@ -42,7 +42,7 @@ IMAGE_SIZES: dict[str, str] = dict.fromkeys(
         "image_max_dynamic_patch",
         "video_max_dynamic_patch",
     ),
-    "the field says how images are cut up, and there are none",
+    "the object with a picture's url says into how many tiles it may be cut",
 )
 
 _NO_ADAPTERS = NotOffered(why="lora_path names an adapter, where there are any")
@@ -71,7 +71,7 @@ GENERATION: dict[str, NotOffered] = {
     "return_cached_tokens_details": NotOffered(why="there is one kind of cached tokens"),
     "return_entropy": NotOffered(why="answers have no entropies"),
     "routed_experts_start_len": NotOffered(why="the experts of all tokens are told", idle=(0,)),
-    "session_params": NotOffered(why="there are no sessions; the prefix cache makes them cheap"),
+    "session_params": NotOffered(why="sessions are for /generate"),
 }
 
 ROUTED_EXPERTS: dict[str, NotOffered] = {
@@ -81,7 +81,7 @@ ROUTED_EXPERTS: dict[str, NotOffered] = {
 }
 
 MEDIA: dict[str, NotOffered] = {
-    "audio_data": NotOffered(why="the server takes only text"),
+    "audio_data": NotOffered(why="the server takes no sound"),
     "image_data": NotOffered(why="the server takes only text"),
     "modalities": NotOffered(why="the server takes only text", idle=(["text"],)),
     "video_data": NotOffered(why="the server takes only text"),

@@ -11,11 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.frontends.anthropic.routes import anthropic_dialect
+from sapwood.frontends.audio.routes import audio_dialect
 from sapwood.frontends.batches.routes import batches_dialect
 from sapwood.frontends.batches.store import BatchStore
 from sapwood.frontends.hosts.routes import hosts_dialect
 from sapwood.frontends.native.pooling_routes import pooling_dialect
 from sapwood.frontends.native.routes import native_dialect
+from sapwood.frontends.native.sessions import session_dialect
 from sapwood.frontends.native.weight_routes import weight_dialect
 from sapwood.frontends.observability.calls import ObservedCalls
 from sapwood.frontends.observability.routes import observability_dialect
@@ -82,9 +84,11 @@ def inner_app(
     chat_app = _app_of([openai_dialect(services)], services, BodyLimits())
     dialects = [
         openai_dialect(services),
+        audio_dialect(services),
         responses_dialect(services, stores.responses, chat_app),
         batches_dialect(services, stores.batches),
         native_dialect(services),
+        session_dialect(services),
         weight_dialect(services),
         hosts_dialect(services),
         pooling_dialect(services),

@@ -46,6 +46,12 @@ class Kernels(
     @property
     def isa(self) -> str: ...
 
+    @property
+    def exact_products(self) -> bool:
+        """What `set_exact_products` chose: then layers, too, compute a row in one way, whatever
+        other rows there are."""
+        ...
+
     def set_num_threads(self, num_threads: int) -> None:
         """Threads that compute an op on a CPU, the caller included."""
         ...

@@ -54,15 +54,27 @@ class EmbeddingAddition:
 class EmbeddingSite:
     """An embedding that adapters change; a Site of EmbeddingAddition."""
 
-    def __init__(self, context: AdapterContext, *, is_recorded: bool) -> None:
+    def __init__(
+        self,
+        context: AdapterContext,
+        pack: Callable[[Tensor], PackedLinear],
+        *,
+        is_recorded: bool,
+    ) -> None:
+        """pack: a weight [hidden, rank] into a product whose rows do not depend on each other"""
         self.is_recorded = is_recorded
         self._context = context
+        self._pack = pack
         self._additions: dict[int, EmbeddingAddition] = {}
+        self._expands: dict[int, PackedLinear] = {}
 
     def place(self, slot: int, addition: EmbeddingAddition | None) -> None:
         self._additions.pop(slot, None)
+        self._expands.pop(slot, None)
         if addition is not None:
             self._additions[slot] = addition
+            if addition.b is not None:
+                self._expands[slot] = self._pack(addition.b.t().contiguous())
 
     @property
     def is_changed(self) -> bool:
@@ -80,8 +92,8 @@ class EmbeddingSite:
             if addition is None:
                 continue
             found = addition.table.index_select(0, token_ids.index_select(0, rows))
-            if addition.b is not None:
-                found = vectors.index_select(0, rows).float() + found.float() @ addition.b.float()
+            if slot in self._expands:
+                found = vectors.index_select(0, rows).float() + self._expands[slot].fp32(found)
             vectors.index_copy_(0, rows, found.to(vectors.dtype))
 
 

@@ -45,6 +45,10 @@ class AdapterContext:
         self.head_rows: AdapterRows | None = None
         """Of the rows that the output layer computes."""
 
+    def site(self, kernels: Kernels, in_size: int, out_size: int) -> AdapterSite:
+        """Where adapters add to a linear layer of these sizes."""
+        return AdapterSite(self, kernels, in_size, out_size)
+
     @contextmanager
     def of(self, step: StepAdapters) -> Iterator[None]:
         """The step's adapters hold inside."""

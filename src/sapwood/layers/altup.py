@@ -6,10 +6,9 @@ Sources: Baykal et al. 2023, arXiv:2301.13310; Gemma 3n's model code, Google 202
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.layers.build import Build
@@ -17,6 +16,7 @@ from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import FeedForward, Layer, Mixer, Sublayer, summed
 from sapwood.layers.norm import RMSNorm
 from sapwood.layers.per_layer import PerLayerBlock, PerLayerInputs
+from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.streams import Streams, WholeLinear
 from sapwood.layers.targets import Target, prefixed, whole
 
@@ -96,6 +96,15 @@ def _as_long_as(wanted: Tensor, x: Tensor) -> Tensor:
     return x * length / own
 
 
+def _mixed(weights: Tensor, streams: Tensor) -> Tensor:
+    """weights [T, n, n] times streams [T, n, hidden], stream after stream: a product of matrices
+    adds in another order for another number of tokens."""
+    total = torch.zeros(streams.shape, dtype=torch.float32, device=streams.device)
+    for index in range(streams.shape[1]):
+        total += weights[:, :, index, None].float() * streams[:, None, index].float()
+    return total.to(streams.dtype)
+
+
 class AltUpLayer(Layer):
     """A layer over the streams, in place. Between attention and feed-forward comes a projection of
     low rank that runs beside attention (Laurel: Menghani et al. 2024, arXiv:2411.07501)."""
@@ -119,9 +128,11 @@ class AltUpLayer(Layer):
         first = form.width + index * form.input_size
         self._own_inputs = slice(first, first + form.input_size)
         self._router_norm = RMSNorm(build, size, eps=form.eps)
-        self._router = build.empty(number, size)
-        self._predicting = build.empty(number * number, number)
-        self._correcting = build.empty(number, number)
+        # Small products, whose weights are never quantised.
+        dense = replace(build, scheme=DENSE)
+        self._router = WholeLinear(dense, size, number)
+        self._predicting = WholeLinear(dense, number, number * number)
+        self._correcting = WholeLinear(dense, number, number)
         self._scale = build.empty(size)
         self._left = WholeLinear(build, size, rank)
         self._right = WholeLinear(build, rank, size)
@@ -134,8 +145,8 @@ class AltUpLayer(Layer):
         form, mixer, feed_forward = self._form, self._mixer, self._feed_forward
         streams = x[:, : form.width].reshape(-1, form.number, form.hidden_size)
         active = streams[:, form.active].contiguous()
-        mixing = F.linear(self._modalities(active), self._predicting)
-        predicted = streams + mixing.view(-1, form.number, form.number) @ streams
+        mixing = self._predicting(self._modalities(active))
+        predicted = streams + _mixed(mixing.view(-1, form.number, form.number), streams)
         active = predicted[:, form.active].contiguous()
         normed, total = mixer.normed(active, None)
         low_rank = normed + self._low_rank_norm(self._right(self._left(normed)))
@@ -145,7 +156,7 @@ class AltUpLayer(Layer):
         normed, total = feed_forward.normed(hidden, None)
         out, rest = feed_forward.finished(feed_forward.body(normed), total)
         computed = summed(out, rest)
-        shares = F.linear(self._modalities(computed), self._correcting) + 1.0
+        shares = self._correcting(self._modalities(computed)) + 1.0
         corrected = predicted + shares[:, :, None] * (computed - active)[:, None]
         first = corrected[:, form.active].contiguous()
         if form.scales_output:
@@ -157,13 +168,13 @@ class AltUpLayer(Layer):
     def _modalities(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, streams]"""
         normed = self._router_norm(x) * (1.0 / self._form.hidden_size)
-        return F.linear(normed, self._router).float().tanh().to(x.dtype)
+        return self._router(normed).float().tanh().to(x.dtype)
 
     def targets(self) -> dict[str, Target]:
         altup = {
-            "modality_router.weight": whole(self._router),
-            "prediction_coefs.weight": whole(self._predicting),
-            "correction_coefs.weight": whole(self._correcting),
+            **prefixed("modality_router", self._router.targets()),
+            **prefixed("prediction_coefs", self._predicting.targets()),
+            **prefixed("correction_coefs", self._correcting.targets()),
             "correct_output_scale": whole(self._scale),
             **prefixed("router_norm", self._router_norm.targets()),
         }
@@ -182,5 +193,6 @@ class AltUpLayer(Layer):
     def pack(self) -> None:
         super().pack()
         self._block.pack()
-        self._left.pack()
-        self._right.pack()
+        own = (self._router, self._predicting, self._correcting, self._left, self._right)
+        for layer in own:
+            layer.pack()

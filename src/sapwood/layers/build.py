@@ -89,7 +89,7 @@ class Build:
         """Where adapters add to a linear layer of these sizes; None if there are no adapters."""
         if self.adapters is None:
             return None
-        return AdapterSite(self.adapters, self.kernels, in_size, out_size)
+        return self.adapters.site(self.kernels, in_size, out_size)
 
     def empty(self, *shape: int) -> torch.Tensor:
         """An uninitialised parameter of the model's dtype."""

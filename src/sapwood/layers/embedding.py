@@ -6,6 +6,7 @@ Each rank holds ceil(vocab / ranks) rows; the last rank may have fewer, and then
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,8 @@ class VocabEmbedding:
         if build.adapters is not None:
             # A captured step has no place for them.
             is_recorded = not build.kernels.can_be_captured
-            self._site = EmbeddingSite(build.adapters, is_recorded=is_recorded)
+            pack = partial(build.kernels.pack_linear, bias=None)
+            self._site = EmbeddingSite(build.adapters, pack, is_recorded=is_recorded)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """token_ids [T] int64 -> [T, hidden], the same on every rank"""

@@ -83,6 +83,8 @@ class ForwardBatch:
     token_types    [T] int64: which text of a pair each token belongs to; None: there are no pairs
     axes           positions of tokens whose three positions differ; None: no token's do
     embeds         vectors that replace the embeddings of some tokens; None: of no token
+    across         by request: vectors of a sound that layers attend to across, [layers, 2 (keys,
+                   values), heads, vectors, head_dim]; None: it has none; (): no request has any
     adapters       which rows have which LoRA adapter; None: no row has one
     between        called instead of what is given to `by_request`, when a step is recorded in
                    pieces between which that runs
@@ -97,6 +99,7 @@ class ForwardBatch:
     token_types: Tensor | None = None
     axes: AxisPositions | None = None
     embeds: InputEmbeds | None = None
+    across: Sequence[Tensor | None] = ()
     between: Callable[[Work, tuple[Tensor, ...]], Tensor] | None = None
     adapters: StepAdapters | None = None
     groups: Sequence[CacheInputs] = ()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.attention_batch import PLAIN, AttentionBatch
+from sapwood.kernels.interface import Kernels
 from sapwood.kernels.latent import LatentSizes
 from sapwood.kernels.packed import PackedHeads, PackedLinear
 from sapwood.kernels.recording import (
@@ -191,8 +192,11 @@ class LatentAttention:
         return self._absorbed(q, cache, attention, self._chooser.chosen(attention))
 
     def _dense(self, q: Tensor, cache: Tensor, batch: AttentionBatch) -> Tensor:
-        """Attention to all keys, each request in the form that costs less: q [T, heads, key_dim] ->
+        """Attention to all keys, each request in the form that costs less; absorbed, if a token's
+        result must not depend on how it came into the step. q [T, heads, key_dim] ->
         [T, heads, value_dim]"""
+        if self._kernels.exact_products:
+            return self._absorbed(q, cache, batch)
         sizes, forms = self._sizes, _forms_of(batch, self._whole)
         if forms.absorbed is not None and forms.rows is None:
             return self._absorbed(q, cache, forms.absorbed)
@@ -310,9 +314,9 @@ class LatentAttention:
         )
 
     def record(self, program: Program, x: Buffer) -> Buffer:
-        """As Mixer.record. Long prompts are left out: in the expanded form they cost less."""
+        """As Mixer.record. Long prompts are left out where the expanded form costs them less."""
         sizes, made = self._sizes, self._filled()
-        program.left_out.add(_LongPrompts(self._whole))
+        program.left_out.add(_LongPrompts(self._whole, self._kernels))
         latent = self._a.record(program, x)
         inputs = x
         if self._q_norm is not None:
@@ -361,11 +365,14 @@ class LatentAttention:
 
 @dataclass(frozen=True, slots=True)
 class _LongPrompts:
-    """Batches with a request that costs less in the expanded form."""
+    """Batches with a request that is computed in the expanded form, since that costs less."""
 
     sizes: LatentSizes
+    kernels: Kernels
 
     def applies(self, batch: AttentionBatch) -> bool:
+        if self.kernels.exact_products:
+            return False
         lengths = zip(batch.query_lens, batch.context_lens, strict=True)
         return any(self.sizes.expands(*one) for one in lengths)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -16,12 +16,24 @@ class NamedLinear:
     """One linear layer, or several of the same input as one matrix product."""
 
     def __init__(
-        self, build: Build, in_size: int, outputs: Mapping[str, int], *, bias: bool = True
+        self,
+        build: Build,
+        in_size: int,
+        outputs: Mapping[str, int],
+        *,
+        bias: bool = True,
+        without_bias: Collection[str] = (),
     ) -> None:
-        """outputs: of each layer, by its name in the checkpoint, in the order of the product"""
+        """Layers without weights.
+
+        outputs       of each layer, by its name in the checkpoint, in the order of the product
+        without_bias  those of them whose bias the checkpoint lacks, though others have one"""
         parts = tuple(Part(name, size, 0, size) for name, size in outputs.items())
         self._sizes = list(outputs.values())
         self._layer = ColumnParallelLinear(build, in_size, parts, bias=bias)
+        self._absent = {f"{name}.bias" for name in without_bias}
+        if self._absent and self._layer.linear.bias is not None:
+            self._layer.linear.bias.zero_()
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, all outputs]"""
@@ -33,7 +45,9 @@ class NamedLinear:
 
     def targets(self) -> dict[str, Target]:
         """The layer is packed once it is filled."""
-        return once_filled(self._layer.targets(), self._layer.linear.pack)
+        found = self._layer.targets()
+        there = {name: target for name, target in found.items() if name not in self._absent}
+        return once_filled(there, self._layer.linear.pack)
 
 
 def linear(

@@ -68,6 +68,33 @@ def whole_pools(caches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     return pools
 
 
+def page_rows(caches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """The memory of caches of `allocate_caches` as bytes, a row for each page or slot.
+
+    caches   of all layers of one pool
+    Returns  per piece of memory [pages, bytes of a page in it], uint8
+    """
+    pieces: dict[int, Tensor] = {}
+    for tensor in (tensor for layer in caches for tensor in layer):
+        key = tensor.untyped_storage().data_ptr()
+        known = pieces.get(key)
+        if known is None or tensor.storage_offset() < known.storage_offset():
+            pieces[key] = tensor
+    rows = []
+    for first in pieces.values():
+        size = first.dtype.itemsize
+        whole = torch.empty(0, dtype=torch.uint8, device=first.device)
+        page_bytes = first.stride(0) * size
+        whole.set_(
+            first.untyped_storage(),
+            first.storage_offset() * size,
+            (first.shape[0], page_bytes),
+            (page_bytes, 1),
+        )
+        rows.append(whole)
+    return rows
+
+
 def _allocate_group(
     group: CacheGroup, size: int, page_size: int, device: torch.device
 ) -> dict[int, tuple[Tensor, ...]]:

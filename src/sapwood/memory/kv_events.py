@@ -81,6 +81,9 @@ class KVEventSource:
             self._lora_ids.pop(number, None)
             self._publish(BlockRemoved([PageHash.name(self._digests.pop(number))]))
 
+    def used(self, stretch: Stretch) -> None:
+        pass  # no event tells of it
+
     def cleared(self) -> None:
         self._digests.clear()
         self._lora_ids.clear()

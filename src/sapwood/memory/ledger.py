@@ -227,6 +227,68 @@ class Ledger:
                 self._share_states(lease, lease.state, node, num_whole)
         tree.unlock(old_node)
 
+    def known_pages(self, namespace: Namespace, key: bytes) -> int:
+        """How many pages of tokens from the first on the tree has in the pool that keeps every
+        token; windows and states may be missing there."""
+        return (
+            0 if self._tree is None or self._full is None else self._tree.known(namespace, key)[1]
+        )
+
+    def matchable(self, key: bytes) -> bytes:
+        """The part of a key that a prefix hit may cover: whole pages, without the last token."""
+        return self._matchable(key)
+
+    def restore(self, lease: Lease, key: bytes) -> list[tuple[int, int, int]] | None:
+        """Lengthen the prefix of a lease that has just begun by pages that another tier brings.
+
+        key      whole pages of tokens, more than the lease shares
+        Returns  (pool, index of the page of tokens, page or slot) of each part that the tree did
+                 not have: before the next step somebody fills these. The tree shares them at once.
+                 None: a pool has not enough; then nothing was taken.
+        """
+        tree, begin = self._tree, lease.num_shared
+        assert tree is not None, "without a tree no prefix is kept"
+        num_whole = len(key) // (self.page_size * TOKEN_BYTES)
+        num_tokens = num_whole * self.page_size
+        # What the tree knows of these must not make room for the rest.
+        known, _ = tree.known(lease.namespace, key)
+        tree.lock(known)
+        if self._lacks(self.needs.missing(lease, num_tokens, num_tokens, num_tokens)):
+            tree.unlock(known)
+            return None
+        has_room = self.reserve(lease, num_tokens, num_tokens, num_tokens)
+        assert has_room, "the room was counted"
+        own = [] if self._full is None else lease.pages[begin:num_whole]
+        firsts = [max(held.first, begin) for held in lease.windows]
+        of_windows = [
+            held.pages[first:num_whole] for held, first in zip(lease.windows, firsts, strict=True)
+        ]
+        state, slot = lease.state, None
+        if state is not None:
+            slot = state.planned_slot
+            state.copies.clear()
+            state.kept.append((num_whole, slot))
+            state.source, state.slot = slot, None
+        self.commit(lease, key)
+        tree.unlock(known)
+        empty = [
+            (self._full or 0, index, page)
+            for index, page in enumerate(own, start=begin)
+            if lease.pages[index] == page
+        ]
+        for (pool, _), held, first, pages in zip(
+            self._windows, lease.windows, firsts, of_windows, strict=True
+        ):
+            empty += [
+                (pool, index, page)
+                for index, page in enumerate(pages, start=first)
+                if held.pages[index] == page
+            ]
+        if state is not None and state.source == slot and slot is not None:
+            assert self._state is not None
+            empty.append((self._state, num_whole - 1, slot))
+        return empty
+
     def keep_state(self, lease: Lease, num_tokens: int, num_prompt: int) -> None:
         """After a step was planned that ends at `num_tokens`: keep the state there, if this is a
         place for one. The request's next step then starts from a copy."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sapwood.memory.node import TOKEN_BYTES, Node
+from sapwood.schema.kv_events import PageHash
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,22 @@ class Stretch:
         return self.node.key[end - len(self.numbers) * self._page_bytes : end]
 
     @property
+    def digests(self) -> list[bytes]:
+        """Of these pages, or of the last page before the state: each stands for its namespace and
+        all tokens up to the page's end (see `PageHash`)."""
+        digests = _digests_of(self.node, self._page_bytes)
+        return digests[self.end - len(self.numbers) : self.end]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """(the root's namespace, the marks of all branches on the way)"""
+        marks, node = "", self.node
+        while node.parent is not None:
+            marks += self._mark_of(node).decode()
+            node = node.parent
+        return node.namespace or "", marks
+
+    @property
     def page_before(self) -> int | None:
         """The page before these in the pool that keeps every token; None: they begin a prefix, or
         there is no such pool. To be asked for pages of that pool."""
@@ -75,6 +92,23 @@ class Stretch:
         return self.page_size * TOKEN_BYTES
 
 
+def _digests_of(node: Node, page_bytes: int) -> list[bytes]:
+    """Of all pages of tokens of the node; they are found once, and kept with it."""
+    lacking: list[Node] = []
+    while node.parent is not None and not node.digests:
+        lacking.append(node)
+        node = node.parent
+    digest = node.digests[-1] if node.digests else PageHash.seed(node.namespace or "")
+    for node in reversed(lacking):
+        mark = node.place[:-page_bytes]
+        if mark:
+            digest = PageHash.of(digest, mark)
+        for at in range(node.length):
+            digest = PageHash.of(digest, node.key[at * page_bytes : (at + 1) * page_bytes])
+            node.digests.append(digest)
+    return node.digests
+
+
 class CacheListener(Protocol):
     """Hears of every page and state that the tree begins or ceases to keep."""
 
@@ -90,6 +124,37 @@ class CacheListener(Protocol):
         """They are forgotten because somebody asked for it, or taken over by a request."""
         ...
 
+    def used(self, stretch: Stretch) -> None:
+        """A request goes on from a prefix that has them."""
+        ...
+
     def cleared(self) -> None:
         """All that the tree kept is forgotten on request; told instead of `removed`."""
         ...
+
+
+class Listeners:
+    """Several listeners as one, told in their order."""
+
+    def __init__(self, *listeners: CacheListener) -> None:
+        self._listeners = listeners
+
+    def stored(self, stretch: Stretch) -> None:
+        for one in self._listeners:
+            one.stored(stretch)
+
+    def evicted(self, stretch: Stretch) -> None:
+        for one in self._listeners:
+            one.evicted(stretch)
+
+    def removed(self, stretch: Stretch) -> None:
+        for one in self._listeners:
+            one.removed(stretch)
+
+    def used(self, stretch: Stretch) -> None:
+        for one in self._listeners:
+            one.used(stretch)
+
+    def cleared(self) -> None:
+        for one in self._listeners:
+            one.cleared()

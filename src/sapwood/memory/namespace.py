@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sapwood.memory.node import TOKEN_BYTES
+from sapwood.schema.kv_events import PageHash
 
 MEDIUM = "medium "
 """Begins the name of a branch whose prefixes show a picture or video; its digest follows."""
@@ -60,6 +61,19 @@ def end_from(namespace: Namespace, key: bytes, offset: int, page_bytes: int) -> 
         if offset < begin < end:
             end = begin
     return end
+
+
+def page_digests(namespace: Namespace, key: bytes, page_bytes: int) -> list[bytes]:
+    """Of the whole pages of a key, as `Stretch.digests` has them of the tree's pages."""
+    digest = PageHash.seed(base_of(namespace))
+    digests = []
+    for offset in range(0, len(key) - page_bytes + 1, page_bytes):
+        place = place_at(namespace, key, offset, page_bytes)
+        if len(place) > page_bytes:
+            digest = PageHash.of(digest, place[:-page_bytes])
+        digest = PageHash.of(digest, place[-page_bytes:])
+        digests.append(digest)
+    return digests
 
 
 def branches_of(mark: str) -> list[str]:

@@ -40,10 +40,12 @@ class Node:
               mark of the branch that begins here, if one does
     state     slot of the state after the node's last token; None: no state is kept there
     num_pins  leases whose next step starts from a copy of that state
+    digests   of the node's pages of tokens, see `PageHash`; empty until somebody asks for them
     """
 
     __slots__ = (
         "children",
+        "digests",
         "key",
         "last_used",
         "length",
@@ -79,6 +81,7 @@ class Node:
         self.num_pins = 0
         self.num_hits = 0
         self.last_used = 0
+        self.digests: list[bytes] = []
 
 
 class EvictionQueue:

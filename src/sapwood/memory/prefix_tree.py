@@ -138,6 +138,14 @@ class PrefixTree:
             walker = walker.parent
         return pages
 
+    def known(self, namespace: Namespace, key: bytes) -> tuple[Node, int]:
+        """The node where the longest prefix of `key` ends whose pages are all there in the pool
+        that keeps every token, and their number; nothing else need be there."""
+        steps = self._known(namespace, key)
+        if not steps:
+            return self._root(base_of(namespace)), 0
+        return steps[-1][0], sum(num_pages for _, num_pages in steps)
+
     def _known(self, namespace: Namespace, key: bytes) -> list[tuple[Node, int]]:
         steps: list[tuple[Node, int]] = []
         node = self._roots.get(base_of(namespace))
@@ -304,6 +312,8 @@ class PrefixTree:
         while walker is not None:
             walker.num_hits += 1
             walker.last_used = self._num_uses
+            if self._listener is not None and walker.parent is not None:
+                self._tell_used(walker, self._listener)
             walker = walker.parent
 
     def lock_window(self, node: Node, index: int) -> None:
@@ -470,6 +480,7 @@ class PrefixTree:
         upper.num_locks = node.num_locks
         upper.num_hits = node.num_hits
         upper.last_used = node.last_used
+        upper.digests, node.digests = node.digests[:num_pages], node.digests[num_pages:]
         upper.place, node.place = node.place, node.key[at : at + self._page_bytes]
         node.parent.children[upper.place] = upper
         node.parent = upper
@@ -495,6 +506,7 @@ class PrefixTree:
             del leaf.pages[kept:]
             leaf.length = kept
             leaf.key = leaf.key[: kept * self._page_bytes]
+            del leaf.digests[kept:]
             self._leaves.offer(leaf)
         else:
             self._remove(leaf)
@@ -560,6 +572,16 @@ class PrefixTree:
         """`end` counts pages from the beginning of the node."""
         if self._listener is not None and numbers:
             self._listener.stored(Stretch(node, pool, end, numbers, self._page_size))
+
+    def _tell_used(self, node: Node, listener: CacheListener) -> None:
+        parts = [(self._full, node.pages)]
+        parts += [
+            (pool, part.pages) for pool, part in zip(self._window_pools, node.windows, strict=True)
+        ]
+        parts += [] if node.state is None else [(self._state, [node.state])]
+        for pool, numbers in parts:
+            if numbers:
+                listener.used(Stretch(node, pool, node.length, numbers, self._page_size))
 
     def _tell_gone(self, node: Node, pool: int, end: int, numbers: Sequence[int]) -> None:
         """`end` counts pages from the beginning of the node."""

@@ -70,6 +70,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "Glm4MoeLiteForCausalLM": "sapwood.models.lm.glm4_moe_lite:Glm4MoeLiteForCausalLM",
         "GlmMoeDsaForCausalLM": "sapwood.models.lm.deepseek_v32:GlmMoeDsaForCausalLM",
         "GlmForCausalLM": "sapwood.models.lm.glm:GlmForCausalLM",
+        "GlmOcrForCausalLM": "sapwood.models.lm.glm4:GlmOcrForCausalLM",
         "GPT2LMHeadModel": "sapwood.models.lm.gpt2:GPT2LMHeadModel",
         "GPTBigCodeForCausalLM": "sapwood.models.lm.gpt_bigcode:GPTBigCodeForCausalLM",
         "GPTJForCausalLM": "sapwood.models.lm.gptj:GPTJForCausalLM",
@@ -121,6 +122,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "OlmoForCausalLM": "sapwood.models.lm.olmo:OlmoForCausalLM",
         "OPTForCausalLM": "sapwood.models.lm.opt:OPTForCausalLM",
         "OrionForCausalLM": "sapwood.models.lm.orion:OrionForCausalLM",
+        "PaddleOcrForCausalLM": "sapwood.models.lm.ernie4_5:PaddleOcrForCausalLM",
         "PersimmonForCausalLM": "sapwood.models.lm.persimmon:PersimmonForCausalLM",
         "Phi3ForCausalLM": "sapwood.models.lm.phi3:Phi3ForCausalLM",
         "PhiForCausalLM": "sapwood.models.lm.phi:PhiForCausalLM",
@@ -142,6 +144,9 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "StableLmForCausalLM": "sapwood.models.lm.stablelm:StableLmForCausalLM",
         "Starcoder2ForCausalLM": "sapwood.models.lm.starcoder2:Starcoder2ForCausalLM",
         "TeleFLMForCausalLM": "sapwood.models.lm.teleflm:TeleFLMForCausalLM",
+        "WhisperForConditionalGeneration": (
+            "sapwood.models.audio.whisper:WhisperForConditionalGeneration"
+        ),
         "XverseForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "YiForCausalLM": "sapwood.models.lm.llama:LlamaForCausalLM",
         "YoutuForCausalLM": "sapwood.models.lm.youtu:YoutuForCausalLM",

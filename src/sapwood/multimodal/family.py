@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -46,11 +46,14 @@ class Prepared:
     replacement  the text in place of the medium's marker in the prompt
     counts       for each of the family's tokens in `replacement`, how often it is repeated: the
                  medium has a vector for each
+    parts        into how many media of their own this one may be cut, evenly along the first
+                 dimension of all tensors and along `counts`, since its tower sees each part alone
     """
 
     tensors: Mapping[str, Tensor]
     replacement: str
     counts: tuple[int, ...]
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,19 @@ class Family(Protocol):
     def video(self, clip: Clip, options: Mapping[str, Any]) -> Prepared: ...
 
 
+@runtime_checkable
+class SoundFamily(Protocol):
+    """One way of preparing sounds, beside or instead of pictures.
+
+    longest  samples, at multimodal.mel.RATE, of one sound at most
+    """
+
+    @property
+    def longest(self) -> int: ...
+
+    def audio(self, samples: NDArray[np.int16]) -> Prepared: ...
+
+
 class OnlyImages:
     """For families without video: says so."""
 
@@ -104,6 +120,8 @@ _QWEN2 = f"{_ROOM}.qwen:Qwen2VL"
 _QWEN3 = f"{_ROOM}.qwen:Qwen3VL"
 
 _PIXTRAL = f"{_ROOM}.pixtral:Pixtral"
+_LLAVA = f"{_ROOM}.single:Llava"
+_GLM4V = f"{_ROOM}.glm:Glm4V"
 
 FAMILIES: dict[str, str] = {
     "qwen2_vl": _QWEN2,
@@ -112,14 +130,37 @@ FAMILIES: dict[str, str] = {
     "qwen3_vl_moe": _QWEN3,
     "qwen3_5": _QWEN3,
     "qwen3_5_moe": _QWEN3,
-    "llava": f"{_ROOM}.single:Llava",
+    "aya_vision": f"{_ROOM}.tiled:AyaVision",
+    "cohere2_vision": f"{_ROOM}.tiled:Cohere2Vision",
+    "exaone4_5": _QWEN2,
+    "glm46v": f"{_ROOM}.glm:Glm46V",
+    "glm4v": _GLM4V,
+    "glm4v_moe": _GLM4V,
+    "glm_ocr": f"{_ROOM}.glm:Glm46V",
+    "internvl_chat": f"{_ROOM}.tiled:InternVLChat",
+    "lfm2_vl": f"{_ROOM}.lfm2_vl:Lfm2VL",
+    "lighton_ocr": f"{_ROOM}.pixtral:LightOnOcr",
+    "llama4": f"{_ROOM}.tiled:Llama4",
+    "llava": _LLAVA,
+    "llava_next": f"{_ROOM}.llava_next:LlavaNext",
+    "llava_onevision": f"{_ROOM}.llava_next:LlavaOnevision",
+    "paddleocr_vl": f"{_ROOM}.qwen:PaddleOcr",
+    "qianfan_ocr": f"{_ROOM}.internvl:InternVL",
+    "vipllava": _LLAVA,
     "gemma3": f"{_ROOM}.gemma3:Gemma3",
     "mistral3": _PIXTRAL,
     "idefics3": f"{_ROOM}.idefics3:Idefics3",
     "smolvlm": f"{_ROOM}.idefics3:Idefics3",
     "internvl": f"{_ROOM}.internvl:InternVL",
+    "whisper": f"{_ROOM}.whisper:Whisper",
 }
 """config.json's model_type -> the class that prepares its media."""
+
+TOKENS: Mapping[str, Mapping[str, str]] = {"internvl_chat": {"image": "<IMG_CONTEXT>"}}
+"""model_type -> kind -> text of the token that is repeated, where config.json does not say it."""
+
+ONE_TOKEN = frozenset({"glm46v", "glm4v", "glm4v_moe", "glm_ocr"})
+"""The model_types of families whose videos stand on pictures' tokens."""
 
 _CLASSES = Registry[Callable[[FamilySetting], Family]](
     "family of vision models", FAMILIES | {"pixtral": _PIXTRAL}

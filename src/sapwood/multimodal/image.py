@@ -39,7 +39,7 @@ def decoded(data: bytes, *, max_pixels: int) -> Pixels:
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 check_size(*picture.size, max_pixels)
                 picture.load()
-                return _rgb(ImageOps.exif_transpose(picture))
+                return rgb(picture)
         except UnidentifiedImageError:
             raise InvalidRequest(
                 f"is no picture of a known format ({', '.join(FORMATS)}); it begins with "
@@ -67,7 +67,19 @@ def of_raw(data: bytes, width: int, height: int, *, max_pixels: int) -> Pixels:
     return np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
 
 
-def _rgb(picture: Image.Image) -> Pixels:
+def shrunk(pixels: Pixels, most: int) -> Pixels:
+    """The picture with at most so many pixels on its longer side."""
+    height, width = pixels.shape[:2]
+    if max(height, width) <= most:
+        return pixels
+    scale = most / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def rgb(picture: Image.Image) -> Pixels:
+    """Turned as its EXIF says, over white where it is transparent."""
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return _of_deep_grey(picture)
     if picture.mode == "P" or picture.has_transparency_data:

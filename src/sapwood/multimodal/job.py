@@ -29,12 +29,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag="job", omit_defaults=Tr
     takes the `Result`.
 
     sizes  bytes of each of a video's frames, if it comes as pictures
+    is_samples  whether a sound comes as samples, 16 bits each at mel.RATE, which become what the
+           model reads. Else it comes as a file, which becomes such samples ("samples") and the
+           places where it may be cut ("cuts", [pieces, 2])
     """
 
     id: int
     kind: MediaKind
     raw_size: tuple[int, int] | None = None
     sizes: tuple[int, ...] = ()
+    is_samples: bool = False
     options: dict[str, int | float | str] = {}
 
 
@@ -63,3 +67,4 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tensors: dict[str, MediaTensor] = {}
     replacement: str = ""
     counts: tuple[int, ...] = ()
+    parts: int = 1

@@ -68,7 +68,7 @@ class PreparingPool:
                 except asyncio.CancelledError:
                     self._cancel(job_id)
                     raise
-                self._check(ended_by)
+                self._check(ended_by, job)
                 result = await asyncio.to_thread(_read, target)
         if result.refusal is not None:
             raise InvalidRequest(result.refusal)
@@ -148,12 +148,12 @@ class PreparingPool:
                 Overloaded("the process that prepares media has ended; send the request again")
             )
 
-    def _check(self, ended_by: int) -> None:
+    def _check(self, ended_by: int, job: Job) -> None:
         limits = self._setting.limits
         if ended_by == signal.SIGALRM:
             raise InvalidRequest(
-                f"was not prepared within {limits.prepare_s:g} s, as long as this server takes; "
-                "send it smaller"
+                f"was not prepared within {limits.seconds_for(job.kind):g} s, as long as this "
+                "server takes; send it smaller"
             )
         if ended_by == -OUT_OF_MEMORY:
             raise InvalidRequest(

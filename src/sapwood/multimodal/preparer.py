@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.base.errors import InvalidRequest, Overloaded, SapwoodError, UnsupportedFeature
 from sapwood.multimodal.family import FamilySetting, family_of
 from sapwood.multimodal.fetch import Fetcher
 from sapwood.multimodal.job import Job, Result
 from sapwood.multimodal.pool import PreparingPool
-from sapwood.schema.media import Medium
-from sapwood.schema.media_source import MediaKind, MediaSource
+from sapwood.observe.preparing import PreparingFigures
+from sapwood.schema.media import MediaTensor, Medium
+from sapwood.schema.media_source import MAX_MEDIA, MediaKind, MediaSource
 
-Encode = Callable[[str], Awaitable[list[int]]]
-
-MAX_MEDIA = 64
-"""Pictures and videos of one request."""
+Encode = Callable[[str, bool], Awaitable[list[int]]]
+"""(text, whether it is a whole prompt, to which the tokenizer may add its special tokens)"""
 
 
 class MediaPreparer:
@@ -45,13 +45,21 @@ class MediaPreparer:
         self._timeout_s = timeout_s
         self._most_of_kind = most_of_kind
         self._turn = asyncio.Semaphore(max_calls)
+        self.figures = PreparingFigures()
+
+    @property
+    def markers(self) -> dict[MediaKind, str]:
+        """Of each kind that the model takes: the text in a prompt that stands for one."""
+        family = self._family
+        return {kind: text for kind, text in family.markers.items() if kind in self._token_ids}
 
     async def prepare(
-        self, prompt: str, sources: Sequence[MediaSource], encode: Encode
+        self, prompt: str | list[int], sources: Sequence[MediaSource], encode: Encode
     ) -> tuple[list[int], list[Medium]]:
         """The prompt's token ids with a place for each vector, and the media in the same order.
 
-        prompt  with the family's marker for each of the sources, as the chat template writes it
+        prompt  with the family's marker for each of the sources, as the chat template writes it;
+                as token ids, it may have the places of all vectors already
         Raises  InvalidRequest that names the medium's place in the request
         """
         if len(sources) > MAX_MEDIA:
@@ -61,16 +69,33 @@ class MediaPreparer:
                 param=sources[MAX_MEDIA].where,
             )
         self._check_counts(sources)
-        async with self._turn, asyncio.TaskGroup() as group:
+        with self.figures.waiting():
+            await self._turn.acquire()
+        try:
+            with self.figures.opened():
+                results = await self._all(sources)
+        finally:
+            self._turn.release()
+        if isinstance(prompt, str):
+            text, ordered = self._replaced(prompt, sources, results)
+            return self._expanded(await encode(text, True), ordered)
+        ordered = [(source.kind, one) for source, one in zip(sources, results, strict=True)]
+        found = self._placed(prompt, ordered)
+        if found is not None:
+            return found
+        ids, ordered = await self._replaced_ids(prompt, ordered, encode)
+        return self._expanded(ids, ordered)
+
+    async def _all(self, sources: Sequence[MediaSource]) -> list[Result]:
+        async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._tried(source)) for source in sources]
         results: list[Result] = []
         for task in tasks:
             outcome = task.result()
-            if isinstance(outcome, InvalidRequest):
+            if isinstance(outcome, SapwoodError):
                 raise outcome
             results.append(outcome)
-        text, ordered = self._replaced(prompt, sources, results)
-        return self._expanded(await encode(text), ordered)
+        return results
 
     def _check_counts(self, sources: Sequence[MediaSource]) -> None:
         for kind, most in self._most_of_kind.items():
@@ -85,13 +110,16 @@ class MediaPreparer:
     def close(self) -> None:
         self._pool.close()
 
-    async def _tried(self, source: MediaSource) -> Result | InvalidRequest:
+    async def _tried(self, source: MediaSource) -> Result | SapwoodError:
         """A refusal is returned, so that the first one in the prompt's order is told."""
         try:
-            return await self._prepared(source)
+            with self.figures.timed():
+                return await self._prepared(source)
         except InvalidRequest as error:
             kind = type(error)
             return kind(f"{source.where} {error.message}", param=source.where)
+        except Overloaded as error:
+            return error
         except TimeoutError:
             return InvalidRequest(
                 f"{source.where} was not fetched within {self._timeout_s:g} s", param=source.where
@@ -138,6 +166,60 @@ class MediaPreparer:
             raise _miscounted(" or ".join(kinds), len(pieces) // 2, len(sources))
         return "".join(pieces), ordered
 
+    async def _replaced_ids(
+        self,
+        prompt: Sequence[int],
+        given: Sequence[tuple[MediaKind, Result]],
+        encode: Encode,
+    ) -> tuple[list[int], list[tuple[MediaKind, Result]]]:
+        """`_replaced` for a prompt of token ids: the marker is a row of them."""
+        markers = {
+            kind: await encode(marker, False) for kind, marker in self._family.markers.items()
+        }
+        waiting = {kind: [one for own, one in given if own == kind] for kind in markers}
+        ids: list[int] = []
+        ordered: list[tuple[MediaKind, Result]] = []
+        at = 0
+        while at < len(prompt):
+            kind = next((k for k, m in markers.items() if prompt[at : at + len(m)] == m), None)
+            if kind is None:
+                ids.append(prompt[at])
+                at += 1
+                continue
+            if not waiting[kind]:
+                raise _miscounted(self._family.markers[kind], len(ordered) + 1, len(given))
+            result = waiting[kind].pop(0)
+            ordered.append((kind, result))
+            ids += await encode(result.replacement, False)
+            at += len(markers[kind])
+        if any(waiting.values()):
+            raise _miscounted(" or ".join(self._family.markers.values()), len(ordered), len(given))
+        return ids, ordered
+
+    def _placed(
+        self, prompt: Sequence[int], ordered: Sequence[tuple[MediaKind, Result]]
+    ) -> tuple[list[int], list[Medium]] | None:
+        """The prompt and its media, if it has a place for each vector already; else None."""
+        own = {self._token_ids[kind] for kind, _ in ordered}
+        places = [at for at, token_id in enumerate(prompt) if token_id in own]
+        if len(places) != sum(sum(result.counts) for _, result in ordered):
+            return None
+        media: list[Medium] = []
+        done = 0
+        for kind, result in ordered:
+            spans: list[tuple[int, int]] = []
+            for count in result.counts:
+                first = places[done]
+                row = range(first, first + count)
+                if places[done : done + count] != list(row) or any(
+                    prompt[at] != self._token_ids[kind] for at in row
+                ):
+                    return None
+                spans.append((first, count))
+                done += count
+            media += _media(kind, result, spans)
+        return list(prompt), media
+
     def _expanded(
         self, token_ids: Sequence[int], ordered: Sequence[tuple[MediaKind, Result]]
     ) -> tuple[list[int], list[Medium]]:
@@ -163,11 +245,37 @@ class MediaPreparer:
             expanded += [token_id] * count
         if position != len(places):
             raise _miscounted("the placeholder token", position, len(ordered))
-        media = [
-            Medium(kind=kind, digest=one.digest, tensors=one.tensors, spans=tuple(of_one))
-            for (kind, one), of_one in zip(ordered, spans, strict=True)
-        ]
+        media: list[Medium] = []
+        for (kind, one), of_one in zip(ordered, spans, strict=True):
+            media += _media(kind, one, of_one)
         return expanded, media
+
+
+def _media(kind: MediaKind, result: Result, spans: Sequence[tuple[int, int]]) -> Iterator[Medium]:
+    """The medium, or its parts, which are encoded one by one."""
+    if result.parts == 1:
+        yield Medium(kind=kind, digest=result.digest, tensors=result.tensors, spans=tuple(spans))
+        return
+    step = len(spans) // result.parts
+    for part in range(result.parts):
+        yield Medium(
+            kind=kind,
+            digest=hashlib.sha256(result.digest + part.to_bytes(4, "little")).digest(),
+            tensors={
+                name: _rows(tensor, part, result.parts) for name, tensor in result.tensors.items()
+            },
+            spans=tuple(spans[part * step : (part + 1) * step]),
+        )
+
+
+def _rows(tensor: MediaTensor, part: int, parts: int) -> MediaTensor:
+    count, *others = tensor.shape
+    size = len(tensor.data) // parts
+    return MediaTensor(
+        dtype=tensor.dtype,
+        shape=(count // parts, *others),
+        data=tensor.data[part * size : (part + 1) * size],
+    )
 
 
 def _miscounted(what: str, found: int, wanted: int) -> InvalidRequest:

@@ -15,7 +15,7 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -23,10 +23,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.multimodal import image
-from sapwood.multimodal.family import Family, Prepared, family_of
+from sapwood.multimodal.family import Family, Prepared, SoundFamily, Tensor, family_of
 from sapwood.multimodal.job import (
     MAX_MESSAGE_BYTES,
     OUT_OF_MEMORY,
@@ -41,7 +42,13 @@ from sapwood.schema.media import MediaTensor
 
 NICENESS = 10
 """Of a copy: the engine's own threads go first."""
+LOW_DETAIL = 512
+"""Pixels that the longer side of a picture keeps whose `detail` is "low", as in OpenAI's API."""
 PROCESS_SIZE = Path("/proc/self/statm")
+LACKS_AV = (
+    "is a {kind}, for which this server lacks the package av; its operator installs it by "
+    "pip install 'sapwood[media]'"
+)
 FRAMES_PER_SECOND = Fraction(2)
 """Of a video that comes as a list of pictures and says nothing about their times."""
 
@@ -54,6 +61,7 @@ def main() -> None:
     family = family_of(setting.family)
     if find_spec("av") is not None:
         # Read once here instead of in every copy.
+        import sapwood.multimodal.sound
         import sapwood.multimodal.video  # noqa: F401
     gc.collect()
     gc.freeze()
@@ -134,28 +142,51 @@ def prepared(
     """Raises InvalidRequest, worded as the end of a sentence about the medium."""
     content = hashlib.sha256(setting_digest)
     content.update(msgspec.json.encode([job.kind, sorted(job.options.items())]))
-    if job.kind == "video":
+    if job.kind == "audio" and not job.is_samples:
+        return _of_sound(family, limits, data)
+    if job.kind == "audio":
+        content.update(data)
+        assert isinstance(family, SoundFamily), "the API process asks only what the model hears"
+        outcome = family.audio(np.frombuffer(data, "<i2"))
+    elif job.kind == "video":
         outcome = _of_video(family, limits, job, data, content.update)
     else:
         pixels = _pixels(job, data, limits)
         content.update(repr(pixels.shape).encode() + pixels.tobytes())
         outcome = family.image(pixels, job.options)
-    tensors = {
-        name: MediaTensor(dtype=str(value.dtype), shape=value.shape, data=value.tobytes())
-        for name, value in outcome.tensors.items()
-    }
     return Result(
         digest=content.digest(),
-        tensors=tensors,
+        tensors=_tensors(outcome.tensors),
         replacement=outcome.replacement,
         counts=outcome.counts,
+        parts=outcome.parts,
     )
+
+
+def _tensors(found: Mapping[str, Tensor]) -> dict[str, MediaTensor]:
+    return {
+        name: MediaTensor(dtype=str(value.dtype), shape=value.shape, data=value.tobytes())
+        for name, value in found.items()
+    }
+
+
+def _of_sound(family: Family, limits: MediaLimits, data: bytes) -> Result:
+    try:
+        from sapwood.multimodal import sound
+    except ImportError:
+        raise InvalidRequest(LACKS_AV.format(kind="sound")) from None
+    assert isinstance(family, SoundFamily), "the API process asks only what the model hears"
+    samples = sound.samples_of(data, max_seconds=limits.max_audio_seconds)
+    cuts = sound.cuts_of(samples, longest=family.longest, shortest=family.longest * 2 // 3)
+    return Result(tensors=_tensors({"samples": samples, "cuts": np.array(cuts, dtype=np.int64)}))
 
 
 def _pixels(job: Job, data: bytes, limits: MediaLimits) -> image.Pixels:
     if job.raw_size is not None:
-        return image.of_raw(data, *job.raw_size, max_pixels=limits.max_pixels)
-    return image.decoded(data, max_pixels=limits.max_pixels)
+        pixels = image.of_raw(data, *job.raw_size, max_pixels=limits.max_pixels)
+    else:
+        pixels = image.decoded(data, max_pixels=limits.max_pixels)
+    return image.shrunk(pixels, LOW_DETAIL) if job.options.get("detail") == "low" else pixels
 
 
 def _of_video(
@@ -169,10 +200,7 @@ def _of_video(
     try:
         from sapwood.multimodal import video
     except ImportError:
-        raise InvalidRequest(
-            "is a video, for which this server lacks the package av; its operator installs it by "
-            "pip install 'sapwood[media]'"
-        ) from None
+        raise InvalidRequest(LACKS_AV.format(kind="video")) from None
 
     def choose(total: int, fps: Fraction) -> Sequence[int]:
         return family.frames_of(total, fps, job.options)
@@ -201,7 +229,7 @@ def _run(
     """Prepare one medium in a copy of the process, then end the copy; never returns."""
     status = 1
     try:
-        _limit(limits)
+        _limit(limits, limits.seconds_for(job.kind))
         with os.fdopen(source, "rb") as file:
             file.seek(0)
             data = file.read()
@@ -219,10 +247,10 @@ def _run(
         os._exit(status)
 
 
-def _limit(limits: MediaLimits) -> None:
+def _limit(limits: MediaLimits, seconds: float) -> None:
     """Limit this process's time and memory, and let other processes go first."""
     # SIGALRM's default action ends the process, also where it never returns from native code.
-    signal.setitimer(signal.ITIMER_REAL, limits.prepare_s)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     os.nice(NICENESS)
     most = {resource.RLIMIT_CORE: 0}
     if PROCESS_SIZE.exists():

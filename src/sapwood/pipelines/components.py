@@ -18,6 +18,8 @@ from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.safetensors import iterate
+from sapwood.pipelines.loras import DIT_FOLDERS, AdaptableComponent, PictureAdapters
+from sapwood.pipelines.single_files import fill_from_file
 from sapwood.store.files import ModelFiles, read_index
 
 if TYPE_CHECKING:
@@ -55,7 +57,9 @@ class Precisions:
 class ComponentFolder:
     """A folder with model_index.json.
 
-    index  per component (its library, its class)
+    index     per component (its library, its class)
+    adapters  is told of the components whose layers can have LoRA's additions; None: nobody asks
+    dit_file  the weights of what draws, instead of those in its folder
     """
 
     path: Path
@@ -63,10 +67,17 @@ class ComponentFolder:
     fields: Mapping[str, Any] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     kernels: str | None = None
+    adapters: PictureAdapters | None = None
+    dit_file: Path | None = None
 
     @staticmethod
     def open(
-        path: Path, *, device: torch.device | None = None, kernels: str | None = None
+        path: Path,
+        *,
+        device: torch.device | None = None,
+        kernels: str | None = None,
+        adapters: PictureAdapters | None = None,
+        dit_file: Path | None = None,
     ) -> ComponentFolder:
         """Raises ModelSourceError if there is no readable model_index.json."""
         table = read_json(path / MODEL_INDEX)
@@ -82,6 +93,8 @@ class ComponentFolder:
             fields=others,
             device=device or torch.device("cpu"),
             kernels=kernels,
+            adapters=adapters,
+            dit_file=dit_file,
         )
 
     @property
@@ -108,9 +121,25 @@ class ComponentFolder:
         """
         need = Need(device=self.device.type, dtype=dtype, head_dim=head_dim, page_size=_PAGE_SIZE)
         kernels = select_kernels(need, self.kernels).kernels
-        build = Build(kernels=kernels, device=self.device, dtype=dtype, scheme=scheme)
-        model = make(self.config(name), build)
-        fill(model, self.path / name, dtype)
+        config = self.config(name)
+        adapters = self.adapters if _takes_adapters(name, config) else None
+        build = Build(
+            kernels=kernels,
+            device=self.device,
+            dtype=dtype,
+            scheme=scheme,
+            adapters=None if adapters is None else adapters.context,
+        )
+        model = make(config, build)
+        if self.dit_file is not None and name in DIT_FOLDERS:
+            fill_from_file(model, self.dit_file, config, dtype)
+        else:
+            fill(model, self.path / name, dtype)
+        if adapters is not None:
+            rename: Callable[[str], str] = getattr(model, "checkpoint_name", str)
+            adapters.components[name] = AdaptableComponent.of(
+                model.targets(), config, rename, dtype=dtype, device=self.device
+            )
         return model
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
@@ -118,6 +147,12 @@ class ComponentFolder:
 
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path / name)
         return found
+
+
+def _takes_adapters(name: str, config: Mapping[str, Any]) -> bool:
+    """Those that LoRA's trainers change: what draws, and CLIP."""
+    architectures = config.get("architectures") or [""]
+    return name in DIT_FOLDERS or str(architectures[0]).startswith("CLIPText")
 
 
 def fill(model: Loadable, folder: Path, dtype: torch.dtype) -> None:

@@ -24,22 +24,16 @@ from sapwood.pipelines.interface import (
     PictureRequest,
     PromptText,
     PromptVectors,
-    as_pixels,
 )
 from sapwood.pipelines.noise.flow_match import FlowMatchSchedule, shift_by_tokens
-from sapwood.pipelines.pictures import from_mask, from_pixels, pack, resized, unpack
-from sapwood.pipelines.requests import refuse_unused, text_length
+from sapwood.pipelines.pictures import from_mask, from_pixels, pack, resized
+from sapwood.pipelines.tokens import TokenPipeline, padded_ids
 from sapwood.pipelines.trajectory import (
     PictureNoise,
     TokenTrajectory,
-    checked_steps,
     latent_size,
 )
-from sapwood.schema.painting import PictureDefaults, PipelineTraits
 
-MAX_TEXT = 512
-USUAL_LATENTS = 128
-"""Height and width, in latents, of the pictures that the models were trained to draw."""
 KONTEXT_SIZES = (
     *((672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248)),
     *((880, 1184), (944, 1104), (1024, 1024), (1104, 944), (1184, 880), (1248, 832)),
@@ -48,77 +42,24 @@ KONTEXT_SIZES = (
 """Width and height of the pictures that Kontext was trained to look at."""
 
 
-class FluxPipeline:
+class FluxPipeline(TokenPipeline[FluxTransformer, AutoencoderKL]):
     """Flux.1 of a diffusers folder."""
 
     default_steps = 28
     default_guidance = 3.5
-    max_pictures = 0
-    takes_mask = False
 
     def __init__(self, folder: ComponentFolder, precisions: Precisions) -> None:
-        self.name = folder.pipeline_class
+        super().__init__(folder, precisions, FluxTransformer, AutoencoderKL)
         self._tokenizers = [folder.tokenizer(name) for name in ("tokenizer", "tokenizer_2")]
         self._clip = folder.load("text_encoder", ClipTextEncoder, precisions.text_encoder(0))
         self._t5 = folder.load("text_encoder_2", T5Encoder, precisions.text_encoder(1))
-        self._transformer = folder.load(
-            "transformer", FluxTransformer, precisions.dit, precisions.dit_scheme
-        )
-        self._vae = folder.load("vae", AutoencoderKL, precisions.vae)
-        self._vae.tiles = precisions.vae_tiling
-        self._schedule = folder.config("scheduler")
-        self._dtype, self._device = precisions.dit, folder.device
-        self._multiple = self._vae.scale * 2
-
-    @property
-    def traits(self) -> PipelineTraits:
-        """As Pipeline.traits."""
-        side = USUAL_LATENTS * self._vae.scale
-        return PipelineTraits(
-            defaults=PictureDefaults(
-                width=side,
-                height=side,
-                num_inference_steps=self.default_steps,
-                guidance_scale=self.default_guidance if self._transformer.has_guidance else None,
-            ),
-            size_multiple=self._multiple,
-            max_input_pictures=self.max_pictures,
-            needs_picture=self.takes_mask,
-            takes_mask=self.takes_mask,
-        )
-
-    def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
-        """As Pipeline.texts."""
-        passes = self._passes(request)
-        refuse_unused(
-            request,
-            self.name,
-            passes=passes,
-            max_pictures=self.max_pictures,
-            takes_mask=self.takes_mask,
-            takes_strength=self.takes_mask,
-        )
-        length = text_length(request, MAX_TEXT, MAX_TEXT)
-        found = [PromptText(request.prompt, length)]
-        if passes == 2:
-            found.append(PromptText(request.negative_prompt or "", length, "negative"))
-        return tuple(found)
 
     def encode(self, text: PromptText) -> PromptVectors:
         """As Pipeline.encode."""
+        lengths = (self._tokenizers[0].model_max_length, text.max_sequence_length)
         clip_ids, t5_ids = (
-            tokenizer(
-                text.text,
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids.to(self._device)
-            for tokenizer, length in zip(
-                self._tokenizers,
-                (self._tokenizers[0].model_max_length, text.max_sequence_length),
-                strict=True,
-            )
+            padded_ids(tokenizer, text.text, length, self._device)
+            for tokenizer, length in zip(self._tokenizers, lengths, strict=True)
         )
         pooled = self._clip(clip_ids).pooled
         assert pooled is not None
@@ -129,9 +70,7 @@ class FluxPipeline:
         self, request: PictureRequest, vectors: Sequence[PromptVectors]
     ) -> Generator[None, None, TokenTrajectory]:
         """As Pipeline.begin."""
-        size = self._latent_size(request)
-        steps = request.num_inference_steps
-        num_steps = checked_steps(self.default_steps if steps is None else steps)
+        size, num_steps = self._latent_size(request), self._num_steps(request)
         seen = yield from self._seen(request)
         noise = PictureNoise(request.seed)
         mu = shift_by_tokens(self._schedule, size[0] * size[1] // 4)
@@ -145,9 +84,7 @@ class FluxPipeline:
         if seen is not None:
             positions = torch.cat((positions, _positions((seen.shape[1], seen.shape[2]), 1)))
             tokens = pack(seen).to(self._dtype)
-        guidance = request.guidance_scale
-        if guidance is None:
-            guidance = self.default_guidance
+        guidance = self._guidance(request)
         return TokenTrajectory(
             latents=latents,
             size=size,
@@ -169,16 +106,6 @@ class FluxPipeline:
             beside=beside,
         )
 
-    def predict(self, rows: Sequence[DenoisingRow]) -> list[Tensor]:
-        """As Pipeline.predict."""
-        return self._transformer(rows)
-
-    def finish(self, trajectory: TokenTrajectory) -> Generator[None, None, Tensor]:
-        """As Pipeline.finish."""
-        latents = unpack(trajectory.latents, trajectory.size)[None]
-        picture = yield from self._vae.decode_tiled(latents)
-        return as_pixels(picture[0])
-
     def _started(
         self,
         request: PictureRequest,
@@ -191,14 +118,11 @@ class FluxPipeline:
         channels = self._transformer.out_channels // 4
         return pack(noise((channels, *size), self._dtype)).to(self._device), None
 
-    def _passes(self, request: PictureRequest) -> int:
-        has_negative = request.negative_prompt is not None
-        return 2 if has_negative and (request.true_cfg_scale or 1.0) > 1.0 else 1
+    def _told_guidance(self) -> float | None:
+        return self.default_guidance if self._transformer.has_guidance else None
 
-    def _latent_size(self, request: PictureRequest) -> tuple[int, int]:
-        usual = USUAL_LATENTS * self._vae.scale
-        height, width = request.height or usual, request.width or usual
-        return latent_size(height, width, self._multiple, unit=2)
+    def _is_guided(self, request: PictureRequest) -> bool:
+        return request.negative_prompt is not None and (request.true_cfg_scale or 1.0) > 1.0
 
     def _seen(self, request: PictureRequest) -> Generator[None, None, Tensor | None]:
         """Latents [channels, h, w] of the picture to look at."""
@@ -213,7 +137,7 @@ class FluxKontextPipeline(FluxPipeline):
 
     def _latent_size(self, request: PictureRequest) -> tuple[int, int]:
         """A size that is asked for keeps its shape, but gets the area of a usual picture."""
-        usual = USUAL_LATENTS * self._vae.scale
+        usual = self._usual_side
         height, width = request.height or usual, request.width or usual
         if min(height, width) < 1:
             raise InvalidRequest(f"a picture has no size {width}x{height}", param="size")
@@ -252,8 +176,8 @@ class FluxFillPipeline(FluxPipeline):
             )
         return super().texts(request)
 
-    def _passes(self, request: PictureRequest) -> int:
-        return 1
+    def _is_guided(self, request: PictureRequest) -> bool:
+        return False
 
     def _latent_size(self, request: PictureRequest) -> tuple[int, int]:
         height, width = request.images[0].shape[:2]

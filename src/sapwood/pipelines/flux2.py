@@ -20,21 +20,15 @@ from sapwood.pipelines.components import ComponentFolder, Precisions
 from sapwood.pipelines.interface import PictureRequest, PromptText, PromptVectors, as_pixels
 from sapwood.pipelines.noise.flow_match import FlowMatchSchedule
 from sapwood.pipelines.pictures import unpack
-from sapwood.pipelines.requests import refuse_unused, text_length
 from sapwood.pipelines.text_decoder import load_text_decoder
+from sapwood.pipelines.tokens import TokenPipeline
 from sapwood.pipelines.trajectory import (
     PictureNoise,
     TokenTrajectory,
-    checked_steps,
-    latent_size,
 )
-from sapwood.schema.painting import PictureDefaults, PipelineTraits
-
-MAX_TEXT = 512
-USUAL_LATENTS = 128
 
 
-class Flux2KleinPipeline:
+class Flux2KleinPipeline(TokenPipeline[Flux2Transformer, AutoencoderKLFlux2]):
     """Flux.2 Klein of a diffusers folder."""
 
     default_steps = 50
@@ -42,45 +36,14 @@ class Flux2KleinPipeline:
     text_layers: tuple[int, ...] = (9, 18, 27)
 
     def __init__(self, folder: ComponentFolder, precisions: Precisions) -> None:
-        self.name = folder.pipeline_class
+        super().__init__(folder, precisions, Flux2Transformer, AutoencoderKLFlux2)
         self._is_distilled = bool(folder.fields.get("is_distilled", False))
         self._tokenizer = folder.tokenizer("tokenizer")
         if self._tokenizer.padding_side != "right" or self._tokenizer.pad_token_id is None:
             raise ConfigError("Flux.2's tokenizer must have a padding token, and pad at the right")
         self._encoder = load_text_decoder(folder, "text_encoder", precisions.text_encoder(0))
-        self._transformer = folder.load(
-            "transformer", Flux2Transformer, precisions.dit, precisions.dit_scheme
-        )
         if self._transformer.has_guidance:
             raise ConfigError("a Flux.2 Klein with an input for guidance is not implemented")
-        self._vae = folder.load("vae", AutoencoderKLFlux2, precisions.vae)
-        self._vae.tiles = precisions.vae_tiling
-        self._schedule = folder.config("scheduler")
-        self._dtype, self._device = precisions.dit, folder.device
-
-    @property
-    def traits(self) -> PipelineTraits:
-        """As Pipeline.traits."""
-        side = USUAL_LATENTS * self._vae.scale
-        return PipelineTraits(
-            defaults=PictureDefaults(
-                width=side,
-                height=side,
-                num_inference_steps=self.default_steps,
-                guidance_scale=self.default_guidance,
-            ),
-            size_multiple=2 * self._vae.scale,
-        )
-
-    def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
-        """As Pipeline.texts."""
-        passes = 2 if self._scale(request) > 1.0 else 1
-        refuse_unused(request, self.name, passes=passes)
-        length = text_length(request, MAX_TEXT, MAX_TEXT)
-        found = [PromptText(request.prompt, length)]
-        if passes == 2:
-            found.append(PromptText(request.negative_prompt or "", length, "negative"))
-        return tuple(found)
 
     def encode(self, text: PromptText) -> PromptVectors:
         """As Pipeline.encode."""
@@ -103,11 +66,7 @@ class Flux2KleinPipeline:
     ) -> Generator[None, None, TokenTrajectory]:
         """As Pipeline.begin."""
         yield from ()
-        usual = USUAL_LATENTS * self._vae.scale
-        height, width = request.height or usual, request.width or usual
-        size = latent_size(height, width, 2 * self._vae.scale, unit=2)
-        steps = request.num_inference_steps
-        num_steps = checked_steps(self.default_steps if steps is None else steps)
+        size, num_steps = self._latent_size(request), self._num_steps(request)
         noise = PictureNoise(request.seed)
         patches = (size[0] // 2, size[1] // 2)
         drawn = noise((self._transformer.in_channels, *patches), self._dtype)
@@ -132,12 +91,8 @@ class Flux2KleinPipeline:
                 )
                 for own in vectors
             ),
-            scale=self._scale(request),
+            scale=self._guidance(request),
         )
-
-    def predict(self, rows: Sequence[DenoisingRow]) -> list[Tensor]:
-        """As Pipeline.predict."""
-        return self._transformer(rows)
 
     def finish(self, trajectory: TokenTrajectory) -> Generator[None, None, Tensor]:
         """As Pipeline.finish."""
@@ -145,13 +100,11 @@ class Flux2KleinPipeline:
         picture = yield from self._vae.decode_tiled(unpack(tokens, trajectory.size)[None])
         return as_pixels(picture[0])
 
-    def _scale(self, request: PictureRequest) -> float:
+    def _guidance(self, request: PictureRequest) -> float:
         """1: one pass, as a distilled model has it always."""
         if self._is_distilled:
             return 1.0
-        if request.guidance_scale is None:
-            return self.default_guidance
-        return request.guidance_scale
+        return super()._guidance(request)
 
 
 def shift_by_tokens_and_steps(num_tokens: int, num_steps: int) -> float:

@@ -11,6 +11,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.base.registry import Registry
 from sapwood.pipelines.components import ComponentFolder, Precisions
 from sapwood.pipelines.interface import Pipeline
+from sapwood.pipelines.loras import PictureAdapters
 
 PIPELINES: dict[str, str] = {
     "Flux2KleinPipeline": "sapwood.pipelines.flux2:Flux2KleinPipeline",
@@ -35,14 +36,20 @@ def load_pipeline(
     *,
     device: torch.device | None = None,
     kernels: str | None = None,
+    adapters: PictureAdapters | None = None,
+    dit_file: Path | None = None,
 ) -> Pipeline:
     """The pipeline of a folder with model_index.json, with its weights.
 
-    kernels  as --kernels has them; None: the fastest
-    Raises   ModelSourceError, WeightError or ConfigError; the last one names the known pipelines if
-             nobody wrote this one
+    kernels   as --kernels has them; None: the fastest
+    adapters  is told of the layers that LoRA can add to; None: nobody will
+    dit_file  the weights of what draws, instead of those in its folder
+    Raises    ModelSourceError, WeightError or ConfigError; the last one names the known pipelines
+              if nobody wrote this one
     """
-    folder = ComponentFolder.open(path, device=device, kernels=kernels)
+    folder = ComponentFolder.open(
+        path, device=device, kernels=kernels, adapters=adapters, dit_file=dit_file
+    )
     if folder.pipeline_class not in PIPELINES:
         raise ConfigError(
             f"{path} is a {folder.pipeline_class or 'pipeline without a class'}, which is not "

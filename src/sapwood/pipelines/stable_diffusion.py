@@ -23,6 +23,7 @@ from sapwood.pipelines.interface import (
 from sapwood.pipelines.noise.registry import schedule_class
 from sapwood.pipelines.pictures import from_pixels, resized
 from sapwood.pipelines.requests import refuse_unused, text_length
+from sapwood.pipelines.tokens import padded_ids
 from sapwood.pipelines.trajectory import (
     PictureNoise,
     PictureTrajectory,
@@ -90,15 +91,7 @@ class StableDiffusionPipeline:
         return PromptVectors(states[0].to(self._dtype))
 
     def _token_ids(self, tokenizer: object, text: PromptText) -> Tensor:
-        assert callable(tokenizer)
-        found: Tensor = tokenizer(
-            text.text,
-            padding="max_length",
-            max_length=text.max_sequence_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return found.to(self._device)
+        return padded_ids(tokenizer, text.text, text.max_sequence_length, self._device)
 
     def begin(
         self, request: PictureRequest, vectors: Sequence[PromptVectors]

@@ -17,62 +17,28 @@ from sapwood.models.vae.kl import AutoencoderKL
 from sapwood.pipelines.components import ComponentFolder, Precisions
 from sapwood.pipelines.interface import PictureRequest, PromptText, PromptVectors, as_pixels
 from sapwood.pipelines.noise.flow_match import FlowMatchSchedule, shift_by_tokens
-from sapwood.pipelines.requests import refuse_unused, text_length
 from sapwood.pipelines.text_decoder import load_text_decoder
+from sapwood.pipelines.tokens import TokenPipeline
 from sapwood.pipelines.trajectory import (
     PictureNoise,
     TokenTrajectory,
-    checked_steps,
     guided,
-    latent_size,
 )
-from sapwood.schema.painting import PictureDefaults, PipelineTraits
 
-MAX_TEXT = 512
 USUAL_SIDE = 1024
 
 
-class ZImagePipeline:
+class ZImagePipeline(TokenPipeline[ZImageTransformer, AutoencoderKL]):
     """Z-Image of a diffusers folder."""
 
     default_steps = 50
     default_guidance = 5.0
+    is_guided_from = 0.0
 
     def __init__(self, folder: ComponentFolder, precisions: Precisions) -> None:
-        self.name = folder.pipeline_class
+        super().__init__(folder, precisions, ZImageTransformer, AutoencoderKL)
         self._tokenizer = folder.tokenizer("tokenizer")
         self._encoder = load_text_decoder(folder, "text_encoder", precisions.text_encoder(0))
-        self._transformer = folder.load(
-            "transformer", ZImageTransformer, precisions.dit, precisions.dit_scheme
-        )
-        self._vae = folder.load("vae", AutoencoderKL, precisions.vae)
-        self._vae.tiles = precisions.vae_tiling
-        self._schedule = folder.config("scheduler")
-        self._dtype, self._device = precisions.dit, folder.device
-
-    @property
-    def traits(self) -> PipelineTraits:
-        """As Pipeline.traits."""
-        side = USUAL_SIDE
-        return PipelineTraits(
-            defaults=PictureDefaults(
-                width=side,
-                height=side,
-                num_inference_steps=self.default_steps,
-                guidance_scale=self.default_guidance,
-            ),
-            size_multiple=2 * self._vae.scale,
-        )
-
-    def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:
-        """As Pipeline.texts."""
-        passes = 2 if self._scale(request) > 0.0 else 1
-        refuse_unused(request, self.name, passes=passes)
-        length = text_length(request, MAX_TEXT, MAX_TEXT)
-        found = [PromptText(request.prompt, length)]
-        if passes == 2:
-            found.append(PromptText(request.negative_prompt or "", length, "negative"))
-        return tuple(found)
 
     def encode(self, text: PromptText) -> PromptVectors:
         """As Pipeline.encode: the vectors have gone through the transformer's layers for text."""
@@ -94,10 +60,7 @@ class ZImagePipeline:
     ) -> Generator[None, None, TokenTrajectory]:
         """As Pipeline.begin."""
         yield from ()
-        height, width = request.height or USUAL_SIDE, request.width or USUAL_SIDE
-        size = latent_size(height, width, 2 * self._vae.scale, unit=2)
-        steps = request.num_inference_steps
-        num_steps = checked_steps(self.default_steps if steps is None else steps)
+        size, num_steps = self._latent_size(request), self._num_steps(request)
         noise = PictureNoise(request.seed)
         latents = patched(noise((self._transformer.in_channels, *size), torch.float32))
         latents = latents.to(self._device)
@@ -120,7 +83,8 @@ class ZImagePipeline:
                 )
                 for own in vectors
             ),
-            scale=1.0 + self._scale(request),
+            # diffusers adds this many times the difference of two passes.
+            scale=1.0 + self._guidance(request),
             guide=guided,
         )
 
@@ -135,11 +99,9 @@ class ZImagePipeline:
         picture = yield from self._vae.decode_tiled(latents)
         return as_pixels(picture[0])
 
-    def _scale(self, request: PictureRequest) -> float:
-        """0: no guidance; diffusers adds this many times the difference of two passes."""
-        if request.guidance_scale is None:
-            return self.default_guidance
-        return request.guidance_scale
+    @property
+    def _usual_side(self) -> int:
+        return USUAL_SIDE
 
 
 def patched(latents: Tensor) -> Tensor:

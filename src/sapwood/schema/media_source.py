@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-MediaKind = Literal["image", "video"]
+MediaKind = Literal["image", "video", "audio"]
+KINDS: tuple[MediaKind, ...] = ("image", "video", "audio")
+
+MAX_MEDIA = 64
+"""Pictures, videos and sounds of one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaSource:
-    """One picture or video of a request. Exactly one of url, data and frames is set.
+    """One picture, video or sound of a request. Exactly one of url, data and frames is set.
 
     where    its place in the request, for errors: "messages[0].content[1]"
     url      http, https, data or file; or, where the dialect allows it, base64 alone

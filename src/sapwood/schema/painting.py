@@ -75,7 +75,74 @@ class GetPainterStatus(msgspec.Struct, frozen=True, tag=True):
     call_id: str
 
 
-PainterInput = Paint | StopPainting | DrainPainter | GetPainterStatus
+class LoraWish(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter that is to add to the weights.
+
+    path    a file or its folder; None: as it was given before
+    target  "all", or "transformer": the text encoders stay as they are
+    """
+
+    nickname: str
+    path: str | None = None
+    target: str = "all"
+    strength: float = 1.0
+
+
+class ChangeLoras(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A change that holds for pictures that come after it; those before are drawn first.
+
+    kind      "set": `wishes` add, and no others; "merge": what was set is switched on; "unmerge":
+              it is switched off
+    strength  of all, for "merge"; None: as they were set
+    """
+
+    call_id: str
+    kind: Literal["set", "merge", "unmerge"]
+    wishes: tuple[LoraWish, ...] = ()
+    target: str = "all"
+    strength: float | None = None
+
+
+class ListLoras(msgspec.Struct, frozen=True, tag=True):
+    call_id: str
+
+
+PainterInput = Paint | StopPainting | DrainPainter | GetPainterStatus | ChangeLoras | ListLoras
+
+
+class LoadedLora(msgspec.Struct, frozen=True, kw_only=True):
+    nickname: str
+    path: str
+
+
+class ActiveLora(msgspec.Struct, frozen=True, kw_only=True):
+    """merged: whether it adds now"""
+
+    nickname: str
+    path: str
+    target: str
+    strength: float
+    merged: bool
+
+
+class LoraList(msgspec.Struct, frozen=True, kw_only=True):
+    """active: by component, what adds to it now"""
+
+    loaded_adapters: tuple[LoadedLora, ...]
+    active: dict[str, tuple[ActiveLora, ...]]
+
+
+class LorasAnswer(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What has come of ChangeLoras or ListLoras.
+
+    refusal  why nothing was changed, with its HTTP status and field
+    """
+
+    call_id: str
+    listing: LoraList
+    refusal: str | None = None
+    status: int = 400
+    param: str | None = None
 
 
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,5 +299,11 @@ class PainterStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 PainterOutput = (
-    PainterReady | PainterFatal | PainterStatus | PaintProgress | PaintDone | PaintFailed
+    PainterReady
+    | PainterFatal
+    | PainterStatus
+    | PaintProgress
+    | PaintDone
+    | PaintFailed
+    | LorasAnswer
 )

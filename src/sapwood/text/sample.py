@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sapwood.schema.logprobs import TokenLogprobs
+from sapwood.schema.media import num_tokens_of
 from sapwood.schema.output import Finish, OutputDelta, RequestOutput
 from sapwood.schema.request import Generate
 from sapwood.text.detokenizer import IncrementalDetokenizer
@@ -34,6 +35,7 @@ class TextChunk(OutputDelta, frozen=True, kw_only=True, omit_defaults=True):
     index              number of the sample, from 0 to n - 1
     text               new text; may be "" while a character or a stop string is not complete
     num_output_tokens  output tokens of this sample so far
+    num_image_tokens, num_video_tokens  prompt tokens that show pictures and videos
     offsets            if the request wants log probabilities: where in the sample's text each of
                        token_ids begins, in characters, before a stop is cut off
     prompt             the scored prompt, once per sample, if the request wants it
@@ -45,6 +47,8 @@ class TextChunk(OutputDelta, frozen=True, kw_only=True, omit_defaults=True):
     text: str
     token_ids: tuple[int, ...]
     num_output_tokens: int
+    num_image_tokens: int = 0
+    num_video_tokens: int = 0
     offsets: tuple[int, ...] = ()
     prompt: ScoredPrompt | None = None
     hidden_states: tuple[bytes, ...] = ()
@@ -75,6 +79,8 @@ class Sample:
         if start is not None:
             self._prompt_to_tell = tuple(request.prompt_ids[start:])
         self._num_prompt_tokens = len(request.prompt_ids)
+        self._num_image_tokens = num_tokens_of(request.media, "image")
+        self._num_video_tokens = num_tokens_of(request.media, "video")
         self._request_id = request.request_id
         self._num_output_tokens = 0
         self._num_told: Counter[str] = Counter()
@@ -109,6 +115,8 @@ class Sample:
             finish=finish,
             num_prompt_tokens=output.num_prompt_tokens,
             num_output_tokens=self._num_output_tokens,
+            num_image_tokens=self._num_image_tokens,
+            num_video_tokens=self._num_video_tokens,
             num_cached_tokens=output.num_cached_tokens,
             queue_time_s=output.queue_time_s,
             speculated=output.speculated,

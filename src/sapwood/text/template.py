@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -17,6 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sapwood.base.errors import ConfigError, InvalidRequest, UnsupportedFeature
+from sapwood.schema.media_source import MediaKind
 from sapwood.text.json_source import TooDeep, parsed
 from sapwood.text.template_places import TemplatePlaces, places_of
 from sapwood.text.template_traits import traits_of
@@ -146,6 +148,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool = False,
+        markers: Mapping[MediaKind, str] | None = None,
         **kwargs: Any,
     ) -> str:
         """The messages as one prompt. It has special tokens: use add_special_tokens=False on it.
@@ -154,6 +157,8 @@ class ChatTemplate:
         add_generation_prompt   end with the beginning of the assistant's answer
         tools                   as in OpenAI's API: {"type": "function", "function": {…}}
         continue_final_message  leave the last message open, so that the model goes on with it
+        markers                 kind of media -> the text that stands for one, for templates that
+                                write only texts
         kwargs                  further variables (chat_template_kwargs)
 
         Raises InvalidRequest with the template's own words if the template raises an error, and
@@ -182,7 +187,7 @@ class ChatTemplate:
             )
         if tools and self.places.tools_need_system and messages[0]["role"] not in SYSTEM_ROLES:
             messages = [_ANY_SYSTEM, *messages]
-        prepared = [_prepared(message, template) for message in messages]
+        prepared = [_prepared(message, template, markers or {}) for message in messages]
         if continue_final_message:
             if add_generation_prompt:
                 raise InvalidRequest(
@@ -309,7 +314,9 @@ def check_messages(messages: Sequence[Message]) -> None:
             )
 
 
-def _prepared(message: Message, template: _Compiled) -> dict[str, Any]:
+def _prepared(
+    message: Message, template: _Compiled, markers: Mapping[MediaKind, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """A copy of the message in the form that this template expects."""
     # Templates test for a key; `content: null` would be rendered as the word None.
     prepared = {key: value for key, value in message.items() if value is not None}
@@ -321,7 +328,7 @@ def _prepared(message: Message, template: _Compiled) -> dict[str, Any]:
         prepared["role"] = "system"
     content = prepared.get("content")
     if isinstance(content, list) and template.traits.content == "text":
-        prepared["content"] = text_of_parts(content)
+        prepared["content"] = text_of_parts(content, markers)
     elif isinstance(content, str) and template.traits.content == "parts":
         prepared["content"] = [{"type": "text", "text": content}]
     if prepared.get("tool_calls") and not template.traits.arguments_as_text:
@@ -329,14 +336,19 @@ def _prepared(message: Message, template: _Compiled) -> dict[str, Any]:
     return prepared
 
 
-def text_of_parts(parts: list[Any]) -> str:
-    """The texts of the parts, joined by a space as SGLang does."""
+def text_of_parts(parts: list[Any], markers: Mapping[MediaKind, str] = MappingProxyType({})) -> str:
+    """The texts of the parts, joined by a space as SGLang does; or by line breaks as vLLM does, if
+    there are pictures or videos among them, for which their markers stand."""
     texts: list[str] = []
+    between = " "
     for part in parts:
         if isinstance(part, str):
             texts.append(part)
         elif isinstance(part, Mapping) and part.get("type") == "text":
             texts.append(str(part.get("text", "")))
+        elif isinstance(part, Mapping) and part.get("type") in markers:
+            texts.append(markers[part["type"]])
+            between = "\n"
         else:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise UnsupportedFeature(
@@ -344,7 +356,7 @@ def text_of_parts(parts: list[Any]) -> str:
                 f"type {kind!r}; leave it out or use a model that takes it",
                 param="messages",
             )
-    return " ".join(texts)
+    return between.join(texts)
 
 
 def _with_parsed_arguments(call: Any) -> Any:

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema.media_source import KINDS
 from sapwood.text.template import SYSTEM_ROLES, Message, check_messages, text_of_parts
 from sapwood.text.tools.generic import BEGIN, END
 
@@ -132,16 +133,22 @@ def _call(call: Any, where: str, names: dict[str, str]) -> str:
     return f'{{"name": {_json(name, where)}, "arguments": {text or "{}"}}}'
 
 
-def _result(message: Message, position: int, names: Mapping[str, str]) -> str:
+def _result(
+    message: Message, position: int, names: Mapping[str, str]
+) -> str | list[dict[str, Any]]:
     content = message.get("content")
+    parts: list[Any] = []
     if isinstance(content, list):
-        content = text_of_parts(content)
+        # Pictures stay parts of the message; a list of texts is one text.
+        shown = any(isinstance(part, Mapping) and part.get("type") in KINDS for part in content)
+        parts, content = (content, "") if shown else ([], text_of_parts(content))
     elif content is not None and not isinstance(content, str):
         content = _json(content, f"messages[{position}].content")
     call_id = message.get("tool_call_id")
     name = message.get("name") or (names.get(call_id) if isinstance(call_id, str) else None)
     # In plain words: the smallest models repeat tags instead of answering.
-    return f"The function {f'{name} ' if name else ''}returned:\n{content or ''}"
+    text = f"The function {f'{name} ' if name else ''}returned:\n{content or ''}"
+    return [{"type": "text", "text": text}, *parts] if parts else text
 
 
 def _joined(contents: Iterable[Any], *, by: str = "\n\n") -> Any:

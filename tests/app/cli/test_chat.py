@@ -202,3 +202,27 @@ def test_sampling_is_only_what_was_asked_for():
 def test_a_bad_option_is_refused():
     with pytest.raises(ConfigError):
         asked_for({"page_size": 0}).engine()
+
+
+def test_a_picture_goes_with_the_first_message(echo, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"png")
+    answer = run("--image", str(path), "--image", "https://x/b.png", "-m", "what?", "-m", "and?")
+    assert answer.exit_code == 0, answer.output
+    urls = [part["image_url"]["url"] for part in echo.asked[0][:-1]]
+    assert urls == ["data:image/png;base64,cG5n", "https://x/b.png"]
+    assert echo.asked[0][-1] == {"type": "text", "text": "what?"}
+    assert echo.asked[1] == "and?"
+    missing = run("--image", str(tmp_path / "none.png"), "-m", "what?")
+    assert missing.exit_code != 0
+
+
+def test_a_command_attaches_a_picture(echo, tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"jpg")
+    conversation = Conversation(echo)
+    conversation.command(f"/image {path}")
+    conversation.ask("what?")
+    conversation.ask("and?")
+    assert echo.asked[0][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+    assert echo.asked[1] == "and?"

@@ -5,6 +5,7 @@ import pytest
 
 from sapwood.frontends.anthropic.prompt import to_messages
 from sapwood.frontends.anthropic.protocol import CountTokensRequest
+from sapwood.frontends.serving.media import MediaParts
 from sapwood.schema.output import Finish
 from sapwood.text.template import ChatTemplate
 
@@ -178,7 +179,7 @@ def test_blocks_and_neighbours_of_one_role_are_one_message(api, prompt_of):
 def test_many_neighbours_of_one_role_are_joined_at_once():
     said = {"role": "user", "content": "x" * 200}
     asked = CountTokensRequest(model="", messages=[said] * 100_000)
-    [message] = to_messages(asked)
+    [message] = to_messages(asked, MediaParts(()))
     assert len(message["content"]) == 100_000 * 201 - 1
 
 
@@ -346,7 +347,6 @@ def test_encrypted_thinking_is_passed_over(api, engine):
 @pytest.mark.parametrize(
     "kind",
     [
-        "image",
         "document",
         "search_result",
         "tool_use",

@@ -21,6 +21,9 @@ from sapwood.frontends.images.stored import PictureStore
 from sapwood.http.body import BodyLimits
 from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.painting import (
+    LoraList,
+    LorasAnswer,
+    LoraWish,
     Paint,
     PaintDone,
     PainterReady,
@@ -32,6 +35,8 @@ from sapwood.schema.painting import (
     PictureDefaults,
     PipelineTraits,
 )
+
+NOTHING = LoraList(loaded_adapters=(), active={})
 
 
 class OneColour:
@@ -50,6 +55,7 @@ class OneColour:
 
     def __init__(self) -> None:
         self.asked: list[Paint] = []
+        self.changes: list[tuple[str, dict[str, Any]]] = []
 
     async def paint(self, request: Paint) -> AsyncIterator[PaintEvent]:
         self.asked.append(request)
@@ -66,6 +72,14 @@ class OneColour:
             partial = picture if step <= request.num_partial else None
             yield PaintProgress(request_id=own, step=step, num_steps=2, partial=partial)
         yield PaintDone(request_id=own, picture=picture, num_steps=2, queue_s=0.0, paint_s=0.1)
+
+    async def change_loras(self, kind: str, **fields: Any) -> LorasAnswer:
+        self.changes.append((kind, fields))
+        refusal = "no such file" if kind == "merge" else None
+        return LorasAnswer(call_id="", listing=NOTHING, refusal=refusal, param="target")
+
+    async def list_loras(self) -> LorasAnswer:
+        return LorasAnswer(call_id="", listing=NOTHING)
 
     async def status(self) -> PainterStatus:
         counts = dict.fromkeys(PainterStatus.__struct_fields__, 0) | {"call_id": ""}
@@ -297,3 +311,73 @@ def test_the_document_has_the_routes(client: TestClient) -> None:
 
 def test_metrics_count_pictures(client: TestClient) -> None:
     assert 'sapwood:painting_pictures_total{end="done"' in client.get("/metrics").text
+
+
+# ---- LoRA ----------------------------------------------------------------------------------------
+
+
+def test_bodies_of_sglang_reach_the_engine(client: TestClient, engine: OneColour) -> None:
+    one = client.post("/v1/set_lora", json={"lora_nickname": "ink", "lora_path": "/ink"})
+    assert (one.status_code, one.json()["status"]) == (200, "ok")
+    body = {
+        "lora_nickname": ["ink", "oil"],
+        "lora_path": [None, "/oil"],
+        "target": "transformer",
+        "strength": [0.5, 2],
+    }
+    assert client.post("/v1/set_lora", json=body).status_code == 200
+    assert [fields["wishes"] for _, fields in engine.changes] == [
+        (LoraWish(nickname="ink", path="/ink"),),
+        (
+            LoraWish(nickname="ink", target="transformer", strength=0.5),
+            LoraWish(nickname="oil", path="/oil", target="transformer", strength=2.0),
+        ),
+    ]
+    assert client.post("/v1/unmerge_lora_weights", content=b"").status_code == 200
+    assert client.get("/v1/list_loras").json() == {"loaded_adapters": [], "active": {}}
+    refused = client.post("/v1/merge_lora_weights", json={"strength": 0.5})
+    assert (refused.status_code, refused.json()["param"]) == (400, "target")
+    assert engine.changes[-1] == ("merge", {"target": "all", "strength": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"lora_nickname": []}, "lora_nickname"),
+        ({"lora_nickname": ["a"] * 2}, "lora_nickname"),
+        ({"lora_nickname": [str(n) for n in range(33)]}, "lora_nickname"),
+        ({"lora_nickname": "x" * 10_000}, "lora_nickname"),
+        ({"lora_nickname": ["a", "b"], "lora_path": "/a"}, "lora_path"),
+        ({"lora_nickname": ["a", "b"], "lora_path": ["/a"]}, "lora_path"),
+        ({"lora_nickname": "a", "lora_path": "/a\0b"}, "lora_path"),
+        ({"lora_nickname": "a", "lora_path": ""}, "lora_path"),
+        ({"lora_nickname": "a", "lora_path": "x" * 5000}, "lora_path"),
+        ({"lora_nickname": "a", "strength": [1.0, 2.0]}, "strength"),
+        ({"lora_nickname": "a", "strength": 1e300}, "strength"),
+        ({"lora_nickname": "a", "strengths": 1.0}, "strengths"),
+        ({"lora_nickname": 7}, "lora_nickname"),
+        ({}, "lora_nickname"),
+    ],
+)
+def test_a_wrong_set_lora_is_refused(
+    client: TestClient, engine: OneColour, body: dict[str, Any], param: str
+) -> None:
+    answer = client.post("/v1/set_lora", json=body)
+    assert answer.status_code == 400, answer.text
+    assert param in answer.json()["message"]
+    assert engine.changes == []
+
+
+def test_behind_a_gateway_urls_are_the_gateways(client: TestClient) -> None:
+    def url(**headers: str) -> str:
+        body = {"prompt": "a tree", "seed": 1}
+        answer = client.post("/v1/images/generations", json=body, headers=headers).json()
+        found: str = answer["data"][0]["url"]
+        assert client.get(f"/v1/images/{answer['id']}").json()["media_type"] == "image/png"
+        return found
+
+    told = {"x-forwarded-host": "example.com:81", "x-forwarded-proto": "https"}
+    assert url(**told).startswith("https://example.com:81/v1/images/img")
+    for host in ("a b", 'x"', "x/y", "", "x" * 300):
+        assert url(**{"x-forwarded-host": host}).startswith("http://localhost/v1/images/")
+    assert client.get("/v1/images/none").status_code == 404

@@ -141,7 +141,7 @@ def test_streamed_batches_say_which_answer(api, events):
         ),
         ({"text": "a", "image_data": "x"}, "image_data"),
         ({"text": "a", "lora_path": "x"}, "lora_path"),
-        ({"text": "a", "session_params": {"id": "s"}}, "session_params"),
+        ({"text": "a", "session_params": {"id": "s"}}, "session_params.id"),
         ({"text": "a", "sampling_params": {"regex": ""}}, "sampling_params.regex"),
         ({"text": "a", "sampling_params": {"json_schema": "{"}}, "sampling_params.json_schema"),
         ({"text": "a", "sampling_params": {"top_p": 2}}, "sampling_params.top_p"),

@@ -15,6 +15,7 @@ from sapwood.app.building.grammars import GrammarParts
 from sapwood.app.building.loaded_models import Models, build_of, load_models
 from sapwood.app.building.loading import LoadWatch, fill, timed
 from sapwood.app.building.resolving import Resolved
+from sapwood.app.building.tiers import page_copies
 from sapwood.app.building.weights import ServedWeights
 from sapwood.app.ranks.expert_moves import ExpertMoves
 from sapwood.app.ranks.expert_parts import expert_record
@@ -27,6 +28,7 @@ from sapwood.executor.grammar.ahead import GrammarsAhead
 from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.joint import jointly
 from sapwood.executor.launch import Execute, Finished, Launch
+from sapwood.executor.page_copies import PageCopies
 from sapwood.executor.per_token import RoutedExperts
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.recorded import Recorded, record_steps
@@ -44,6 +46,7 @@ from sapwood.executor.sampling.processors import (
     Penalties,
 )
 from sapwood.executor.sampling.sampler import Sampler, SamplingOps
+from sapwood.executor.sampling.speech import SpeechTokens
 from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.executor.sight import Sight
 from sapwood.executor.stage_runner import StageRunner
@@ -87,6 +90,7 @@ class StepRunner:
     expert_record  records which experts are chosen; None: nobody can ask for that
     memory    carries out orders about weights and memory; None: it cannot be asked to
     tower     sees for the model; None: it takes only text
+    copies    has the host's memory of pages; None: there is none
     """
 
     resolved: Resolved
@@ -98,6 +102,7 @@ class StepRunner:
     expert_record: ExpertRecord | None = None
     memory: ServedWeights | None = None
     tower: Tower | None = None
+    copies: PageCopies | None = None
 
 
 def build_runner(
@@ -158,13 +163,14 @@ def build_runner(
     execute: Execute
     launch: Launch | None = None
     memory: ServedWeights | None = None
+    caches = _kv_caches(resolved, watch, num_spare=0 if captures is None else 1)
     if isinstance(model, Decoder) and not resolved.stage.is_last:
-        execute = _stage_runner(resolved, model, watch, adapters).execute
+        execute = _stage_runner(resolved, model, caches, adapters).execute
     else:
         told = None if routes is None else RoutedExperts.of(resolved.decoder, routes, record)
         recording = Recording(captures, why_not)
         runner = _decoder_runner(
-            resolved, models, recording, watch, grammars, told, adapters, member
+            resolved, models, recording, watch, caches, grammars, told, adapters, member
         )
         execute, launch = runner.execute, runner.launch if runs_ahead(resolved.device) else None
         if member is ALONE and isinstance(model, Decoder) and models.fillable is not None:
@@ -176,6 +182,10 @@ def build_runner(
         moves = ExpertMoves(model, experts, resolved, member.tp)
         execute = moves.before(execute)
         launch = None if launch is None else moves.before(launch)
+    copies = page_copies(resolved, caches, watch)
+    if copies is not None:
+        execute = copies.before(execute)
+        launch = None if launch is None else copies.before(launch)
     return StepRunner(
         resolved=resolved,
         execute=execute,
@@ -191,6 +201,7 @@ def build_runner(
         expert_record=record,
         memory=memory,
         tower=models.tower,
+        copies=copies,
     )
 
 
@@ -269,6 +280,7 @@ def _decoder_runner(
     models: Models,
     recording: Recording,
     watch: LoadWatch,
+    every_cache: list[tuple[Tensor, ...]],
     grammars: GrammarParts | None,
     routed_experts: RoutedExperts | None,
     adapters: AdapterParts | None,
@@ -278,8 +290,6 @@ def _decoder_runner(
     config, device, kernels = resolved.config, resolved.device, resolved.kernels.kernels
     page_size = config.memory.page_size
     captures = recording.captures
-    num_spare = 0 if captures is None else 1
-    every_cache = _kv_caches(resolved, watch, num_spare=num_spare)
     num_caches = resolved.decoder.num_caches
     kv_caches = every_cache[:num_caches]
     rows = _row_table(resolved)
@@ -288,6 +298,7 @@ def _decoder_runner(
         Penalties(device, kernels),
         MinNewTokens(resolved.eos, device),
         AllowedTokens(device),
+        SpeechTokens(device),
     ]
     sampler = Sampler(rows, (), FollowingOps())
 
@@ -348,9 +359,12 @@ def _decoder_runner(
 
 
 def _stage_runner(
-    resolved: Resolved, model: Decoder, watch: LoadWatch, adapters: AdapterParts | None = None
+    resolved: Resolved,
+    model: Decoder,
+    kv_caches: list[tuple[Tensor, ...]],
+    adapters: AdapterParts | None = None,
 ) -> StageRunner:
-    kv_caches, rows = _kv_caches(resolved, watch), _row_table(resolved)
+    rows = _row_table(resolved)
     _set_cpu_options(resolved)
     return StageRunner(
         model,
@@ -488,7 +502,7 @@ def _pooling_execute(
         watch=watch,
     )
     if not resolved.stage.is_last:
-        return _stage_runner(resolved, decoder, watch).execute
+        return _stage_runner(resolved, decoder, _kv_caches(resolved, watch)).execute
     return _pooling_runner(resolved, pooling, model, watch).execute
 
 

@@ -11,11 +11,13 @@ from sapwood.engine.media import MediaVectors
 from sapwood.layers.build import Build, Groups
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.models.config import DecoderConfig
-from sapwood.models.vision.interface import Tower
+from sapwood.models.vision.interface import AttendedTower, Tower
 from sapwood.models.vision.registry import tower_class
 from sapwood.schema.config.decision import Decision
 
 MEGABYTE = 1 << 20
+FEWEST_SOUNDS = 8
+"""Sounds whose vectors have room at once at least, where layers attend to them."""
 
 
 def load_tower(resolved: Resolved, build: Build, watch: LoadWatch) -> Tower | None:
@@ -28,7 +30,7 @@ def load_tower(resolved: Resolved, build: Build, watch: LoadWatch) -> Tower | No
         found = tower_class(hf_config)
     if found is None:
         return None
-    why_not = _why_not(resolved)
+    why_not = _why_not(resolved) or _why_not_both_ways(resolved, found)
     if why_not is not None:
         resolved.decisions.append(Decision("sees", "off", why_not))
         return None
@@ -57,12 +59,26 @@ def media_vectors(resolved: Resolved, tower: Tower | None) -> MediaVectors | Non
     if tower is None:
         return None
     config = resolved.config.vision
+    vector_bytes = tower.vector_size * resolved.dtype.itemsize
+    num_across = tower.num_across if isinstance(tower, AttendedTower) else 0
+    most = config.vlm_cache_size_mb * MEGABYTE
     return MediaVectors(
         tower,
-        vector_bytes=tower.vector_size * resolved.dtype.itemsize,
-        max_bytes=config.vlm_cache_size_mb * MEGABYTE,
+        vector_bytes=vector_bytes,
+        max_bytes=max(most, FEWEST_SOUNDS * num_across * vector_bytes),
         patches_per_step=config.max_encoder_patches_per_step,
+        must_hear=num_across > 0,
     )
+
+
+def _why_not_both_ways(resolved: Resolved, tower: type[Tower]) -> str | None:
+    dtype = str(resolved.config.memory.kv_cache_dtype)
+    if tower.attends_both_ways and dtype not in ("auto", str(resolved.dtype).split(".")[-1]):
+        return (
+            "pictures whose tokens see one another need keys and values of the model's dtype, not "
+            f"--kv-cache-dtype {dtype}"
+        )
+    return None
 
 
 def _why_not(resolved: Resolved) -> str | None:

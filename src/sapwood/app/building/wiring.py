@@ -14,6 +14,7 @@ from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.runners import StepRunner, build_runner
 from sapwood.app.building.speculation import build_speculation
+from sapwood.app.building.tiers import cache_tiers, host_tier
 from sapwood.app.building.towers import media_vectors
 from sapwood.app.ranks.member import ALONE, facts_of, lead
 from sapwood.app.ranks.ranks import RankTeam, explained_by
@@ -27,7 +28,8 @@ from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
-from sapwood.engine.steering import Steering
+from sapwood.engine.steering import NO_WEIGHTS, NO_WEIGHTS_OF_TOWERS, Steering
+from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.launch import (
     OverlappedExecutor,
@@ -41,7 +43,9 @@ from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.kv_events import KVEventSource
 from sapwood.memory.kv_publisher import KVPublisher
 from sapwood.memory.ledger import Ledger
+from sapwood.memory.listener import CacheListener, Listeners
 from sapwood.memory.prefix_tree import PrefixTree
+from sapwood.memory.tiers.host import HostTier
 from sapwood.models.config import DecoderConfig
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
 from sapwood.schema.config.decision import Decision
@@ -65,6 +69,7 @@ class Engine:
     adapters: AdapterLoader | None = None
     team: RankTeam | None = None
     kv_events: KVPublisher | None = None
+    tiers: CacheTiers | None = None
 
     def prepare_grammars(self) -> None:
         """Get ready for grammars beside the first steps."""
@@ -92,6 +97,8 @@ class Engine:
             self.adapters.close()
         if self.kv_events is not None:
             self.kv_events.close()
+        if self.tiers is not None:
+            self.tiers.close()
 
 
 def build_engine(
@@ -173,7 +180,11 @@ def _build_engine(
                 steps_s = runner.measure(execute, _step_sizes(resolved))
                 resolved.decisions.append(_explained(steps_s))
     kv_events = _kv_publisher(resolved)
-    ledger = _build_ledger(resolved, kv_events)
+    host = host_tier(resolved)
+    ledger = _build_ledger(resolved, kv_events, host)
+    tiers = None
+    if host is not None and runner.copies is not None:
+        tiers = cache_tiers(resolved, ledger, host, runner.copies, clock)
     speculation = build_speculation(config, ledger, clock, steps_s)
     scheduler = Scheduler(
         config.scheduler,
@@ -193,6 +204,7 @@ def _build_engine(
         else None,
         adapters=None if adapters is None else adapters.slots,
         media=media_vectors(resolved, runner.tower),
+        tiers=tiers,
     )
     # A launch of a step with guesses waits for the device.
     waits = speculation is not None and speculation.overlaps
@@ -209,7 +221,11 @@ def _build_engine(
         joint=None if joint is None else joint.steps(config.parallel.tp_size),
         experts=runner.expert_record,
         kv_events=kv_events,
-        steering=Steering(scheduler, runner.memory),
+        steering=Steering(
+            scheduler,
+            runner.memory,
+            why_none=NO_WEIGHTS if runner.tower is None else NO_WEIGHTS_OF_TOWERS,
+        ),
     )
     return Engine(
         loop=loop,
@@ -220,6 +236,7 @@ def _build_engine(
         grammars=None if grammars is None else grammars.compiler,
         adapters=None if adapters is None else adapters.loader,
         kv_events=kv_events,
+        tiers=tiers,
     )
 
 
@@ -314,20 +331,23 @@ def _kv_publisher(resolved: Resolved) -> KVPublisher | None:
     return KVPublisher(config, resolved.replica) if config.is_on else None
 
 
-def _build_ledger(resolved: Resolved, kv_events: KVPublisher | None) -> Ledger:
+def _build_ledger(
+    resolved: Resolved, kv_events: KVPublisher | None, host: HostTier | None
+) -> Ledger:
     memory, (pools, sizes) = resolved.config.memory, _pools(resolved)
     tree = None
     if not memory.disable_radix_cache:
         eviction_key = EVICTION_POLICIES[memory.radix_eviction_policy]
-        listener = None
+        listener: CacheListener | None = host
         if kv_events is not None:
             shape = resolved.shape
             has_lengths = isinstance(shape, DecoderConfig) and shape.switch_length is not None
-            listener = KVEventSource(
+            events = KVEventSource(
                 kv_events.put,
                 pool=next(at for at, pool in enumerate(pools) if pool.kind is CacheKind.FULL),
                 adapter_of=partial(adapter_in, has_lengths=has_lengths),
             )
+            listener = events if host is None else Listeners(events, host)
         tree = PrefixTree(memory.page_size, eviction_key, pools, listener)
     return Ledger(
         num_pages=sizes,

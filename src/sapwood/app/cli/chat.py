@@ -65,18 +65,27 @@ class ChatOptions:
     metavar="TEXT",
     help="Ask this and end; may be given several times, for several turns.",
 )
+@click.option(
+    "--image",
+    "pictures",
+    multiple=True,
+    metavar="FILE",
+    help="Show this picture, a file or a URL, with the first message; may be given several times.",
+)
 @config_options(ChatOptions, *COMPONENTS)
-def chat(questions: tuple[str, ...], asked: Asked) -> None:
+def chat(questions: tuple[str, ...], pictures: tuple[str, ...], asked: Asked) -> None:
     """Talk with a model in the terminal.
 
     The model runs in this process, or on the server of --url. Ctrl-C stops an answer, Ctrl-D
     leaves, /help lists the commands. If the input is no terminal, all of it is one message; only
     the answer goes to the output.
     """
-    converse(asked.build(ChatOptions), asked, questions)
+    converse(asked.build(ChatOptions), asked, questions, pictures)
 
 
-def converse(options: ChatOptions, asked: Asked, questions: Sequence[str]) -> None:
+def converse(
+    options: ChatOptions, asked: Asked, questions: Sequence[str], pictures: Sequence[str] = ()
+) -> None:
     """Ask the questions, or the input as a whole, or what is typed into a terminal."""
     from sapwood.app.cli.conversation import Conversation
 
@@ -90,6 +99,7 @@ def converse(options: ChatOptions, asked: Asked, questions: Sequence[str]) -> No
             verbose=options.verbose,
             is_terminal=sys.stdout.isatty(),
         )
+        conversation.show(pictures)
         for question in questions:
             conversation.ask(question)
         if not questions:

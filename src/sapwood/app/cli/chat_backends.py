@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sapwood.app.offline.llm import LLM
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 CONNECT_TIMEOUT_S = 10.0
 

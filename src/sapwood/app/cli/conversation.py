@@ -3,12 +3,15 @@ with a slash."""
 
 from __future__ import annotations
 
+import base64
 import json
+import mimetypes
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -61,6 +64,7 @@ class Conversation:
         self._backend = backend
         self._system = system
         self._turns: list[Message] = []
+        self._pictures: list[str] = []
         self._verbose = verbose
         self._is_terminal = is_terminal
         self._clock = clock or MonotonicClock()
@@ -70,16 +74,30 @@ class Conversation:
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
         return [*system, *self._turns]
 
+    def show(self, pictures: Sequence[str]) -> None:
+        """Let the next question show pictures: files, or http and https URLs.
+
+        Raises SapwoodError if a file cannot be read.
+        """
+        self._pictures += [_url_of(picture) for picture in pictures]
+
     def ask(self, text: str) -> None:
         """Print the answer as it comes, and keep question and answer. Ctrl-C cuts the answer off.
 
         Raises SapwoodError if there is no answer, or only the beginning of one. Then the question
         is dropped from the conversation, so that the user can repeat it.
         """
-        question = {"role": "user", "content": text}
+        question: Message = {"role": "user", "content": self._content(text)}
         answer = self._print_answer([*self.messages, question])
         if answer:
             self._turns += [question, {"role": "assistant", "content": answer}]
+            self._pictures.clear()
+
+    def _content(self, text: str) -> str | list[dict[str, Any]]:
+        shown: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": url}} for url in self._pictures
+        ]
+        return [*shown, {"type": "text", "text": text}] if shown else text
 
     def _print_answer(self, messages: list[Message]) -> str:
         parts: list[str] = []
@@ -137,12 +155,19 @@ class Conversation:
 
     def clear(self, _: str) -> None:
         self._turns.clear()
+        self._pictures.clear()
         click.echo("(forgotten; the system prompt stays)", err=True)
 
     def set_system(self, text: str) -> None:
         if text:
             self._system = text
         click.echo(self._system or "(no system prompt)")
+
+    def attach(self, picture: str) -> None:
+        if not picture:
+            raise SapwoodError("say which: /image FILE")
+        self.show([picture])
+        click.echo(f"(the next question shows {len(self._pictures)})", err=True)
 
     def save(self, path: str) -> None:
         if not path:
@@ -170,9 +195,22 @@ COMMANDS: Mapping[str, Command] = {
     "/help": Command(Conversation.show_help, "", "show this"),
     "/clear": Command(Conversation.clear, "", "forget what was said"),
     "/system": Command(Conversation.set_system, "[TEXT]", "set or show the system prompt"),
+    "/image": Command(Conversation.attach, "FILE", "show a picture with the next question"),
     "/save": Command(Conversation.save, "FILE", "write the conversation to a file, as JSON"),
     "/quit": Command(Conversation.leave, "", "leave"),
 }
+
+
+def _url_of(picture: str) -> str:
+    if picture.lower().startswith(("http://", "https://", "data:")):
+        return picture
+    try:
+        data = Path(picture).expanduser().read_bytes()
+    except (OSError, ValueError) as error:
+        raise SapwoodError(f"the picture {picture} cannot be read: {error}") from error
+    # What it really is, the server finds out.
+    kind = mimetypes.guess_type(picture)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def without_controls(text: str) -> str:

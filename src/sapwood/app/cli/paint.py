@@ -20,9 +20,14 @@ _ENGINE_OPTIONS = (
     "model",
     "backend",
     "dit_precision",
+    "dit_quantization",
+    "dit_path",
     "text_encoder_precisions",
     "vae_precision",
     "vae_tiling",
+    "lora_path",
+    "lora_nickname",
+    "lora_scale",
     "max_step_tokens",
 )
 

@@ -117,6 +117,11 @@ _HINTS = [
         "enable-single-batch-overlap",
     ),
     *_hints("an engine without requests always sleeps", switches="sleep-on-idle"),
+    *_hints(
+        "a page is copied whole, as it lies in the pool: all layers of a group one after the other",
+        takes="hicache-io-backend hicache-mem-layout",
+        switches="disable-hicache-numa-detect",
+    ),
     *_hints("usage always has the cached tokens", switches="enable-cache-report"),
     *_hints(
         "towers of the checkpoint are loaded where sapwood has them", switches="enable-multimodal"
@@ -207,9 +212,8 @@ _REFUSED_MODEL = [
         switches="quantize-and-serve",
     ),
     *_refused(
-        "sapwood has no such guarantee by a flag; leave it out",
+        "a trainer's products add in another order; see --enable-deterministic-inference",
         takes="rl-on-policy-target",
-        switches="enable-deterministic-inference",
     ),
     *_refused(
         "encrypted configurations are not read; decrypt the folder first",
@@ -239,7 +243,6 @@ _REFUSED_MODEL = [
     ),
     *_refused(
         "media have no such setting; send them as the client wants them read",
-        takes="mm-process-config",
         switches="enable-broadcast-mm-inputs-process mm-enable-dp-encoder enable-prefix-mm-cache "
         "disable-fast-image-processor keep-mm-feature-on-device "
         "enable-precise-embedding-interpolation",
@@ -248,12 +251,9 @@ _REFUSED_MODEL = [
 
 _REFUSED_MACHINES = [
     *_refused(
-        "the KV cache has no lower tiers; give it more memory with --mem-fraction-static or "
-        "--max-total-tokens",
-        takes="hicache-ratio hicache-size hicache-write-policy hicache-io-backend "
-        "hicache-mem-layout hicache-storage-backend hicache-storage-prefetch-policy "
-        "hicache-storage-backend-extra-config",
-        switches="enable-hierarchical-cache disable-hicache-numa-detect enable-lmcache",
+        "LMCache is not called by sapwood; take --enable-hierarchical-cache and "
+        "--hicache-storage-backend",
+        switches="enable-lmcache",
     ),
     *_refused(
         "weights lie on one kind of memory; take --quantization, or more cards with --tp-size",

@@ -15,8 +15,15 @@ from sapwood.schema.config.server import ServerConfig
 @click.command(cls=ConfigCommand)
 @click.argument("name", required=False)
 @click.argument("message", required=False)
+@click.option(
+    "--image",
+    "pictures",
+    multiple=True,
+    metavar="FILE",
+    help="Show this picture, a file or a URL, with the first message; may be given several times.",
+)
 @config_options(ChatOptions, *COMPONENTS)
-def run(name: str | None, message: str | None, asked: Asked) -> None:
+def run(name: str | None, message: str | None, pictures: tuple[str, ...], asked: Asked) -> None:
     """Chat with the model NAME in the terminal; with MESSAGE, only answer that.
 
     NAME is a catalogue name, a hub repository (owner/name) or a path; without it, the configured
@@ -36,7 +43,7 @@ def run(name: str | None, message: str | None, asked: Asked) -> None:
         else:
             click.echo(f"using the server at {url}", err=True)
             options = replace(options, url=url)
-    converse(options, asked, () if message is None else (message,))
+    converse(options, asked, () if message is None else (message,), pictures)
 
 
 def server_with(name: str, *, api_key: str | None) -> str | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sapwood.app.offline.media import message_with_media
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.serving.chat import Conversation, Turn, plan_turn
+from sapwood.frontends.serving.media import MediaParts
 from sapwood.frontends.serving.services import Services
 from sapwood.frontends.serving.tools import openai_tool_use
 from sapwood.schema.sampling import SamplingParams
@@ -55,8 +57,13 @@ def chat_turn(
     )
     goes_on = bool(given.get("continue_final_message"))
     fields = {ours: given.pop(name) for name, ours in _NAMES.items() if name in given}
+    media = MediaParts(services.media_markers)
+    shown = [
+        message_with_media(message, f"messages[{i}]", media) for i, message in enumerate(messages)
+    ]
     conversation = Conversation(
-        messages=list(messages),
+        messages=shown,
+        media=media.sources,
         tools=use,
         add_generation_prompt=bool(given.pop("add_generation_prompt", not goes_on)),
         options=given,

@@ -16,6 +16,9 @@ from sapwood.app.serving.engine_start import refuse_placement
 from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.errors import EngineUnavailable
 from sapwood.engine.client import AsyncEngineClient
+from sapwood.engine.instruments import Instruments
+from sapwood.executor.profiler import TorchRecorder
+from sapwood.observe.profiling import ProfileSession
 from sapwood.schema.env import environment, home
 from sapwood.schema.output import EngineOutput
 from sapwood.schema.request import Drain, EngineInput
@@ -46,7 +49,14 @@ class InProcessEngine:
         self._client = client
         self._channel = channel
         try:
-            engine = build_engine(resolved, channel, sender, watch=watch, team=self._team(resolved))
+            engine = build_engine(
+                resolved,
+                channel,
+                sender,
+                instruments=Instruments(profile=ProfileSession(TorchRecorder())),
+                watch=watch,
+                team=self._team(resolved),
+            )
         except BaseException:
             self.loop.close()
             raise

@@ -29,6 +29,8 @@ from sapwood.app.building.default_model import with_named_model
 from sapwood.app.building.resolving import resolve_config
 from sapwood.app.offline.chat import chat_turn
 from sapwood.app.offline.in_process import InProcessEngine
+from sapwood.app.offline.loop_thread import LoopThread
+from sapwood.app.offline.media import media_of, per_prompt, with_images
 from sapwood.app.offline.sampling import Sampling, sampling_params
 from sapwood.app.serving.replica_engines import ReplicaEngines
 from sapwood.app.serving.services import build_services
@@ -46,6 +48,7 @@ from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 from sapwood.schema.config.options import gather
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.env import environment, home
+from sapwood.schema.media_source import MediaSource
 from sapwood.schema.output import EngineStatus, Finish
 from sapwood.schema.request import EngineInput, RequestOptions, SentAdapter
 from sapwood.store.default_model import DEFAULT
@@ -131,8 +134,9 @@ class LLM:
             client = self._client = AsyncEngineClient(channel)
             self.services = build_services(client, resolved.files, resolved.config)
             self._engine = InProcessEngine(resolved, channel, client)
+        # Entered by every request, so that a full queue refuses none.
         self._num_open = _open_at_most(resolved.config.scheduler) * asked.parallel.dp_size
-        self._room = asyncio.Semaphore(self._num_open)
+        self.room = asyncio.Semaphore(self._num_open)
         self._numbers = itertools.count(1)  # safe to share: any thread may take the next number
 
     def __enter__(self) -> LLM:
@@ -148,12 +152,18 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling: Sampling | Sequence[Sampling] = None,
         *,
+        images: Any = None,
+        videos: Any = None,
         lora_path: str | Sequence[str | None] | None = None,
         on_finish: OnFinish | None = None,
     ) -> list[GenerationResult]:
         """The continuation of each prompt (text or token ids), in their order.
 
         sampling   one for all prompts, or one per prompt
+        images     of one prompt, a picture or a list of them; of several, a list with that of each.
+                   A picture is a URL, a path, bytes, one of PIL's, or an array [height, width, 3]
+                   of uint8. The prompt has the model's marker for each
+        videos     the same for videos; one may also be a list of frames
         lora_path  the name of a loaded LoRA adapter, for all prompts or one per prompt
         on_finish  called with (index, result) as each one ends, on the engine's event loop: it
                    should be quick, and use no method of this LLM that waits
@@ -163,10 +173,15 @@ class LLM:
         given to on_finish. An interrupt (Ctrl-C) aborts what is open likewise.
         """
         many = _as_prompts(prompts)
+        is_single = isinstance(prompts, str) or (len(many) == 1 and not isinstance(many[0], str))
         requests = [
-            self._request(prompt, params, adapter, add_special_tokens=True)
-            for prompt, params, adapter in zip(
-                many, _as_many(sampling, len(many)), _per_prompt(lora_path, len(many)), strict=True
+            self._request(prompt, params, adapter, add_special_tokens=True, media=media)
+            for prompt, params, adapter, media in zip(
+                many,
+                _as_many(sampling, len(many)),
+                _per_prompt(lora_path, len(many)),
+                self._media(images, videos, len(many), is_single=is_single),
+                strict=True,
             )
         ]
         return self.run(self._collect_all(requests, on_finish))
@@ -176,11 +191,16 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling: Sampling | Sequence[Sampling] = None,
         *,
+        images: Any = None,
         lora_path: str | None = None,
         on_finish: OnFinish | None = None,
         **template_options: Any,
     ) -> list[GenerationResult]:
         """The answer to one conversation, or to each of several, in their order.
+
+        images     pictures before the text of the user's last message, as in `generate`; messages
+                   may also have parts {"type": "image", "image": …}, {"type": "video", "video": …}
+                   and OpenAI's
 
         As `generate` otherwise. Options that POST /v1/chat/completions has too (tools, tool_choice,
         parallel_tool_calls, documents, reasoning_effort, thinking_budget, separate_reasoning,
@@ -189,6 +209,11 @@ class LLM:
         """
         is_single = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = [messages] if is_single else messages
+        shown = [images] if is_single else per_prompt(images, len(conversations), "images")
+        conversations = [
+            conversation if pictures is None else with_images(conversation, pictures)
+            for conversation, pictures in zip(conversations, shown, strict=True)
+        ]
         turns = [
             self._turn(conversation, each, template_options)
             for conversation, each in zip(
@@ -200,28 +225,35 @@ class LLM:
         return self.run(self._collect_all(requests, on_finish, shapes))
 
     async def agenerate(
-        self, prompt: Prompt, sampling: Sampling = None, *, lora_path: str | None = None
+        self,
+        prompt: Prompt,
+        sampling: Sampling = None,
+        *,
+        images: Any = None,
+        videos: Any = None,
+        lora_path: str | None = None,
     ) -> GenerationResult:
         """`generate` of one prompt for an asyncio program; cancelling it aborts the request."""
-        request = self._request(_as_prompt(prompt), sampling, lora_path, add_special_tokens=True)
-
-        async def only() -> AsyncGenerator[GenerationResult, None]:
-            yield await self._collect(0, request)
-
-        async with aclosing(self._engine.loop.items_async(only())) as results:
-            return await anext(results)
+        request = self._plain_request(prompt, sampling, lora_path, images, videos)
+        return await self.loop.run_async(self._collect(0, request))
 
     # ---- as it comes -------------------------------------------------------------------------
 
     def stream(
-        self, prompt: Prompt, sampling: Sampling = None, *, lora_path: str | None = None
+        self,
+        prompt: Prompt,
+        sampling: Sampling = None,
+        *,
+        images: Any = None,
+        videos: Any = None,
+        lora_path: str | None = None,
     ) -> Generator[TextChunk, None, None]:
         """Chunks of text as they are generated.
 
         The request starts with the first chunk that is asked for; closing the generator aborts it.
         """
-        request = self._request(_as_prompt(prompt), sampling, lora_path, add_special_tokens=True)
-        return self._engine.loop.items(self._chunks(request))
+        request = self._plain_request(prompt, sampling, lora_path, images, videos)
+        return self.loop.items(self._chunks(request))
 
     def stream_chat(
         self,
@@ -233,14 +265,20 @@ class LLM:
     ) -> Generator[TextChunk, None, None]:
         """`stream` of the answer to a conversation, as the model writes it."""
         request = self._chat_request(self._turn(messages, sampling, template_options), lora_path)
-        return self._engine.loop.items(self._chunks(request))
+        return self.loop.items(self._chunks(request))
 
     def astream(
-        self, prompt: Prompt, sampling: Sampling = None, *, lora_path: str | None = None
+        self,
+        prompt: Prompt,
+        sampling: Sampling = None,
+        *,
+        images: Any = None,
+        videos: Any = None,
+        lora_path: str | None = None,
     ) -> AsyncGenerator[TextChunk, None]:
         """`stream` for an asyncio program; its event loop is not held up."""
-        request = self._request(_as_prompt(prompt), sampling, lora_path, add_special_tokens=True)
-        return self._engine.loop.items_async(self._chunks(request))
+        request = self._plain_request(prompt, sampling, lora_path, images, videos)
+        return self.loop.items_async(self._chunks(request))
 
     # ---- numbers -----------------------------------------------------------------------------
 
@@ -304,7 +342,7 @@ class LLM:
 
     def _embed_all(self, requests: Sequence[EmbedRequest]) -> list[PoolingOutput]:
         try:
-            return self.run(embed_all(self.services, requests, room=self._room))
+            return self.run(embed_all(self.services, requests, room=self.room))
         except EngineFailed as error:
             finish = Finish(kind="error", message=error.message, status=error.status)
             raise self._error(finish) from error
@@ -351,9 +389,14 @@ class LLM:
         assert self.services.adapters is not None, "build_services makes the registry"
         return self.services.adapters
 
+    @property
+    def loop(self) -> LoopThread:
+        """The engine's event loop: what uses `services` must run on it."""
+        return self._engine.loop
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's event loop and wait for its result."""
-        return self._engine.loop.run(coroutine)
+        return self.loop.run(coroutine)
 
     def close(self) -> None:
         """End everything and free the memory; may be called twice.
@@ -361,6 +404,7 @@ class LLM:
         What is open ends with the finish "abort", what had not started with EngineUnavailable.
         """
         self._engine.close()
+        self.services.close()
 
     # ---- inside ------------------------------------------------------------------------------
 
@@ -371,10 +415,12 @@ class LLM:
         adapter: str | None,
         *,
         add_special_tokens: bool,
+        media: Sequence[MediaSource] = (),
     ) -> TextRequest:
         return TextRequest(
             request_id=f"llm-{next(self._numbers)}",
             prompt=prompt,
+            media=media,
             add_special_tokens=add_special_tokens,
             options=RequestOptions(
                 sampling=sampling_params(sampling, self.services.default_sampling),
@@ -389,7 +435,31 @@ class LLM:
         return chat_turn(self.services, messages, params, options)
 
     def _chat_request(self, turn: Turn, adapter: str | None) -> TextRequest:
-        return self._request(turn.prompt, turn.sampling, adapter, add_special_tokens=False)
+        return self._request(
+            turn.prompt, turn.sampling, adapter, add_special_tokens=False, media=turn.media
+        )
+
+    def _plain_request(
+        self, prompt: Prompt, sampling: Sampling, adapter: str | None, images: Any, videos: Any
+    ) -> TextRequest:
+        [media] = self._media(images, videos, 1, is_single=True)
+        text = _as_prompt(prompt)
+        return self._request(text, sampling, adapter, add_special_tokens=True, media=media)
+
+    def _media(
+        self, images: Any, videos: Any, count: int, *, is_single: bool
+    ) -> list[Sequence[MediaSource]]:
+        """The media of each prompt."""
+        kinds = self.services.media_markers
+        if is_single:
+            return [media_of(images, videos, kinds)]
+        by_prompt = zip(
+            per_prompt(images, count, "images"), per_prompt(videos, count, "videos"), strict=True
+        )
+        return [
+            media_of(pictures, films, kinds, where=f"prompts[{i}].")
+            for i, (pictures, films) in enumerate(by_prompt)
+        ]
 
     async def _collect_all(
         self,
@@ -449,7 +519,7 @@ class LLM:
     async def _chunks(self, request: TextRequest) -> AsyncGenerator[TextChunk, None]:
         """The request's chunks, once there is room for it. A finish of kind "error" is raised."""
         async with (
-            self._room,
+            self.room,
             adapted(self.services, [request]) as [own],
             aclosing(self.services.generator.generate(own)) as chunks,
         ):

@@ -122,6 +122,19 @@ class LoopThread:
                         while not isinstance(await arrived.get(), _End):
                             continue
 
+    async def run_async(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """`run` for a caller with an event loop of its own; cancelling it cancels the coroutine."""
+
+        async def only() -> AsyncGenerator[T, None]:
+            yield await coroutine
+
+        try:
+            async with aclosing(self.items_async(only())) as results:
+                return await anext(results)
+        except EngineUnavailable:
+            coroutine.close()  # it may never have begun
+            raise
+
     def close(self) -> None:
         """End all running work, then the thread. May be called twice, but not on the loop."""
         if self.is_current:

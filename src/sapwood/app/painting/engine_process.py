@@ -90,6 +90,7 @@ def serve(args: PainterProcessArgs, outbox: ZmqSender[PainterOutput], watchdog: 
         outbox,
         clock=clock,
         text_cache_bytes=args.config.text_cache_bytes,
+        adapters=loaded.adapters,
         heartbeat=watchdog,
         memory=process_memory,
     )

@@ -10,13 +10,16 @@ from pathlib import Path
 import psutil
 import torch
 
-from sapwood.app.painting.folder import PaintingFolder, read_folder
-from sapwood.base.errors import ConfigError
+from sapwood.app.painting.folder import GGUF, PaintingFolder, read_folder
+from sapwood.base.errors import ConfigError, InvalidRequest
 from sapwood.diffusion.scheduler import PaintingLimits
+from sapwood.layers.quantization import SCHEMES
 from sapwood.pipelines.components import Precisions
 from sapwood.pipelines.interface import Pipeline
+from sapwood.pipelines.loras import PictureAdapters
 from sapwood.pipelines.registry import PIPELINES, load_pipeline
 from sapwood.schema.config.painting import PaintingConfig
+from sapwood.schema.painting import LoraWish
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,6 +29,9 @@ class PaintingPlan:
     """How a folder would be served; nothing has been loaded.
 
     backend  "sapwood" or "diffusers"
+    lora     the adapter that adds from the start
+    dit_file    the weights of what draws, if they are not the folder's
+    dit_scheme  in which they are kept: a name of layers/quantization
     notes    one line for each choice, with its reason
     problem  why it cannot be served on this machine; None: it can
     """
@@ -33,6 +39,9 @@ class PaintingPlan:
     folder: PaintingFolder
     backend: str
     vae_tiling: bool
+    lora: LoraWish | None
+    dit_file: Path | None
+    dit_scheme: str
     limits: PaintingLimits
     notes: tuple[str, ...]
     problem: str | None
@@ -40,8 +49,11 @@ class PaintingPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedPipeline:
+    """adapters: LoRA's; what adds from the start is set"""
+
     pipeline: Pipeline
     plan: PaintingPlan
+    adapters: PictureAdapters
     load_s: float
 
 
@@ -58,6 +70,10 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
         f"memory ({each.file_bytes / 1e6:.1f} MB stored)"
         for each in folder.components
     ]
+    dit_file = None if config.dit_path is None else Path(config.dit_path)
+    scheme = _scheme(config, dit_file, backend)
+    if scheme != "none":
+        notes.append(f"the transformer's weights are kept as {scheme}")
     notes.append(f"weights take {need / 1e9:.2f} GB of {free / 1e9:.2f} GB that are free")
     problem = None
     if need > free:
@@ -67,6 +83,17 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
             f"the weights take {need / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free{hint}"
             " (--dit-precision, --text-encoder-precisions, --vae-precision)"
         )
+    lora = None
+    if config.lora_path is not None:
+        if backend == "diffusers":
+            raise ConfigError(
+                "--lora-path is for pipelines that sapwood draws itself, not for the backend "
+                "diffusers; leave it out"
+            )
+        lora = LoraWish(
+            nickname=config.lora_nickname, path=config.lora_path, strength=config.lora_scale
+        )
+        notes.append(f"LoRA: {lora.path} adds from the start, at strength {lora.strength:g}")
     limits = PaintingLimits(
         max_running=config.max_running_pictures,
         max_waiting=config.max_waiting_pictures,
@@ -76,6 +103,9 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
         folder=folder,
         backend=backend,
         vae_tiling=config.vae_tiling,
+        lora=lora,
+        dit_file=dit_file,
+        dit_scheme=scheme,
         limits=limits,
         notes=tuple(notes),
         problem=problem,
@@ -95,21 +125,42 @@ def load_painting(
         text_encoders=tuple(_TYPES[folder.precision("text", index)] for index in range(4)),
         vae=_TYPES[folder.precision("vae")],
         vae_tiling=plan.vae_tiling,
+        dit_scheme=SCHEMES.get(plan.dit_scheme)(),
     )
     beat("loading the weights")
+    adapters = PictureAdapters()
     pipeline: Pipeline
     if plan.backend == "diffusers":
         from sapwood.pipelines.through_diffusers import DiffusersPipeline
 
         pipeline = DiffusersPipeline.load(folder.path, precisions.dit, vae_tiling=plan.vae_tiling)
     else:
-        pipeline = load_pipeline(folder.path, precisions)
+        pipeline = load_pipeline(folder.path, precisions, adapters=adapters, dit_file=plan.dit_file)
+    if plan.lora is not None:
+        beat("loading the LoRA adapter")
+        try:
+            adapters.set([plan.lora])
+        except InvalidRequest as error:
+            raise ConfigError(f"--lora-path: {error.message}") from error
     load_s = time.monotonic() - started_s
     together = pipeline.traits.max_together
     if together is not None:
         limits = replace(plan.limits, max_running=min(together, plan.limits.max_running))
         plan = replace(plan, limits=limits)
-    return LoadedPipeline(pipeline=pipeline, plan=plan, load_s=load_s)
+    return LoadedPipeline(pipeline=pipeline, plan=plan, adapters=adapters, load_s=load_s)
+
+
+def _scheme(config: PaintingConfig, dit_file: Path | None, backend: str) -> str:
+    """How the transformer's weights are kept."""
+    asked = config.dit_quantization
+    if backend == "diffusers" and (asked != "none" or dit_file is not None):
+        raise ConfigError(
+            "--dit-quantization and --dit-path are for pipelines that sapwood draws itself, not "
+            "for the backend diffusers; leave them out"
+        )
+    if asked == "none" and dit_file is not None and dit_file.suffix == GGUF:
+        return "gguf"
+    return asked
 
 
 def _backend(pipeline: str, asked: str) -> tuple[str, str]:

@@ -104,6 +104,7 @@ class Painter:
             CallbackSender(self._outputs.append),
             clock=clock,
             text_cache_bytes=config.text_cache_bytes,
+            adapters=loaded.adapters,
             memory=process_memory,
         )
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen
@@ -193,6 +193,7 @@ class _Session:
     api: ApiServer = field(init=False)
     client: EngineClient = field(init=False)
     services: Services = field(init=False)
+    closes: ExitStack = field(default_factory=ExitStack)
     stores: Stores = field(default_factory=Stores)
     batches: BatchRunner | None = None
     run_batches: asyncio.Task[None] | None = None
@@ -227,6 +228,7 @@ class _Session:
                 await asyncio.gather(watched, return_exceptions=True)
             await supervisor.close()
             self.stores.close()
+            self.closes.close()
 
     def _supervisor(self, policy: RestartPolicy | None) -> Supervisor:
         """Starts the engine, or those of all replicas."""
@@ -296,6 +298,7 @@ class _Session:
             limits=request_limits_of(server),
             on_unsupported="warn" if server.unsupported_fields == "warn" else "error",
         )
+        self.closes.callback(services.close)
         loop = asyncio.get_running_loop()
 
         def drain() -> None:

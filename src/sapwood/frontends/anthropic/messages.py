@@ -51,14 +51,15 @@ async def count_tokens(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), COUNT_FIELDS)
     services.adapter_of(asked.model)
     turn = to_turn(asked, services, SamplingParams())
-    token_ids = await services.generator.encode(turn.prompt, add_special_tokens=False)
-    return json_response({"input_tokens": len(token_ids)})
+    count = await services.generator.count_prompt(to_text_request(turn, adapter=""))
+    return json_response({"input_tokens": count})
 
 
 def to_text_request(turn: Turn, adapter: str) -> TextRequest:
     return TextRequest(
         request_id=f"msg_{uuid.uuid4().hex}",
         prompt=turn.prompt,
+        media=turn.media,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=False,
         options=RequestOptions(sampling=turn.sampling, adapter=adapter),

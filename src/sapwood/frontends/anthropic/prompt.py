@@ -12,6 +12,8 @@ from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.anthropic.protocol import (
     CHOICE_FIELDS,
     FORMAT_FIELDS,
+    IMAGE_FIELDS,
+    IMAGE_SOURCE_FIELDS,
     OUTPUT_FIELDS,
     REDACTED_FIELDS,
     TEXT_FIELDS,
@@ -24,6 +26,7 @@ from sapwood.frontends.anthropic.protocol import (
     CountTokensRequest,
 )
 from sapwood.frontends.serving import chat
+from sapwood.frontends.serving.media import MediaParts, Piece, content_of
 from sapwood.frontends.serving.services import Services
 from sapwood.frontends.serving.tools import Tool, ToolUse, checked_tools, named_tool
 from sapwood.schema.fields import parse
@@ -41,7 +44,8 @@ def to_turn(asked: CountTokensRequest, services: Services, sampling: SamplingPar
 
     Raises InvalidRequest or UnsupportedFeature, which name the field.
     """
-    messages = to_messages(asked)
+    media = MediaParts(services.media_markers)
+    messages = to_messages(asked, media)
     goes_on = bool(messages) and messages[-1]["role"] == "assistant"
     thinks, insists, budget = _thinking(asked.thinking)
     output = parse(asked.output_config, OUTPUT_FIELDS, where="output_config")
@@ -50,6 +54,7 @@ def to_turn(asked: CountTokensRequest, services: Services, sampling: SamplingPar
         sampling = msgspec.structs.replace(sampling, grammar=grammar)
     conversation = chat.Conversation(
         messages=messages,
+        media=media.sources,
         tools=_tool_use(asked),
         goes_on=goes_on,
         goes_on_unasked=goes_on,
@@ -63,18 +68,18 @@ def to_turn(asked: CountTokensRequest, services: Services, sampling: SamplingPar
     return chat.plan_turn(services, conversation, sampling, instead=_INSTEAD)
 
 
-def to_messages(asked: CountTokensRequest) -> list[Message]:
+def to_messages(asked: CountTokensRequest, media: MediaParts) -> list[Message]:
     """Messages as a template takes them; neighbours of one role are one message.
 
     Texts and merged messages are joined by line breaks, like paragraphs; but the texts of an
     assistant's message are pieces of one text, and are joined without anything in between. The
-    result of a tool becomes a message of its own.
+    result of a tool becomes a message of its own. `media` takes the pictures.
     """
     messages: list[Message] = []
     system = _text(asked.system, "system", joined_by="\n")
     # Without a turn there is nothing to answer; the template then refuses an empty list.
     if system and asked.messages:
-        messages.append({"role": "system", "content": system})
+        messages.append({"role": "system", "content": [system]})
     for position, given in enumerate(asked.messages):
         where = f"messages[{position}]"
         turn = parse(given, TURN_FIELDS, where=where)
@@ -82,37 +87,38 @@ def to_messages(asked: CountTokensRequest) -> list[Message]:
         if turn.role == "assistant":
             messages.append(_said(turn.content, where))
         elif turn.role == "user":
-            messages += _told(turn.content, where)
+            messages += _told(turn.content, where, media)
         else:
             text = _text(turn.content, where, joined_by="\n")
-            messages.append({"role": "system", "content": text})
+            messages.append({"role": "system", "content": [text]})
     return _merged(messages)
 
 
 def _merged(messages: Sequence[Message]) -> list[Message]:
+    """messages: the content of each a list of texts and pictures"""
     merged: list[Message] = []
-    texts: list[list[str]] = []
+    pieces: list[list[Piece]] = []
     for message in messages:
         last = merged[-1] if merged else None
         is_same = last is not None and last["role"] == message["role"] != "tool"
         if last is None or not is_same or "tool_calls" in last:
             merged.append(message)
-            texts.append([message["content"]])
+            pieces.append(list(message["content"]))
         else:
             # Joined at the end: joining each to all before it costs the square of their number.
-            texts[-1].append(message["content"])
+            pieces[-1] += message["content"]
             for name in ("tool_calls", "reasoning_content"):
                 if name in message:
                     last[name] = message[name]
-    for message, parts in zip(merged, texts, strict=True):
-        message["content"] = "\n".join(parts)
+    for message, content in zip(merged, pieces, strict=True):
+        message["content"] = content_of(content, joined_by="\n")
     return merged
 
 
 def _said(content: str | Sequence[dict[str, Any]], where: str) -> Message:
     """The assistant's message: its thinking, text and tool calls."""
     if isinstance(content, str):
-        return {"role": "assistant", "content": content}
+        return {"role": "assistant", "content": [content]}
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
@@ -131,7 +137,7 @@ def _said(content: str | Sequence[dict[str, Any]], where: str) -> Message:
             calls.append({"id": call.id, "type": "function", "function": function})
         else:
             texts.append(_block(block, path))
-    message: Message = {"role": "assistant", "content": "".join(texts)}
+    message: Message = {"role": "assistant", "content": ["".join(texts)]}
     if thoughts:
         message["reasoning_content"] = "".join(thoughts)
     if calls:
@@ -139,22 +145,42 @@ def _said(content: str | Sequence[dict[str, Any]], where: str) -> Message:
     return message
 
 
-def _told(content: str | Sequence[dict[str, Any]], where: str) -> list[Message]:
-    """The user's text and the results of tools, as messages in their order."""
+def _told(content: str | Sequence[dict[str, Any]], where: str, media: MediaParts) -> list[Message]:
+    """The user's text and pictures and the results of tools, as messages in their order."""
     if isinstance(content, str):
-        return [{"role": "user", "content": content}]
+        return [{"role": "user", "content": [content]}]
     messages: list[Message] = []
     for i, block in enumerate(content):
         path = f"{where}[{i}]"
         if block.get("type") == "tool_result":
             result = parse(block, TOOL_RESULT_FIELDS, where=path)
-            text = _text(result.content, f"{path}.content", joined_by="\n")
+            found = _pieces(result.content, f"{path}.content", media)
             # Templates have no other place to say so.
-            text = f"Error: {text}" if result.is_error else text
-            messages.append({"role": "tool", "tool_call_id": result.tool_use_id, "content": text})
+            if result.is_error:
+                first = found[0] if found and isinstance(found[0], str) else ""
+                found = [f"Error: {first}", *(found[1:] if first else found)]
+            messages.append({"role": "tool", "tool_call_id": result.tool_use_id, "content": found})
         else:
-            messages.append({"role": "user", "content": _block(block, path)})
-    return messages or [{"role": "user", "content": ""}]
+            messages.append({"role": "user", "content": [_piece(block, path, media)]})
+    return messages or [{"role": "user", "content": [""]}]
+
+
+def _pieces(content: str | list[dict[str, Any]], where: str, media: MediaParts) -> list[Piece]:
+    if isinstance(content, str):
+        return [content]
+    return [_piece(block, f"{where}[{i}]", media) for i, block in enumerate(content)]
+
+
+def _piece(given: dict[str, Any], where: str, media: MediaParts) -> Piece:
+    if given.get("type") != "image":
+        return _block(given, where)
+    block = parse(given, IMAGE_FIELDS, where=where)
+    source = parse(block.source, IMAGE_SOURCE_FIELDS, where=f"{where}.source")
+    if source.type == "url":
+        return media.add("image", where, url=source.url)
+    # As a data URL it can name nothing but itself, whatever the data are.
+    url = f"data:{source.media_type};base64,{source.data}" if source.data else ""
+    return media.add("image", where, url=url)
 
 
 def _text(content: str | list[dict[str, Any]], where: str, *, joined_by: str) -> str:
@@ -168,7 +194,7 @@ def _block(given: dict[str, Any], where: str) -> str:
     if isinstance(kind, str) and kind != "text":
         raise UnsupportedFeature(
             f"{where} is of type {kind!r}, which this server does not take there; it takes text, "
-            "thinking and tool_use of the assistant, and text and tool_result of the user",
+            "thinking and tool_use of the assistant, and text, image and tool_result of the user",
             param=where,
         )
     return parse(given, TEXT_FIELDS, where=where).text

@@ -61,6 +61,22 @@ class TextBlock(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class ImageBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture of the user, or in the result of a tool."""
+
+    type: str
+    source: dict[str, Any]
+
+
+class ImageSource(msgspec.Struct, frozen=True, kw_only=True):
+    """`source` of a picture: base64 with media_type and data, or url with an http or https URL."""
+
+    type: Literal["base64", "url"]
+    media_type: str = ""
+    data: str = ""
+    url: str = ""
+
+
 class ThinkingBlock(msgspec.Struct, frozen=True, kw_only=True):
     """A block of thinking. The signature is Anthropic's proof of its origin, and unused here."""
 
@@ -202,6 +218,13 @@ THINKING_BLOCK_FIELDS = _block_table("thinking", ThinkingBlock)
 REDACTED_FIELDS = _block_table("redacted_thinking", RedactedThinkingBlock)
 TOOL_USE_FIELDS = _block_table("tool_use", ToolUseBlock)
 TOOL_RESULT_FIELDS = _block_table("tool_result", ToolResultBlock)
+
+IMAGE_FIELDS = _block_table("image", ImageBlock)
+IMAGE_SOURCE_FIELDS = FieldTable(
+    title="messages[].content[].source of /v1/messages",
+    shape=ImageSource,
+    not_offered={"file_id": NotOffered(why="send the picture as base64 or url")},
+)
 
 TOOL_FIELDS = FieldTable(
     title="tools[] of /v1/messages",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -11,26 +11,26 @@ from google.protobuf.json_format import MessageToDict
 from sapwood.base.errors import InvalidRequest, PromptTooLong, UnsupportedFeature
 from sapwood.frontends.native.logprobs import logprob_options
 from sapwood.frontends.serving.grammar import chosen_grammar
+from sapwood.frontends.serving.media import MediaParts
 from sapwood.frontends.serving.sampling import renamed
 from sapwood.frontends.serving.services import Services
 from sapwood.rpc import scheduler_pb2 as pb
 from sapwood.schema.limits import LOGPROB_TOKEN_IDS, STOPS
+from sapwood.schema.media_source import MediaKind, MediaSource
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.text.embedding import EmbedRequest
 from sapwood.text.generation import TextRequest
 
 _WHERE = "sampling_params"
-_NO_MEDIA = "the models that are served here read text only"
 _GENERATE_NOT_OFFERED = {
-    "mm_inputs": _NO_MEDIA,
     "disaggregated_params": "this engine reads its prompts itself",
     "input_embeds": "they come without their size here; send them to /generate by HTTP",
     "return_hidden_states": "answers here have no place for the prompt's; ask /generate by HTTP",
     "require_reasoning": "thinking is not counted where only tokens are made",
 }
 _EMBED_NOT_OFFERED = {
-    "mm_inputs": _NO_MEDIA,
+    "mm_inputs": "the models whose vectors are served here read text only",
     "token_type_ids": "the model's own types of tokens are used",
     "is_cross_encoder": "a pair of texts is not told apart by its tokens; ask /v1/rerank by HTTP",
     "texts": "texts must come as token ids, in tokenized.input_ids",
@@ -52,6 +52,7 @@ def text_request(asked: pb.GenerateRequest, services: Services) -> TextRequest:
     return TextRequest(
         request_id=asked.request_id or uuid.uuid4().hex,
         prompt=_prompt(asked, services),
+        media=_media(asked, services),
         options=RequestOptions(
             sampling=_sampling(params, asked.custom_logit_processor or None, services),
             logprobs=logprobs if asked.return_logprob else None,
@@ -61,6 +62,33 @@ def text_request(asked: pb.GenerateRequest, services: Services) -> TextRequest:
         n=params.n or 1,
         stream_interval=interval,
     )
+
+
+_MEDIA_NOT_OFFERED = {
+    "audio_urls": "send a sound to /v1/audio/transcriptions by HTTP",
+    "audio_data": "send a sound to /v1/audio/transcriptions by HTTP",
+    "pixel_values": "pictures are prepared here; send image_urls or image_data",
+    "model_specific_tensors": "pictures are prepared here; send image_urls or image_data",
+}
+
+
+def _media(asked: pb.GenerateRequest, services: Services) -> Sequence[MediaSource]:
+    """Pictures and videos whose markers, or places, are in the prompt's token ids."""
+    if not asked.HasField("mm_inputs"):
+        return ()
+    given = asked.mm_inputs
+    _refuse(given, _MEDIA_NOT_OFFERED)
+    media = MediaParts(services.media_markers)
+    kinds: tuple[tuple[MediaKind, Sequence[str], Sequence[bytes]], ...] = (
+        ("image", given.image_urls, given.image_data),
+        ("video", given.video_urls, given.video_data),
+    )
+    for kind, urls, files in kinds:
+        for i, url in enumerate(urls):
+            media.add(kind, f"mm_inputs.{kind}_urls[{i}]", url=url)
+        for i, data in enumerate(files):
+            media.add(kind, f"mm_inputs.{kind}_data[{i}]", data=data)
+    return media.sources
 
 
 def embed_request(asked: pb.EmbedRequest, services: Services) -> EmbedRequest:

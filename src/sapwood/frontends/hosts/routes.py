@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.native import admin
 from sapwood.frontends.native.answer_shapes import HealthAnswer
-from sapwood.frontends.native.generate import to_batch, whole_answers
+from sapwood.frontends.native.generate import in_session, whole_answers
 from sapwood.frontends.native.protocol import GENERATE_FIELDS
 from sapwood.frontends.openai.answer_shapes import ChatAnswer
 from sapwood.frontends.openai.chat import chat_completions
@@ -102,7 +102,7 @@ async def vertex_generate(request: Request, services: Services) -> Response:
                 "parameters.stream is not possible here; use /generate", param="parameters.stream"
             )
         )
-    batch = to_batch(batch_request, services)
+    batch = await in_session(batch_request, services)
     answers = await until_disconnect(whole_answers(services, batch, started_s), request.receive)
     return json_response({"predictions": answers})
 

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sapwood.frontends.images.loras import loras_dialect
 from sapwood.frontends.images.routes import images_dialect, painting_server_dialect
 from sapwood.frontends.images.services import PaintingServices
 from sapwood.http.access import Access, Guarded
@@ -28,7 +29,12 @@ def create_painting_app(
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     endpoints = EndpointTable(
-        [images_dialect(services), painting_server_dialect(services), _documents(app, services)]
+        [
+            images_dialect(services),
+            loras_dialect(services),
+            painting_server_dialect(services),
+            _documents(app, services),
+        ]
     )
     endpoints.mount(app)
     endpoints.check_routes(app.routes)

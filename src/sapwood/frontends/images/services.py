@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sapwood.base.errors import NotFound
 from sapwood.frontends.images.stored import PictureStore
 from sapwood.schema.config.painting import PaintingConfig
-from sapwood.schema.painting import Paint, PainterReady, PainterStatus, PaintEvent
+from sapwood.schema.painting import (
+    LorasAnswer,
+    LoraWish,
+    Paint,
+    PainterReady,
+    PainterStatus,
+    PaintEvent,
+)
 
 
 class PaintingClient(Protocol):
@@ -24,6 +31,17 @@ class PaintingClient(Protocol):
     def paint(self, request: Paint) -> AsyncIterator[PaintEvent]: ...
 
     async def status(self) -> PainterStatus: ...
+
+    async def change_loras(
+        self,
+        kind: Literal["set", "merge", "unmerge"],
+        *,
+        wishes: Sequence[LoraWish] = (),
+        target: str = "all",
+        strength: float | None = None,
+    ) -> LorasAnswer: ...
+
+    async def list_loras(self) -> LorasAnswer: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ def model_info(services: Services) -> dict[str, object]:
         "is_generation": services.pooling is None,
         "preferred_sampling_params": dict(services.default_sampling) or None,
         "weight_version": services.served.version,
-        "has_image_understanding": False,
+        "has_image_understanding": "image" in services.media_markers,
         "has_audio_understanding": False,
         "model_type": services.model_type,
         "architectures": list(services.architectures),

@@ -6,6 +6,7 @@ the latter, before any softmax or sigmoid, for instance with the reward of a rew
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
@@ -76,13 +77,28 @@ async def classify_raw(request: Request, services: Services) -> Response:
 
 
 async def _answer(request: Request, services: Services, task: Task) -> Response:
-    started_s = services.clock.now_s()
     asked = parse(await read_json(request), ENCODE_FIELDS)
+    key = routing_key(request, asked.routing_key)
+    answers = encoded(asked, services, task, key)
+    return json_response(await until_disconnect(answers, request.receive))
+
+
+async def encoded(
+    asked: EncodeRequest,
+    services: Services,
+    task: Task,
+    key: str = "",
+    room: AbstractAsyncContextManager[Any] | None = None,
+) -> list[dict[str, Any]] | dict[str, Any]:
+    """An answer per text, or one answer if one text came alone.
+
+    key   the routing key of all these texts
+    room  as `embed_all` has it"""
+    started_s = services.clock.now_s()
     services.check_model(asked.model)
     services.check_task(task)
     check_dimensions(services, asked.dimensions)
     texts, is_list, param = _texts(asked)
-    key = routing_key(request, asked.routing_key)
     requests = [
         EmbedRequest(
             request_id=request_id,
@@ -98,7 +114,7 @@ async def _answer(request: Request, services: Services, task: Task) -> Response:
             request_ids(asked.rid, len(texts), "encode"), texts, strict=True
         )
     ]
-    answers = await until_disconnect(embed_all(services, requests), request.receive)
+    answers = await embed_all(services, requests, room=room)
     latency_s = services.clock.now_s() - started_s
     normalize = services.pooling is not None and services.pooling.normalize
     found: list[dict[str, Any]] = []
@@ -109,7 +125,7 @@ async def _answer(request: Request, services: Services, task: Task) -> Response:
         found.append(
             {"embedding": values.tolist(), "meta_info": meta_info(services, answer, latency_s)}
         )
-    return json_response(found if is_list else found[0])
+    return found if is_list else found[0]
 
 
 def _texts(asked: EncodeRequest) -> tuple[list[str | list[int] | tuple[str, str]], bool, str]:

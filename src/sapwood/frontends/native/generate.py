@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -14,13 +14,15 @@ from starlette.responses import Response
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.native.input_embeds import prompts_of_vectors
 from sapwood.frontends.native.logprobs import LogprobLists, logprob_options
+from sapwood.frontends.native.media import media_by_prompt
 from sapwood.frontends.native.protocol import (
     GENERATE_FIELDS,
     SAMPLING_FIELDS,
     GenerateRequest,
     NativeSampling,
 )
-from sapwood.frontends.serving.generate import Choice, collect, generate
+from sapwood.frontends.native.sessions import in_sessions
+from sapwood.frontends.serving.generate import Choice, collect, generate, media_tokens
 from sapwood.frontends.serving.grammar import chosen_grammar
 from sapwood.frontends.serving.hidden_states import encoded_hidden_states
 from sapwood.frontends.serving.routed_experts import encoded_routed_experts
@@ -69,7 +71,7 @@ class Batch:
 async def generate_text(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), GENERATE_FIELDS)
-    batch = to_batch(asked, services, routing_key(request, asked.routing_key))
+    batch = await in_session(asked, services, routing_key(request, asked.routing_key))
     if asked.stream:
         return EventStream(_events(services, batch, started_s), native_body)
     answers = await until_disconnect(whole_answers(services, batch, started_s), request.receive)
@@ -91,6 +93,15 @@ async def whole_answers(services: Services, batch: Batch, started_s: float) -> l
             await _tell_of_tokens(answer, request, choice)
             answers.append(answer)
     return answers
+
+
+async def in_session(asked: GenerateRequest, services: Services, key: str = "") -> Batch:
+    """`to_batch`; requests of sessions get their whole prompts, and are turns from now on."""
+    batch = to_batch(asked, services, key)
+    if not asked.session_params:
+        return batch
+    fields = _per_prompt(asked.session_params, len(batch.requests), "session_params")
+    return replace(batch, requests=await in_sessions(batch.requests, fields, services))
 
 
 def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch:
@@ -122,12 +133,16 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
     wants_hidden = _per_prompt(asked.return_hidden_states, len(prompts), "return_hidden_states")
     wants_routed = _per_prompt(asked.return_routed_experts, len(prompts), "return_routed_experts")
     ids = _request_ids(asked.rid, len(prompts))
+    media = media_by_prompt(
+        asked.image_data, asked.video_data, len(prompts), services, is_list=is_list
+    )
     with _own_names():
         requests = [
             TextRequest(
                 request_id=ids[i],
                 prompt=prompt.text,
                 input_embeds=prompt.vectors,
+                media=media[i],
                 options=RequestOptions(
                     return_hidden_states=wants_hidden[i][0],
                     return_routed_experts=wants_routed[i][0],
@@ -258,9 +273,17 @@ def _sampling(
 async def _events(
     services: Services, batch: Batch, started_s: float
 ) -> AsyncGenerator[bytes, None]:
-    """An event per chunk, each with all of text and output_ids so far, as in SGLang.
+    async with aclosing(answers_so_far(services, batch, started_s)) as answers:
+        async for answer in answers:
+            yield event(answer)
 
-    What is told of tokens comes with the last event only: in every event it would be gigabytes."""
+
+async def answers_so_far(
+    services: Services, batch: Batch, started_s: float
+) -> AsyncGenerator[dict[str, Any], None]:
+    """An answer per chunk, each with all of text and output_ids so far, as in SGLang.
+
+    What is told of tokens comes with the last one only: in every one it would be gigabytes."""
     choices = [Choice() for _ in range(len(batch.requests) * batch.num_samples)]
     lists = [
         _lists(request, batch, services) for request in batch.requests for _ in range(request.n)
@@ -285,7 +308,7 @@ async def _events(
                     await _tell_of_tokens(answer, batch.requests[position], so_far)
                 if batch.is_list:
                     answer["index"] = index
-                yield event(answer)
+                yield answer
 
 
 async def _tell_of_tokens(answer: dict[str, Any], request: TextRequest, choice: Choice) -> None:
@@ -347,6 +370,7 @@ def _answer(
             "e2e_latency": latency_s,
             "decode_throughput": choice.decode_throughput,
             "queue_time": whole.queue_time_s,
+            **media_tokens([choice]),
             **_speculated(whole),
             **(lists.fields() if lists is not None else {}),
         },

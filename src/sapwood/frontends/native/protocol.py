@@ -18,15 +18,35 @@ from sapwood.schema.fields import (
 from sapwood.schema.limits import AdapterName, AdapterSource, NumSamples
 
 
+class SessionFields(msgspec.Struct, frozen=True, kw_only=True):
+    """`session_params`: the request goes on from another one of an open session.
+
+    id       what /open_session answered; null: the request is in no session
+    rid      the request to go on from; null: it begins a conversation
+    offset   so many of that request's tokens are kept, from the end if it is negative; 0: all
+    replace  forget the requests after that one; without rid all of the session
+    drop_previous_output  leave out that request's output
+    """
+
+    id: str | None = None
+    rid: str | None = None
+    offset: Int64 | None = None
+    replace: bool = False
+    drop_previous_output: bool = False
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST or PUT /generate. Exactly one of text, input_ids and input_embeds; a list of either is a
     batch.
 
     sampling_params, rid, extra_key, lora_path, custom_logit_processor, return_hidden_states,
-    return_routed_experts and the fields about log probabilities may be lists in a batch, one entry
-    per prompt.
+    return_routed_experts, session_params and the fields about log probabilities may be lists in a
+    batch, one entry per prompt.
 
     lora_path                the name of a loaded LoRA adapter; null: the base model
+    image_data, video_data   pictures and videos whose markers are in the prompt: a URL, a path in
+                             --allowed-local-media-path, base64, or an object with a url; or a list
+                             of them; in a batch one for all prompts, or one or a list per prompt
     model                    as in the other dialects: the served model's name, or none
     input_embeds             embeddings instead of prompt tokens: [tokens][hidden size], or a list
                              of such in a batch
@@ -43,6 +63,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     text: str | list[str] | None = None
     input_ids: list[TokenId | list[TokenId]] | None = None
     input_embeds: list[list[float | list[float]]] | None = None
+    image_data: str | dict[str, Any] | list[Any] | None = None
+    video_data: str | dict[str, Any] | list[Any] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] = {}
     rid: str | list[str] | None = None
     stream: bool = False
@@ -59,6 +81,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: Int64 | None = None
     routing_key: str = ""
     data_parallel_rank: Int64 | None = None
+    session_params: dict[str, Any] | list[dict[str, Any]] = {}
 
 
 class NativeSampling(SamplingFields, msgspec.Struct, frozen=True, kw_only=True):
@@ -131,13 +154,19 @@ GENERATE_FIELDS = FieldTable(
     title="POST /generate",
     shape=GenerateRequest,
     aliases=REPLICA,
-    changes_nothing={**BOOKKEEPING, **IMAGE_SIZES},
+    changes_nothing={
+        **BOOKKEEPING,
+        **IMAGE_SIZES,
+        "modalities": "image_data and video_data say themselves what they bring",
+    },
     not_offered={
-        **GENERATION,
-        **MEDIA,
+        **{name: field for name, field in GENERATION.items() if name != "session_params"},
+        "audio_data": MEDIA["audio_data"],
         "require_reasoning": NotOffered(why="a grammar waits for the end of thinking by itself"),
     },
 )
+
+SESSION_FIELDS = FieldTable(title="session_params of /generate", shape=SessionFields)
 
 SAMPLING_FIELDS = FieldTable(title="sampling_params of /generate", shape=NativeSampling)
 

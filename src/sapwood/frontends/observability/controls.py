@@ -79,6 +79,11 @@ SLOW_DOWN_FIELDS = FieldTable(title="POST /slow_down", shape=SlowDownRequest)
 
 async def start_profile(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request, optional=True), PROFILE_FIELDS)
+    return _answer(await begin_profile(asked, services))
+
+
+async def begin_profile(asked: ProfileRequest, services: Services) -> CallDone:
+    """InvalidRequest if it cannot be what is asked for."""
     name = "-".join(
         part for part in (asked.profile_prefix, asked.profile_id or _stamp(), "rank0") if part
     )
@@ -96,7 +101,7 @@ async def start_profile(request: Request, services: Services) -> Response:
         with_stack=asked.with_stack,
         record_shapes=asked.record_shapes,
     )
-    done = await services.engine.start_profile(
+    return await services.engine.start_profile(
         StartProfile(
             call_id="",
             folder=str(order.folder),
@@ -109,7 +114,6 @@ async def start_profile(request: Request, services: Services) -> Response:
             record_shapes=order.record_shapes,
         )
     )
-    return _answer(done)
 
 
 async def stop_profile(services: Services) -> Response:

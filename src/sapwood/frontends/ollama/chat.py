@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -30,6 +31,7 @@ from sapwood.frontends.ollama.stream import (
     whole,
 )
 from sapwood.frontends.serving.chat import Conversation, Turn, plan_turn
+from sapwood.frontends.serving.media import MediaParts, Part, Piece, content_of
 from sapwood.frontends.serving.sampling import renamed
 from sapwood.frontends.serving.services import Services
 from sapwood.frontends.serving.tools import ToolUse, openai_tools
@@ -53,8 +55,10 @@ async def chat(request: Request, services: Services) -> Response:
     adapter = check_model(services, asked.model)
     turn = None
     if asked.messages:
-        messages = [_message(given, i) for i, given in enumerate(asked.messages)]
-        turn = _templated(asked, messages, services, ToolUse(tools=openai_tools(asked.tools)))
+        media = MediaParts(services.media_markers)
+        messages = [_message(given, i, media) for i, given in enumerate(asked.messages)]
+        tools = ToolUse(tools=openai_tools(asked.tools))
+        turn = _templated(asked, messages, services, tools, media)
     return await _answer(request, services, asked, turn, adapter, chat_fields, started_s)
 
 
@@ -62,7 +66,7 @@ async def generate_text(request: Request, services: Services) -> Response:
     started_s = services.clock.now_s()
     asked = parse(await read_json(request), GENERATE_FIELDS)
     adapter = check_model(services, asked.model)
-    turn = _of_prompt(asked, services) if asked.prompt else None
+    turn = _of_prompt(asked, services) if asked.prompt or asked.images else None
     return await _answer(request, services, asked, turn, adapter, generate_fields, started_s)
 
 
@@ -92,6 +96,7 @@ async def _answer(
     text_request = TextRequest(
         request_id=_request_id(),
         prompt=turn.prompt,
+        media=turn.media,
         # The template writes the special tokens, beginning of sequence included.
         add_special_tokens=is_raw,
         options=RequestOptions(sampling=turn.sampling, logprobs=_logprobs(asked), adapter=adapter),
@@ -114,6 +119,7 @@ def _logprobs(asked: OllamaRequest) -> LogprobOptions | None:
 
 
 def _of_prompt(asked: OllamaGenerateRequest, services: Services) -> Turn:
+    media = MediaParts(services.media_markers)
     if asked.raw:
         for name in ("system", "think"):
             if getattr(asked, name):
@@ -122,20 +128,33 @@ def _of_prompt(asked: OllamaGenerateRequest, services: Services) -> Turn:
                     param=name,
                 )
         sampling = sampling_params(asked.options, services, asked.format)
-        return Turn(prompt=asked.prompt, sampling=sampling, shape=AnswerShape())
-    messages: list[dict[str, Any]] = [{"role": "user", "content": asked.prompt}]
+        # The client writes the markers itself.
+        _shown("", asked.images, "images", media)
+        return Turn(
+            prompt=asked.prompt,
+            sampling=sampling,
+            shape=AnswerShape(),
+            media=tuple(media.sources),
+        )
+    content = _shown(asked.prompt, asked.images, "images", media)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if asked.system:
         messages.insert(0, {"role": "system", "content": asked.system})
-    return _templated(asked, messages, services, ToolUse())
+    return _templated(asked, messages, services, ToolUse(), media)
 
 
 def _templated(
-    asked: OllamaRequest, messages: list[dict[str, Any]], services: Services, tools: ToolUse
+    asked: OllamaRequest,
+    messages: list[dict[str, Any]],
+    services: Services,
+    tools: ToolUse,
+    media: MediaParts,
 ) -> Turn:
     goes_on = bool(messages) and messages[-1]["role"] == "assistant"
     is_word = isinstance(asked.think, str)
     conversation = Conversation(
         messages=messages,
+        media=media.sources,
         tools=tools,
         goes_on=goes_on,
         goes_on_unasked=goes_on,
@@ -147,10 +166,11 @@ def _templated(
     return plan_turn(services, conversation, sampling, instead=_INSTEAD)
 
 
-def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
+def _message(given: dict[str, Any], position: int, media: MediaParts) -> dict[str, Any]:
     where = f"messages[{position}]"
     message = parse(given, MESSAGE_FIELDS, where=where)
-    checked: dict[str, Any] = {"role": message.role, "content": message.content}
+    content = _shown(message.content, message.images, f"{where}.images", media)
+    checked: dict[str, Any] = {"role": message.role, "content": content}
     if message.thinking is not None:
         checked["reasoning_content"] = message.thinking
     if message.tool_calls:
@@ -162,6 +182,19 @@ def _message(given: dict[str, Any], position: int) -> dict[str, Any]:
     if message.tool_call_id is not None:
         checked["tool_call_id"] = message.tool_call_id
     return checked
+
+
+def _shown(text: str, images: Sequence[str], where: str, media: MediaParts) -> str | list[Part]:
+    """The text after the pictures of its message, as Ollama puts them."""
+    pieces: list[Piece] = [
+        media.add("image", f"{where}[{i}]", url=_data_url(data)) for i, data in enumerate(images)
+    ]
+    return content_of([*pieces, text], joined_by="")
+
+
+def _data_url(data: str) -> str:
+    """Ollama takes base64 alone; a data URL is taken too. Nothing is fetched."""
+    return data if not data or data.startswith("data:") else f"data:image/*;base64,{data}"
 
 
 def _call(given: dict[str, Any], where: str) -> dict[str, Any]:

@@ -99,6 +99,8 @@ def _capabilities(services: Services) -> list[str]:
         capabilities.append("tools")
     if formats.reasoning is not None:
         capabilities.append("thinking")
+    if services.media_markers:
+        capabilities.append("vision")
     return capabilities
 
 

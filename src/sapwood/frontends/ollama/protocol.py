@@ -44,11 +44,14 @@ class OllamaGenerateRequest(OllamaRequest, frozen=True, kw_only=True):
 
     system  the system message, for the chat template
     raw     take the prompt as it is, without the chat template
+    images  pictures in base64, before the prompt; with raw, the prompt has the model's marker for
+            each
     """
 
     prompt: str = ""
     system: str = ""
     raw: bool = False
+    images: list[str] = []
 
 
 class OllamaShowRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,10 +117,14 @@ class OptionFields(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """A message. The arguments of a call are an object; tool_name names the tool of a result."""
+    """A message. The arguments of a call are an object; tool_name names the tool of a result.
+
+    images  pictures in base64, which come before the content
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
+    images: list[str] = []
     thinking: str | None = None
     tool_calls: list[dict[str, Any]] = []
     tool_name: str | None = None
@@ -132,7 +139,6 @@ _NOT_OFFERED: dict[str, NotOffered] = {
     "truncate": _NOT_SHORTENED,
 }
 _NO_PICTURES = NotOffered(why="answers are texts", idle=(0,))
-_NO_IMAGES = NotOffered(why="the server takes only text")
 
 CHAT_FIELDS = FieldTable(
     title="POST /api/chat", shape=OllamaChatRequest, not_offered=_NOT_OFFERED, coerces=False
@@ -145,7 +151,6 @@ GENERATE_FIELDS = FieldTable(
         **_NOT_OFFERED,
         "context": NotOffered(why="/api/chat takes the conversation"),
         "height": _NO_PICTURES,
-        "images": _NO_IMAGES,
         "steps": _NO_PICTURES,
         "suffix": NotOffered(why="the model only goes on with a text"),
         "template": NotOffered(why="the server has one; raw takes a prompt as it is"),
@@ -167,7 +172,6 @@ SHOW_FIELDS = FieldTable(
 MESSAGE_FIELDS = FieldTable(
     title="messages[] of /api/chat",
     shape=Message,
-    not_offered={"images": _NO_IMAGES},
     coerces=False,
 )
 

@@ -9,12 +9,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.openai.logprobs import chat_options, choice_logprobs
+from sapwood.frontends.openai.parts import chat_part
 from sapwood.frontends.openai.protocol import (
     CHAT_FIELDS,
     MESSAGE_FIELDS,
-    PART_FIELDS,
     ChatRequest,
 )
 from sapwood.frontends.openai.sampling import (
@@ -32,6 +32,7 @@ from sapwood.frontends.openai.stream import (
     usage,
 )
 from sapwood.frontends.serving.chat import Conversation, Turn, collect_turn, plan_turn
+from sapwood.frontends.serving.media import MediaParts
 from sapwood.frontends.serving.services import Services
 from sapwood.frontends.serving.tools import openai_tool_use
 from sapwood.http.body import read_json
@@ -39,7 +40,6 @@ from sapwood.http.errors import json_response, openai_body
 from sapwood.http.routing import routing_key
 from sapwood.http.sse import EventStream, until_disconnect
 from sapwood.schema.fields import parse
-from sapwood.schema.media_source import MediaKind, MediaSource
 from sapwood.text.events import Answer
 from sapwood.text.generation import TextRequest
 
@@ -120,9 +120,8 @@ def to_turn(asked: ChatRequest, services: Services) -> Turn:
     """
     max_tokens, limit_name = _max_tokens(asked)
     sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name=limit_name)
-    media: list[MediaSource] = []
-    sees = services.sees
-    messages = [_message(given, i, media, sees) for i, given in enumerate(asked.messages)]
+    media = MediaParts(services.media_markers)
+    messages = [_message(given, i, media) for i, given in enumerate(asked.messages)]
     if asked.continue_final_message and messages and messages[-1]["role"] != "assistant":
         raise InvalidRequest(
             "continue_final_message needs the last of messages to be the assistant's, but it is "
@@ -134,6 +133,7 @@ def to_turn(asked: ChatRequest, services: Services) -> Turn:
         add_generation_prompt = not asked.continue_final_message
     conversation = Conversation(
         messages=messages,
+        media=media.sources,
         tools=openai_tool_use(asked.tools, asked.tool_choice, asked.parallel_tool_calls),
         documents=asked.documents,
         options=asked.chat_template_kwargs,
@@ -145,7 +145,7 @@ def to_turn(asked: ChatRequest, services: Services) -> Turn:
         thinking_budget=asked.thinking_budget,
     )
     turn = plan_turn(services, conversation, sampling, instead="use /v1/completions")
-    return replace(turn, tells_cut_calls=True, media=tuple(media))
+    return replace(turn, tells_cut_calls=True)
 
 
 def to_text_request(
@@ -176,13 +176,10 @@ def _max_tokens(asked: ChatRequest) -> tuple[int | None, str]:
     return (old, "max_tokens") if new is None else (new, "max_completion_tokens")
 
 
-def _message(
-    given: dict[str, Any], position: int, media: list[MediaSource], sees: bool
-) -> dict[str, Any]:
+def _message(given: dict[str, Any], position: int, media: MediaParts) -> dict[str, Any]:
     """One message in the template's form, its fields checked.
 
     media  takes its pictures and videos
-    sees   whether the model takes any
     """
     where = f"messages[{position}]"
     message = parse(given, MESSAGE_FIELDS, where=where)
@@ -191,7 +188,7 @@ def _message(
     checked: dict[str, Any] = {"role": message.role}
     if isinstance(message.content, list):
         checked["content"] = [
-            _part(part, f"{where}.content[{i}]", media, sees)
+            chat_part(part, f"{where}.content[{i}]", media)
             for i, part in enumerate(message.content)
         ]
     elif message.content is not None:
@@ -203,39 +200,3 @@ def _message(
     if message.tool_calls:
         checked["tool_calls"] = message.tool_calls
     return checked
-
-
-def _part(
-    given: dict[str, Any], where: str, media: list[MediaSource], sees: bool
-) -> dict[str, str]:
-    kinds: dict[object, MediaKind] = {"image_url": "image", "video_url": "video"}
-    field = given.get("type")
-    kind = kinds.get(field) if sees and isinstance(field, str) else None
-    if kind is None:
-        return _text_part(given, where)
-    asked = given.get(str(field))
-    url = asked.get("url") if isinstance(asked, dict) else asked
-    given_fields = asked if isinstance(asked, dict) else {}
-    for name, value in given_fields.items():
-        if name != "url" and value is not None and (name, value) != ("detail", "auto"):
-            raise UnsupportedFeature(
-                f"{where}.{field}.{name} is not supported by this server: the model's files say "
-                "how its pictures are prepared; leave it out",
-                param=f"{where}.{field}.{name}",
-            )
-    if not isinstance(url, str) or not url:
-        raise InvalidRequest(
-            f"{where}.{field}.url is required, a text", param=f"{where}.{field}.url"
-        )
-    media.append(MediaSource(kind=kind, where=where, url=url))
-    return {"type": kind}
-
-
-def _text_part(given: dict[str, Any], where: str) -> dict[str, str]:
-    kind = given.get("type")
-    if isinstance(kind, str) and kind != "text":
-        raise UnsupportedFeature(
-            f"{where} is of type {kind!r}, but this server takes only parts of type 'text'",
-            param=where,
-        )
-    return {"type": "text", "text": parse(given, PART_FIELDS, where=where).text}

@@ -155,7 +155,7 @@ class TextPart(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-_NO_MEDIA = "the field is about images and sound, and there are none"
+OWN_PREPARING = NotOffered(why="the model's files say how its pictures are prepared")
 _OTHER_SAMPLER = "a parameter of a sampler that is off unless another field turns it on"
 _ONE_SAMPLER = "there is no such sampler"
 _NO_BEAMS = "there is no beam search"
@@ -168,8 +168,6 @@ _CHANGES_NOTHING: dict[str, str] = {
     # vLLM
     "truncation_side": "prompts are not cut",
     "guided_decoding_backend": "the server's options choose it",
-    "media_io_kwargs": _NO_MEDIA,
-    "mm_processor_kwargs": _NO_MEDIA,
     "return_mm_kwargs": "a field of vLLM's render routes",
     "session_id": "requests share the cache, whatever their session",
     # llama.cpp's server
@@ -206,6 +204,8 @@ _LEFT_OUT: dict[str, tuple[object, ...]] = {"max_tokens": (-1,)}
 
 _NOT_OFFERED: dict[str, NotOffered] = {
     **GENERATION,
+    "media_io_kwargs": OWN_PREPARING,
+    "mm_processor_kwargs": OWN_PREPARING,
     "moderation": NotOffered(why="nothing is moderated"),
     # vLLM
     "bad_words": NotOffered(why="logit_bias keeps tokens away"),
@@ -341,7 +341,7 @@ MESSAGE_FIELDS = FieldTable(
     aliases={"reasoning": Alias(of="reasoning_content")},
     not_offered={
         "annotations": NotOffered(why="templates have no place for them"),
-        "audio": NotOffered(why="the server takes only text"),
+        "audio": NotOffered(why="the server takes no sound"),
         "function_call": NotOffered(why="send tool_calls"),
         "refusal": NotOffered(why="send it as content"),
     },

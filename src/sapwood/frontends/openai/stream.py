@@ -11,7 +11,7 @@ import orjson
 from sapwood.frontends.openai.logprobs import chunk_logprobs
 from sapwood.frontends.openai.protocol import StreamOptions
 from sapwood.frontends.serving.chat import Turn
-from sapwood.frontends.serving.generate import Choice, generate
+from sapwood.frontends.serving.generate import Choice, generate, media_tokens
 from sapwood.frontends.serving.hidden_states import encoded_last_hidden_state
 from sapwood.frontends.serving.routed_experts import encoded_routed_experts
 from sapwood.frontends.serving.services import Services
@@ -37,7 +37,8 @@ def usage(samples: Sequence[Choice], first_samples: Iterable[Choice]) -> dict[st
         "completion_tokens": num_output_tokens,
         "total_tokens": num_prompt_tokens + num_output_tokens,
         "prompt_tokens_details": {
-            "cached_tokens": sum(sample.last.num_cached_tokens for sample in firsts)
+            "cached_tokens": sum(sample.last.num_cached_tokens for sample in firsts),
+            **media_tokens(firsts),
         },
     }
     thought = [

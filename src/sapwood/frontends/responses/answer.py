@@ -276,6 +276,7 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {
             "cached_tokens": read.get("cached_tokens") or 0,
+            **{name: read[name] for name in ("image_tokens", "video_tokens") if name in read},
             # Their count of tokens that are billed as written to the cache; nothing is billed here.
             "cache_write_tokens": 0,
         },

@@ -9,10 +9,12 @@ from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from sapwood.frontends.responses.protocol import (
     CALL_FIELDS,
     CALL_OUTPUT_FIELDS,
+    IMAGE_PART_FIELDS,
     MESSAGE_FIELDS,
     PART_FIELDS,
     REASONING_ITEM_FIELDS,
 )
+from sapwood.frontends.serving.media import Piece, content_of
 from sapwood.history.interface import Item, new_id
 from sapwood.schema.fields import parse
 from sapwood.schema.unsupported import refuse
@@ -41,8 +43,8 @@ def to_messages(items: Sequence[Item], instructions: str) -> list[dict[str, Any]
         kind = item["type"]
         if kind == "function_call_output":
             output = item["output"]
-            text = output if isinstance(output, str) else _joined(output)
-            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": [text]})
+            content = [output] if isinstance(output, str) else _shown(output)
+            messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
         elif kind == "message" and item["role"] != "assistant":
             _add_told(messages, item)
         else:
@@ -59,22 +61,22 @@ def _with_texts(message: dict[str, Any]) -> dict[str, Any]:
     if message["role"] == "assistant" and "tool_calls" not in message:
         message.setdefault("content", [])
     between = "\n\n" if message["role"] == "system" else ""
-    texts = {
-        name: between.join(message[name])
+    joined = {
+        name: content_of(message[name], joined_by=between)
         for name in ("content", "reasoning_content")
         if name in message
     }
-    return message | texts
+    return message | joined
 
 
 def _add_told(messages: list[dict[str, Any]], item: Item) -> None:
     role = "user" if item["role"] == "user" else "system"
-    text = _joined(item["content"])
+    content = _shown(item["content"])
     # Most templates take a system message only as the first one, and only once.
     if role == "system" and len(messages) == 1 and messages[0]["role"] == "system":
-        messages[0]["content"].append(text)
+        messages[0]["content"] += content
     else:
-        messages.append({"role": role, "content": [text]})
+        messages.append({"role": role, "content": content})
 
 
 def _add_said(message: dict[str, Any], item: Item) -> None:
@@ -86,6 +88,20 @@ def _add_said(message: dict[str, Any], item: Item) -> None:
         message.setdefault("tool_calls", []).append(call)
     else:
         message.setdefault("content", []).append(_joined(item["content"]))
+
+
+def _shown(content: Sequence[Mapping[str, Any]]) -> list[Piece]:
+    """The texts, joined, and the pictures between them as a chat's parts."""
+    shown: list[Piece] = []
+    for part in content:
+        if part.get("type") == "input_image":
+            url = {"url": part["image_url"], "detail": part["detail"]}
+            shown.append({"type": "image_url", "image_url": url})
+        elif shown and isinstance(shown[-1], str):
+            shown[-1] += _joined([part])
+        else:
+            shown.append(_joined([part]))
+    return shown or [""]
 
 
 def _joined(content: Sequence[Mapping[str, Any]]) -> str:
@@ -134,12 +150,28 @@ def _checked(given: Any, where: str) -> Item:
 
 def _parts(content: str | Sequence[Any], where: str, kept_as: str) -> list[dict[str, Any]]:
     """The content as a list of parts, whose texts have the type `kept_as`."""
-    if isinstance(content, str):
-        texts = [content]
-    else:
-        texts = [_text(part, f"{where}[{i}]") for i, part in enumerate(content)]
     extra: dict[str, Any] = {"annotations": []} if kept_as == "output_text" else {}
-    return [{"type": kept_as, "text": text, **extra} for text in texts]
+    parts: list[dict[str, Any]] = []
+    if isinstance(content, str):
+        return [{"type": kept_as, "text": content, **extra}]
+    for i, part in enumerate(content):
+        path = f"{where}[{i}]"
+        is_picture = isinstance(part, Mapping) and part.get("type") == "input_image"
+        if is_picture and kept_as == "input_text":
+            parts.append(_picture(part, path))
+        else:
+            parts.append({"type": kept_as, "text": _text(part, path), **extra})
+    return parts
+
+
+def _picture(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    part = parse(given, IMAGE_PART_FIELDS, where=where)
+    if not part.image_url:
+        raise InvalidRequest(
+            f"{where}.image_url is required, an http, https or data URL", param=f"{where}.image_url"
+        )
+    # A conversation that is kept goes on with its pictures, so their data is kept too.
+    return {"type": "input_image", "image_url": part.image_url, "detail": part.detail}
 
 
 def _text(given: Any, where: str) -> str:
@@ -148,7 +180,9 @@ def _text(given: Any, where: str) -> str:
     kind = given.get("type")
     if isinstance(kind, str) and kind in ("input_image", "input_file", "input_audio"):
         raise UnsupportedFeature(
-            f"{where} is of type {kind!r}, but this server takes only text", param=where
+            f"{where} is of type {kind!r}, which this server does not take there; it takes text, "
+            "and in input and in the outputs of functions input_image",
+            param=where,
         )
     part = parse(given, PART_FIELDS, where=where)
     return part.text or part.refusal

@@ -6,7 +6,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from sapwood.frontends.openai.protocol import STRUCTURED_OUTPUTS_FIELDS, StructuredOutputs
+from sapwood.frontends.openai.protocol import (
+    OWN_PREPARING,
+    STRUCTURED_OUTPUTS_FIELDS,
+    StructuredOutputs,
+)
 from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION, REPLICA, ROUTED_EXPERTS
 from sapwood.schema.fields import (
     Alias,
@@ -141,7 +145,6 @@ REQUEST_FIELDS = FieldTable(
     changes_nothing={
         **{name: why for name, why in BOOKKEEPING.items() if name != "background"},
         "max_tool_calls": "a limit on the tools of OpenAI's servers, and there are none",
-        "mm_processor_kwargs": "the field is about images, and there are none",
         "prompt_cache_options": "prefixes are always cached",
         "prompt_cache_retention": "prefixes are always cached",
         "request_id": "the server makes a response's id",
@@ -155,6 +158,7 @@ REQUEST_FIELDS = FieldTable(
         "conversation": NotOffered(why="send previous_response_id"),
         "enable_response_messages": NotOffered(why="a response has items only"),
         "image": NotOffered(why="answers are texts"),
+        "mm_processor_kwargs": OWN_PREPARING,
         "kv_transfer_params": NotOffered(why="prefill and decoding are not apart here"),
         "moderation": NotOffered(why="nothing is moderated"),
         "previous_input_messages": NotOffered(why="send previous_response_id or input"),
@@ -272,6 +276,26 @@ PART_FIELDS = FieldTable(
         "logprobs": "those of an earlier answer",
         "prompt_cache_breakpoint": "prefixes are always cached",
     },
+)
+
+
+class ImagePart(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture in a user's message or in the output of a function.
+
+    image_url  http, https or data URL
+    detail     "low": it may be shrunk to 512 pixels a side
+    """
+
+    type: Literal["input_image"]
+    image_url: str = ""
+    detail: Literal["auto", "low", "high", "original"] = "auto"
+
+
+IMAGE_PART_FIELDS = FieldTable(
+    title="input[].content[] of /v1/responses, type input_image",
+    shape=ImagePart,
+    changes_nothing={"prompt_cache_breakpoint": "prefixes are always cached"},
+    not_offered={"file_id": NotOffered(why="send the picture as image_url")},
 )
 
 

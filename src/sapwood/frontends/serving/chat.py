@@ -36,6 +36,7 @@ _SWITCHES = ("enable_thinking", "thinking")
 class Conversation:
     """A client's request for the next turn, whatever the dialect.
 
+    media              pictures and videos, in the order in which the messages show them
     options            further variables of the chat template
     goes_on            whether the model continues the last message, which is the assistant's
     goes_on_unasked    whether `goes_on` is the dialect's rule instead of the client's wish
@@ -50,6 +51,7 @@ class Conversation:
     """
 
     messages: Sequence[Message]
+    media: Sequence[MediaSource] = ()
     tools: ToolUse = field(default_factory=ToolUse)
     documents: Sequence[Mapping[str, Any]] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -184,7 +186,7 @@ def plan_turn(
             parallel=asked.tools.parallel,
         )
         asked, tools = replace(asked, messages=messages), []
-    prompt = _rendered(services.template, asked, tools, options)
+    prompt = _rendered(services, services.template, asked, tools, options)
     return _turn(services, asked, sampling, prompt)
 
 
@@ -230,10 +232,12 @@ def _turn(services: Services, asked: Conversation, sampling: SamplingParams, pro
         sampling=msgspec.structs.replace(sampling, **changes),
         shape=shape,
         streams_reasoning=asked.streams_reasoning,
+        media=tuple(asked.media),
     )
 
 
 def _rendered(
+    services: Services,
     template: ChatTemplate,
     asked: Conversation,
     tools: Sequence[Mapping[str, Any]],
@@ -246,6 +250,7 @@ def _rendered(
             continue_final_message=asked.goes_on,
             tools=tools or None,
             documents=list(asked.documents) or None,
+            markers=services.media_markers if asked.media else None,
             **options,
         )
     except InvalidRequest as error:

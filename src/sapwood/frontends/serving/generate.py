@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -127,13 +127,30 @@ async def generate(
                 )
                 for request, observation, one in zip(requests, observed, opened, strict=True)
             ]
+            held.enter_context(_turns(requests))
             async with aclosing(merged(streams)) as chunks:
                 async for position, chunk in chunks:
                     observed[position].chunk(chunk)
                     _take(allowance, requests[position], chunk, keeps_logprobs=keeps_logprobs)
                     if chunk.finish is not None and chunk.finish.kind == "error":
                         raise EngineFailed(chunk.finish)
+                    turn = requests[position].turn
+                    if turn is not None:
+                        turn.heard(chunk.token_ids, is_last=chunk.finish is not None)
                     yield position, chunk
+
+
+@contextmanager
+def _turns(requests: Sequence[TextRequest]) -> Iterator[None]:
+    """While the `with` block runs, the requests' turns of sessions run."""
+    turns = [request.turn for request in requests if request.turn is not None]
+    for turn in turns:
+        turn.begun()
+    try:
+        yield
+    finally:
+        for turn in turns:
+            turn.ended()
 
 
 @asynccontextmanager
@@ -218,3 +235,16 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
         for task in pumps:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
+
+
+def media_tokens(firsts: Iterable[Choice]) -> dict[str, int]:
+    """Prompt tokens that show pictures and videos, if any do.
+
+    firsts  one sample per prompt
+    """
+    lasts = [sample.last for sample in firsts]
+    counts = {
+        "image_tokens": sum(last.num_image_tokens for last in lasts),
+        "video_tokens": sum(last.num_video_tokens for last in lasts),
+    }
+    return {name: count for name, count in counts.items() if count}

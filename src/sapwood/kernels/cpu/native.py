@@ -170,6 +170,10 @@ class CpuKernels:
         self._context.threads = num_threads
         torch.set_num_threads(1)
 
+    @property
+    def exact_products(self) -> bool:
+        return self._context.exact_products
+
     def set_exact_products(self, exact: bool) -> None:
         self._context.exact_products = exact
 

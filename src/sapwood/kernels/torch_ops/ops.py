@@ -352,6 +352,10 @@ class TorchKernels:
     def set_num_threads(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
 
+    @property
+    def exact_products(self) -> bool:
+        return False
+
     def set_exact_products(self, exact: bool) -> None:
         if exact:
             raise ConfigError(

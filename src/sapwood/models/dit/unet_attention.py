@@ -35,7 +35,8 @@ class PointwiseLinear:
         def put(kernel: Tensor) -> None:
             weight.put(kernel.flatten(1))
 
-        return found | {name: Target((*weight.shape, 1, 1), put)}
+        shape = (*weight.shape, 1, 1)
+        return found | {name: Target(shape, put, adapter=weight.adapter)}
 
 
 class CrossAttention:

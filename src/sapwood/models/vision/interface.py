@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ class Tower(Protocol):
     """
 
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None: ...
+
+    attends_both_ways: bool
+    """Whether tokens of a picture see one another in the decoder, later ones too."""
 
     @property
     def vector_size(self) -> int:
@@ -61,3 +64,13 @@ class Tower(Protocol):
         ...
 
     def finalize(self) -> None: ...
+
+
+@runtime_checkable
+class AttendedTower(Protocol):
+    """A tower whose vectors take no token's place: the decoder's layers attend to them across.
+
+    num_across  vectors of each medium
+    """
+
+    num_across: int

@@ -17,11 +17,13 @@ from sapwood.schema.config.options import build
 from sapwood.schema.config.parallel import ParallelConfig
 from sapwood.schema.config.scheduler import ResolvedScheduler, SchedulerConfig
 from sapwood.schema.config.speculation import SpeculationConfig
+from sapwood.schema.config.tiers import TiersConfig
 from sapwood.schema.config.vision import VisionConfig
 
 COMPONENTS: tuple[type, ...] = (
     ModelConfig,
     MemoryConfig,
+    TiersConfig,
     SchedulerConfig,
     ExecutionConfig,
     ParallelConfig,
@@ -40,6 +42,7 @@ class EngineConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    tiers: TiersConfig = field(default_factory=TiersConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -61,6 +64,7 @@ class EngineConfig:
         return EngineConfig(
             model=build(ModelConfig, values),
             memory=build(MemoryConfig, values),
+            tiers=build(TiersConfig, values),
             scheduler=build(SchedulerConfig, values),
             execution=build(ExecutionConfig, values),
             parallel=build(ParallelConfig, values),

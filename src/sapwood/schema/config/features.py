@@ -50,6 +50,32 @@ def why_no_trees(asked: EngineConfig, model: ModelFacts) -> str | None:
     return None
 
 
+def check_tiers(asked: EngineConfig, model: ModelFacts) -> None:
+    """ConfigError if the model's prefixes cannot go to further tiers."""
+    if given := asked.tiers.given_in_vain:
+        raise ConfigError(
+            f"{', '.join(given)} does nothing without --enable-hierarchical-cache; add that, or "
+            "leave it out"
+        )
+    if not asked.tiers.enable_hierarchical_cache:
+        return
+    if asked.tiers.hicache_storage_backend and asked.parallel.num_ranks > 1:
+        raise ConfigError(
+            "--hicache-storage-backend keeps the pages of models that one rank computes so far, "
+            f"but there are {asked.parallel.num_ranks}; leave it out, and keep the host tier"
+        )
+    if asked.memory.disable_radix_cache:
+        raise ConfigError(
+            "--enable-hierarchical-cache keeps prefixes, and --disable-radix-cache keeps none; "
+            "leave one out"
+        )
+    if model.makes_numbers:
+        raise ConfigError(
+            f"{model.name} makes embeddings or scores; --enable-hierarchical-cache keeps the "
+            "prefixes of models that generate, so leave it out"
+        )
+
+
 def check_adapters(asked: EngineConfig, model: ModelFacts) -> None:
     """ConfigError if the model cannot have the adapters that were asked for."""
     if not asked.lora.is_on:

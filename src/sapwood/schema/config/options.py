@@ -44,6 +44,7 @@ def option(
     secret: bool = False,
     many: bool = False,
     scope: str = "",
+    peer_env: str = "",
 ) -> Any:
     """A field of a config struct.
 
@@ -53,6 +54,7 @@ def option(
     bare     the value of the flag when none follows it; None: one must
     secret   the value is not shown where the struct is printed, nor in an error
     many     on a command line several values may follow the flag; they become the value's lines
+    peer_env  SGLang's variable of the environment, read where sapwood's own is not set
     scope    stands before the name in the environment and in a file ("gateway": gateway_model_path)
     """
     return dataclasses.field(
@@ -67,6 +69,7 @@ def option(
             "secret": secret,
             "many": many,
             "scope": scope,
+            "peer_env": peer_env,
         },
     )
 
@@ -87,6 +90,7 @@ class OptionSpec:
     secret: bool = False
     many: bool = False
     scope: str = ""
+    peer_env: str = ""
 
     @property
     def flag(self) -> str:
@@ -207,9 +211,10 @@ def gather_given(
             raise ConfigError(f"{file_name} gives {spec.name} twice; keep one of its names")
         given[spec.name] = Given(spec.parse(value, source=file_name), file_name)
     for spec in specs.values():
-        if env.get(spec.env):
-            source = f"the environment ({spec.env})"
-            given[spec.name] = Given(spec.parse(env[spec.env], source=source), source)
+        variable = spec.env if env.get(spec.env) else spec.peer_env
+        if variable and env.get(variable):
+            source = f"the environment ({variable})"
+            given[spec.name] = Given(spec.parse(env[variable], source=source), source)
     for name, value in flags.items():
         if name in specs:
             given[name] = Given(value, "the command line")
@@ -263,6 +268,7 @@ def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
         secret=field.metadata["secret"],
         many=field.metadata["many"],
         scope=field.metadata["scope"],
+        peer_env=field.metadata["peer_env"],
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
 BACKENDS = ("auto", "sapwood", "diffusers")
+DIT_QUANTIZATIONS = ("none", "fp8", "w8a16", "w8a8_int8", "w4a8")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _AT_LEAST_1 = (
     "max_running_pictures",
@@ -34,6 +36,17 @@ class PaintingConfig:
         "In which the transformer computes; auto: as its weights are stored.",
         choices=PRECISIONS,
     )
+    dit_quantization: str = option(
+        "none",
+        "In how many bits the transformer's weights are kept; none: as --dit-precision says, or as "
+        "the blocks of a GGUF file.",
+        choices=DIT_QUANTIZATIONS,
+    )
+    dit_path: str | None = option(
+        None,
+        "The transformer's or U-Net's weights, instead of those in the folder: one safetensors "
+        "file as ComfyUI has it, or a GGUF file. All else comes from the folder.",
+    )
     text_encoder_precisions: str = option(
         "auto",
         "In which the text encoders compute, separated by commas, the first encoder first; the "
@@ -49,6 +62,13 @@ class PaintingConfig:
         "Decode large pictures tile by tile: less memory, and others are held up by a tile at "
         "most; the picture differs a little where tiles meet.",
     )
+    lora_path: str | None = option(
+        None,
+        "A LoRA adapter that adds from the start: a safetensors file of diffusers, PEFT, kohya's "
+        "trainer or ComfyUI, or its folder.",
+    )
+    lora_nickname: str = option("default", "What /v1/list_loras calls the one of --lora-path.")
+    lora_scale: float = option(1.0, "How strongly the one of --lora-path adds.")
     max_running_pictures: int = option(16, "Pictures that have latents in memory at once.")
     max_waiting_pictures: int = option(256, "Pictures that may wait; more are refused with 503.")
     max_step_tokens: int = option(
@@ -86,6 +106,8 @@ class PaintingConfig:
             least = 1 if name in _AT_LEAST_1 else 0
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} must be >= {least}")
+        if not math.isfinite(self.lora_scale):
+            raise ConfigError(f"--lora-scale must be a finite number, got {self.lora_scale}")
         for precision in self.text_precisions:
             if precision not in PRECISIONS:
                 raise ConfigError(

@@ -25,4 +25,5 @@ class VisionConfig:
         "Memory for the vectors of encoded pictures and videos, which requests that show the same "
         "ones share. A medium whose vectors take more is refused.",
         unit="MB",
+        peer_env="SGLANG_VLM_CACHE_SIZE_MB",
     )

@@ -1,0 +1,1 @@
+"""Towers that hear, and decoders that attend to them."""

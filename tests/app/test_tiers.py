@@ -1,0 +1,96 @@
+"""A host tier behind a small KV pool: prefixes come back, and outputs are those without a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapwood import LLM
+from tests.app.llms import llms_of
+from tests.app.test_logprobs import ask
+from tests.app.test_windows import MODELS as WINDOWED
+from tests.app.test_windows import save, text
+from tests.tiny import save_lfm2, save_llama, save_qwen3_5
+
+SMALL = {
+    "page_size": 4,
+    "max_total_tokens": 144,
+    "max_running_requests": 1,
+    "chunked_prefill_size": 16,
+}
+"""A pool for one of the prompts and its output."""
+NUM_OUTPUTS = 12
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "pages": save_llama,
+    "windows and pages": lambda path: save(path, **WINDOWED["layers take turns"]),
+    "windows": lambda path: save(path, **WINDOWED["every layer has a window"]),
+    "states and pages": save_lfm2,
+    "matrices and pages": save_qwen3_5,
+}
+CASES = [
+    ("pages", "write_through", "auto"),
+    ("pages", "write_back", "fp8_e4m3"),
+    ("windows and pages", "write_back", "auto"),
+    ("windows", "write_through", "auto"),
+    ("states and pages", "write_back", "auto"),
+    ("matrices and pages", "write_through", "auto"),
+    ("pages", "write_through_selective", "auto"),
+]
+
+
+@pytest.fixture(scope="module")
+def path_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    known: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in known:
+            known[name] = MODELS[name](tmp_path_factory.mktemp("tiers"))
+        return known[name]
+
+    return of
+
+
+@pytest.fixture
+def make_llm() -> Iterator[Callable[..., LLM]]:
+    with llms_of(Path(), **SMALL) as make:
+        yield make
+
+
+def outputs_of(llm: LLM, prompts: list[list[int]]) -> list[tuple[list[int], list[float]]]:
+    results = [ask(llm, [prompt], None, max_new_tokens=NUM_OUTPUTS)[0] for prompt in prompts]
+    return [(one.token_ids, one.logprobs.of_tokens()) for one in results]
+
+
+@pytest.mark.parametrize(("name", "policy", "kv_dtype"), CASES)
+def test_outputs_are_those_without_a_cache(
+    make_llm: Callable[..., LLM],
+    path_of: Callable[[str], Path],
+    name: str,
+    policy: str,
+    kv_dtype: str,
+) -> None:
+    prompts = [text(90 + index, seed=index) for index in range(4)]
+    common: dict[str, Any] = {"model": path_of(name), "kv_cache_dtype": kv_dtype}
+    plain = make_llm(**common, disable_radix_cache=True)
+    expected = outputs_of(plain, prompts)
+    tiered = make_llm(
+        **common,
+        enable_hierarchical_cache=True,
+        hicache_ratio=20.0 if name == "windows" else 6.0,
+        hicache_write_policy=policy,
+        swa_full_tokens_ratio=1.0 if "windows and" in name else None,
+    )
+    turns = 3 if policy == "write_through_selective" else 2
+    if turns == 3:  # the second use of each is what selects it
+        prompts = [prompt for prompt in prompts for _ in range(2)]
+        expected = [one for one in expected for _ in range(2)]
+    for turn in range(turns):
+        before = tiered.stats().num_cached_tokens
+        assert outputs_of(tiered, prompts) == expected
+        if turn:
+            cached = tiered.stats().num_cached_tokens - before
+            assert cached >= 80 * len(prompts), "each prompt came back from the host"
+    assert tiered.stats().num_leased_pages == 0
