@@ -93,7 +93,7 @@ def build_services(
         default_sampling=default_sampling(files.path, config.model),
         has_dialect_defaults=config.model.sampling_defaults == "model",
         weights=summarize(files),
-        options=config.flat(),
+        options=config.shown(),
         pooling=pooling,
         adapters=AdapterRegistry(engine, config.lora),
         observer=observer,
