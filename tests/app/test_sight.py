@@ -11,11 +11,14 @@ import pytest
 from msgspec.structs import replace
 
 from sapwood import LLM
+from sapwood.schema.request import OrderWeights
+from sapwood.schema.weights import ReleaseMemory
 from tests.app.llms import Make, llms_of
 from tests.seeing import FAMILIES, Peer, Seeing, Shown, ask, check, save, save_rewritten, words
 from tests.seeing_families import MORE
 
 THOROUGH = (
+    "test_updates_of_weights_are_refused_by_their_reason",
     "test_another_picture_in_the_same_place_is_no_hit",
     "test_retracted_while_they_decode",
     "test_guesses_of_what_a_text_said_before",
@@ -151,3 +154,10 @@ def test_what_cannot_be_is_refused(llm: LLM, make: Make, family: Seeing) -> None
     assert "digest" in refused(llm, changed(digest=b"short"))
     blind = make(language_only=True)
     assert "takes only text" in refused(blind, shown)
+
+
+def test_updates_of_weights_are_refused_by_their_reason(llm: LLM) -> None:
+    order = OrderWeights(call_id="w", order=ReleaseMemory(tags=[]), flush_cache=False)
+    done = llm.run(llm._client.order_weights(order))
+    assert not done.done
+    assert "--language-only" in done.message

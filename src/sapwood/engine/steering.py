@@ -25,6 +25,11 @@ NO_WEIGHTS = (
     "weights can be changed and memory be released only where one process computes the model: "
     "without --tp-size, --pp-size, --ep-size and --enable-dp-attention"
 )
+NO_WEIGHTS_OF_TOWERS = (
+    "weights cannot be changed, nor memory be released, while the server sees or hears: what makes "
+    "vectors of pictures and sounds has weights of its own, which this does not reach; start the "
+    "server with --language-only"
+)
 _HELD = (
     "requests that are paused in place hold KV of the old weights; send flush_cache false to keep "
     "it, or pause with mode retract or abort"
@@ -52,8 +57,11 @@ class ModelMemory(Protocol):
 class Steering:
     """Says when steps may be computed, and carries orders out between them."""
 
-    def __init__(self, scheduler: Scheduler, memory: ModelMemory | None) -> None:
-        """memory: None: orders are refused"""
+    def __init__(
+        self, scheduler: Scheduler, memory: ModelMemory | None, *, why_none: str = NO_WEIGHTS
+    ) -> None:
+        """memory: None: orders are refused, and `why_none` says why"""
+        self._why_no_weights = why_none
         self._scheduler = scheduler
         self._memory = memory
         self._orders: deque[OrderWeights] = deque()
@@ -117,7 +125,7 @@ class Steering:
     def _carry_out(self, message: OrderWeights, tell: Tell) -> None:
         order, memory = message.order, self._memory
         if memory is None:
-            tell(message.call_id, False, NO_WEIGHTS)
+            tell(message.call_id, False, self._why_no_weights)
             return
         if isinstance(order, JoinUpdateGroup):
             self._joining.append((message.call_id, memory.join(order)))

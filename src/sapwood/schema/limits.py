@@ -312,6 +312,13 @@ INPUT_PICTURES = Limit(
     fields=("image",),
     why="all are in memory at once; as in OpenAI's API",
 )
+SPEECH_PROMPT = Limit(
+    name="The prompt of a transcription",
+    most=10_000,
+    unit="characters",
+    fields=("prompt of /v1/audio/*",),
+    why="it is encoded for each file, and the model reads its last 200 tokens",
+)
 BODY_BYTES = Limit(
     name="A request's body",
     most=64 * MiB,
@@ -331,6 +338,14 @@ BODY_DEPTH = Limit(
 
 LIMITS: tuple[Limit, ...] = tuple(one for one in list(globals().values()) if isinstance(one, Limit))
 """All of them, in the order in which this module has them."""
+
+# Checked where requests of all dialects meet, so these only tell the OpenAPI document.
+RequestId = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": REQUEST_ID.most})]
+RoutingKey = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": ROUTING_KEY.most})]
+CacheKey = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": CACHE_KEY.most})]
+ProcessorText = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": CUSTOM_PROCESSOR.most})]
+StopRegex = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": STOP_REGEX_LENGTH.most})]
+LineId = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": LINE_ID.most})]
 
 CallerText = Annotated[str, msgspec.Meta(max_length=CALLER.most)]
 AdapterName = Annotated[str, msgspec.Meta(max_length=ADAPTER_NAME.most)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -31,3 +32,13 @@ def unpadded(size: Sequence[int], grid: tuple[int, int]) -> tuple[tuple[int, int
     shown = int(round(width * (rows / height), 7))
     padding = (columns - shown) // 2
     return (0, padding), (rows, columns - 2 * padding)
+
+
+def shrunk(shown: tuple[int, int], most: int) -> tuple[int, int]:
+    """Rows and columns of vectors after LLaVA-OneVision's shrinking, which begins a tenth above the
+    side of `most` vectors."""
+    height, width = shown
+    ratio = math.sqrt(height * width / most)
+    if ratio <= 1.1:
+        return shown
+    return max(1, int(height // ratio)), max(1, int(width // ratio))

@@ -28,7 +28,7 @@ from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
-from sapwood.engine.steering import Steering
+from sapwood.engine.steering import NO_WEIGHTS, NO_WEIGHTS_OF_TOWERS, Steering
 from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.launch import (
@@ -221,7 +221,11 @@ def _build_engine(
         joint=None if joint is None else joint.steps(config.parallel.tp_size),
         experts=runner.expert_record,
         kv_events=kv_events,
-        steering=Steering(scheduler, runner.memory),
+        steering=Steering(
+            scheduler,
+            runner.memory,
+            why_none=NO_WEIGHTS if runner.tower is None else NO_WEIGHTS_OF_TOWERS,
+        ),
         tiers=tier_desk(resolved, tiers),
     )
     return Engine(

@@ -9,9 +9,10 @@ from typing import Any
 
 from sapwood.app.building.model_defaults import read_json_if_there
 from sapwood.base.errors import ConfigError
-from sapwood.multimodal.family import FAMILIES, FamilySetting
+from sapwood.multimodal.family import FAMILIES, ONE_TOKEN, TOKENS, FamilySetting
 from sapwood.multimodal.fetch import Fetcher
 from sapwood.multimodal.limits import MediaLimits
+from sapwood.multimodal.listener import Listener
 from sapwood.multimodal.preparer import MediaPreparer
 from sapwood.schema.config.media import MediaConfig
 from sapwood.schema.config.options import option_specs
@@ -45,7 +46,14 @@ def build_preparer(
         for name in names
         if isinstance(model.get(name), int)
     }
-    if model.get("model_type") not in FAMILIES or not token_ids or "vision_config" not in model:
+    family = model.get("model_type")
+    for kind, text in TOKENS.get(str(family), {}).items():
+        found = tokenizer.encode(text, add_special_tokens=False)
+        if len(found) == 1:
+            token_ids[kind] = found[0]
+    if family in ONE_TOKEN and "image" in token_ids:
+        token_ids["video"] = token_ids["image"]
+    if family not in FAMILIES or not token_ids or "vision_config" not in model:
         return None
     processor = read_json_if_there(directory / "processor_config.json")
     image = read_json_if_there(directory / "preprocessor_config.json")
@@ -76,6 +84,28 @@ def build_preparer(
         timeout_s=config.mm_per_request_timeout,
         most_of_kind=config.most_of_kind,
         max_calls=config.mm_max_concurrent_calls,
+    )
+
+
+def build_listener(model: Mapping[str, Any], config: MediaConfig) -> Listener | None:
+    """None if the model hears nothing."""
+    if model.get("model_type") != "whisper":
+        return None
+    return Listener(
+        FamilySetting(model_type="whisper", model=dict(model)),
+        build_limits(config),
+        num_copies=max(1, (os.cpu_count() or 1) // 2),
+        num_vectors=int(model.get("max_source_positions", 1500)),
+    )
+
+
+def build_limits(config: MediaConfig) -> MediaLimits:
+    return MediaLimits(
+        max_image_bytes=config.max_image_bytes,
+        max_video_bytes=config.max_video_bytes,
+        max_audio_bytes=config.max_audio_bytes,
+        max_audio_seconds=config.max_audio_seconds,
+        prepare_s=config.mm_per_request_timeout,
     )
 
 
@@ -111,11 +141,7 @@ def _refuse_options(config: MediaConfig) -> None:
 def build_fetcher(config: MediaConfig) -> Fetcher:
     folder = config.allowed_local_media_path
     return Fetcher(
-        limits=MediaLimits(
-            max_image_bytes=config.max_image_bytes,
-            max_video_bytes=config.max_video_bytes,
-            prepare_s=config.mm_per_request_timeout,
-        ),
+        limits=build_limits(config),
         local_folder=None if folder is None else Path(folder),
         allowed=config.domains,
     )

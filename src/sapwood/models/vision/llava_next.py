@@ -5,7 +5,6 @@ Source: Liu et al. 2024, LLaVA-NeXT; Li et al. 2024, arXiv:2408.03326."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -20,7 +19,7 @@ from sapwood.models.vision.llava import LlavaTower
 from sapwood.models.vision.prepared import integers_of, why_malformed
 from sapwood.models.vision.tiles import PIXELS
 from sapwood.schema.media import Medium
-from sapwood.schema.tile_grids import best_grid, unpadded
+from sapwood.schema.tile_grids import best_grid, shrunk, unpadded
 
 _SIZES = "image_sizes"
 
@@ -125,11 +124,7 @@ class LlavaOnevisionTower(LlavaNextTower):
         self._most_tiles = int(said.removeprefix("anyres_max_"))
 
     def _shown(self, medium: Medium) -> tuple[int, int]:
-        height, width = super()._shown(medium)
-        ratio = math.sqrt(height * width / (self._most_tiles * self.form.side**2))
-        if ratio <= 1.1:
-            return height, width
-        return max(1, int(height // ratio)), max(1, int(width // ratio))
+        return shrunk(super()._shown(medium), self._most_tiles * self.form.side**2)
 
     def _shrunk(self, large: Tensor, medium: Medium) -> Tensor:
         size = self._shown(medium)
