@@ -22,8 +22,9 @@ Tell = Callable[[str, bool, str], None]
 """Answers a call: its id, whether it is done, and what there is to say."""
 
 NO_WEIGHTS = (
-    "weights can be changed and memory be released only where one process computes the model: "
-    "without --tp-size, --pp-size, --ep-size and --enable-dp-attention"
+    "the weights of this model cannot be changed while it is served, nor its memory be released: "
+    "it sees, makes embeddings or scores, is computed by transformers, or was started with "
+    "--enable-dp-attention or --enable-eplb"
 )
 _HELD = (
     "requests that are paused in place hold KV of the old weights; send flush_cache false to keep "

@@ -19,6 +19,7 @@ from sapwood.app.building.towers import media_vectors
 from sapwood.app.ranks.member import ALONE, facts_of, lead
 from sapwood.app.ranks.ranks import RankTeam, explained_by
 from sapwood.app.ranks.team_adapters import TeamAdapters
+from sapwood.app.ranks.team_weights import TeamWeights
 from sapwood.app.serving.joint_engines import JointEngines
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import MonotonicClock
@@ -28,7 +29,7 @@ from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
-from sapwood.engine.steering import Steering
+from sapwood.engine.steering import ModelMemory, Steering
 from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.launch import (
@@ -215,7 +216,7 @@ def _build_engine(
         joint=None if joint is None else joint.steps(config.parallel.tp_size),
         experts=runner.expert_record,
         kv_events=kv_events,
-        steering=Steering(scheduler, runner.memory),
+        steering=Steering(scheduler, _memory(runner, team)),
     )
     return Engine(
         loop=loop,
@@ -227,6 +228,13 @@ def _build_engine(
         adapters=None if adapters is None else adapters.loader,
         kv_events=kv_events,
     )
+
+
+def _memory(runner: StepRunner, team: RankTeam | None) -> ModelMemory | None:
+    """The weights and caches of all ranks."""
+    if runner.memory is None or team is None:
+        return runner.memory
+    return TeamWeights(runner.memory, team)
 
 
 def _step_sizes(resolved: Resolved) -> list[int]:
