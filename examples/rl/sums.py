@@ -6,7 +6,6 @@ import random
 import re
 from dataclasses import dataclass
 
-
 SHOWN = "2 + 3 = 5\n"
 """A solved problem, so that a model which was never asked to talk knows what to write."""
 

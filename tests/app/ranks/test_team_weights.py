@@ -175,7 +175,7 @@ def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_ranks_take_updates(two: Any) -> None:
-    """From disk and from tensors in parts; logits are those of a start with them, and back again."""
+    """From disk and from tensors in parts, as a start with them; and back again."""
     llm, a, b, expected = two
     first = numbers(llm)
     order(llm, CheckWeights(action="snapshot"))
