@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec.structs import replace
+from safetensors.torch import load_file, save_file
 
 from sapwood import LLM
 from sapwood.schema.logprobs import LogprobOptions, TokenLogprobs
@@ -48,6 +51,9 @@ class Seeing:
     num_tokens  that it stands for
     parts    into how many places, with text between, these are divided
     has_batch  whether transformers' pixels have a dimension for prompts
+    rewritten  changes names of tensors and fields of config.json to those that we are to read
+    video_token  that stands for a vector of a video
+    needs_types  whether transformers' model is told which tokens show a picture
     """
 
     model_type: str
@@ -60,6 +66,9 @@ class Seeing:
     video_sizes: Sequence[tuple[int, int, int]] = ()
     parts: Callable[[Medium], int] = lambda _: 1
     has_batch: bool = False
+    needs_types: bool = False
+    video_token: int = VIDEO
+    rewritten: Callable[[dict[str, torch.Tensor], dict[str, Any]], Any] | None = None
 
 
 def save(directory: Path, family: Seeing) -> Path:
@@ -81,6 +90,18 @@ def save(directory: Path, family: Seeing) -> Path:
     model.tie_weights()
     model.save_pretrained(directory)
     write_tokenizer(directory)
+    return directory
+
+
+def save_rewritten(source: Path, directory: Path, family: Seeing) -> Path:
+    """The same model as others than transformers publish it."""
+    if family.rewritten is None:
+        return source
+    shutil.copytree(source, directory)
+    config = json.loads((source / "config.json").read_text())
+    tensors = family.rewritten(load_file(source / "model.safetensors"), config)
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config))
     return directory
 
 
@@ -163,7 +184,7 @@ class Shown:
             if isinstance(part, Medium):
                 length = family.num_tokens(part)
                 count = family.parts(part)
-                token, spans = IMAGE if part.kind == "image" else VIDEO, []
+                token, spans = IMAGE if part.kind == "image" else family.video_token, []
                 for index in range(count):
                     ids += words(2, index) if index else []
                     spans.append((len(ids), length // count))
@@ -186,11 +207,12 @@ class Peer:
         from transformers import AutoModelForImageTextToText
 
         self._has_batch = family.has_batch
-        self._has_axes = family.model_type.startswith("qwen")
-
+        self._needs_types = family.needs_types
+        self._is_llama4 = family.model_type == "llama4"
         self._model = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=torch.float32
         ).eval()
+        self._has_axes = hasattr(getattr(self._model, "model", None), "get_rope_index")
 
     @torch.inference_mode()
     def __call__(self, shown: Shown, output: Sequence[int]) -> torch.Tensor:
@@ -218,8 +240,24 @@ class Peer:
             )
             after = torch.arange(count, ids.shape[1]).expand(3, 1, -1) + delta
             given["position_ids"] = torch.cat((of_prompt, after), dim=-1)
+        if self._needs_types:
+            given["mm_token_type_ids" if self._has_axes else "token_type_ids"] = types
+        if self._is_llama4:
+            found = self._model.language_model(
+                inputs_embeds=self._llama4_embeds(ids, given), use_cache=False
+            )
+            return found.logits[0].double().log_softmax(-1)
         found = self._model(input_ids=ids, use_cache=False, **given)
         return found.logits[0].double().log_softmax(-1)
+
+    def _llama4_embeds(self, ids: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What its own forward makes, which fails at what it returns of pictures."""
+        embeds = self._model.get_input_embeddings()(ids)
+        if "pixel_values" not in given:
+            return embeds
+        states = self._model.get_image_features(given["pixel_values"]).last_hidden_state
+        vectors = self._model.multi_modal_projector(states)
+        return embeds.masked_scatter((ids == IMAGE)[..., None], vectors)
 
 
 def ask(llm: LLM, prompts: Sequence[Shown], **options: Any) -> list[list[RequestOutput]]:

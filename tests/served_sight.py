@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from pathlib import Path
 
-import numpy as np
 import tokenizers
-from PIL import Image
 
 from tests.seeing import FAMILIES, IMAGE, VIDEO, save
 
@@ -42,18 +38,3 @@ def save_served(directory: Path) -> Path:
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         (directory / name).write_text(json.dumps(settings))
     return directory
-
-
-def picture(width: int, height: int) -> Image.Image:
-    noise = np.random.default_rng(width).integers(0, 256, (height, width, 3))
-    return Image.fromarray(noise.astype(np.uint8))
-
-
-def png(shown: Image.Image) -> bytes:
-    out = io.BytesIO()
-    shown.save(out, "PNG")
-    return out.getvalue()
-
-
-def data_url(shown: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(shown)).decode()

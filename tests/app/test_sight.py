@@ -11,13 +11,31 @@ import pytest
 from msgspec.structs import replace
 
 from sapwood import LLM
+from sapwood.schema.request import OrderWeights
+from sapwood.schema.weights import ReleaseMemory
 from tests.app.llms import Make, llms_of
-from tests.seeing import FAMILIES, Peer, Seeing, Shown, ask, check, save, words
+from tests.seeing import FAMILIES, Peer, Seeing, Shown, ask, check, save, save_rewritten, words
+from tests.seeing_families import MORE
+
+THOROUGH = (
+    "test_updates_of_weights_are_refused_by_their_reason",
+    "test_another_picture_in_the_same_place_is_no_hit",
+    "test_retracted_while_they_decode",
+    "test_guesses_of_what_a_text_said_before",
+)
+"""Tests of how the engine treats pictures, which is the same for towers of one kind."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "family" in metafunc.fixturenames:
+        thorough = [*FAMILIES, "Gemma 3"]
+        names = thorough if metafunc.function.__name__ in THOROUGH else [*FAMILIES, *MORE]
+        metafunc.parametrize("family", names, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def family(request: pytest.FixtureRequest) -> Seeing:
-    return FAMILIES[request.param]
+    return (FAMILIES | MORE)[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +49,11 @@ def peer(model_path: Path, family: Seeing) -> Peer:
 
 
 @pytest.fixture(scope="module")
-def make(model_path: Path) -> Iterator[Make]:
-    with llms_of(model_path, page_size=4, max_running_requests=4, max_total_tokens=2048) as made:
+def make(
+    model_path: Path, family: Seeing, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Make]:
+    own = save_rewritten(model_path, tmp_path_factory.mktemp("own") / "model", family)
+    with llms_of(own, page_size=4, max_running_requests=4, max_total_tokens=2048) as made:
         yield made
 
 
@@ -133,3 +154,10 @@ def test_what_cannot_be_is_refused(llm: LLM, make: Make, family: Seeing) -> None
     assert "digest" in refused(llm, changed(digest=b"short"))
     blind = make(language_only=True)
     assert "takes only text" in refused(blind, shown)
+
+
+def test_updates_of_weights_are_refused_by_their_reason(llm: LLM) -> None:
+    order = OrderWeights(call_id="w", order=ReleaseMemory(tags=[]), flush_cache=False)
+    done = llm.run(llm._client.order_weights(order))
+    assert not done.done
+    assert "--language-only" in done.message

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from tests.e2e.server import Server, serving
+from tests.pictures import data_url, picture
 from tests.seeing import IMAGE
-from tests.served_sight import data_url, picture, save_served
+from tests.served_sight import save_served
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,9 @@ BUDGET = 25
 
 
 class Facts:
+    def __init__(self, *, attends_both_ways: bool = False) -> None:
+        self.attends_both_ways = attends_both_ways
+
     def why_unfit(self, medium: Medium) -> str | None:
         return "it is no image" if medium.kind != "image" else None
 
@@ -38,8 +41,9 @@ def state(name: str, media: list[Medium]) -> RequestState:
     return RequestState(request, max_new_tokens=1, seed=0, arrival=0, arrival_s=0.0)
 
 
-def account() -> MediaVectors:
-    return MediaVectors(Facts(), vector_bytes=BYTES, max_bytes=MOST, patches_per_step=BUDGET)
+def account(*, attends_both_ways: bool = False) -> MediaVectors:
+    facts = Facts(attends_both_ways=attends_both_ways)
+    return MediaVectors(facts, vector_bytes=BYTES, max_bytes=MOST, patches_per_step=BUDGET)
 
 
 def pictures(sizes: list[tuple[int, int]]) -> list[Medium]:
@@ -58,12 +62,14 @@ def pictures(sizes: list[tuple[int, int]]) -> list[Medium]:
         max_size=5,
     ),
     st.lists(st.tuples(st.integers(0, 4), st.integers(1, 60), st.booleans()), max_size=60),
+    st.booleans(),
 )
 def test_any_schedule(
-    prompts: list[list[tuple[int, int]]], turns: list[tuple[int, int, bool]]
+    prompts: list[list[tuple[int, int]]], turns: list[tuple[int, int, bool]], both_ways: bool
 ) -> None:
-    """A rank that does as it is told has each vector that a granted token needs."""
-    vectors = account()
+    """A rank that does as it is told has each vector that a granted token needs, and computes a
+    picture in one step where its tokens see one another."""
+    vectors = account(attends_both_ways=both_ways)
     states = [state(f"r{index}", pictures(sizes)) for index, sizes in enumerate(prompts)]
     done = [0] * len(states)
     there: set[bytes] = set()
@@ -78,7 +84,10 @@ def test_any_schedule(
         start = done[index]
         num_new = min(count, len(one.prompt_ids) - start)
         granted = vectors.grant(one, start, num_new)
-        assert 0 <= granted <= num_new
+        assert 0 <= granted <= (len(one.prompt_ids) - start if both_ways else num_new)
+        for shown in one.media if both_ways else ():
+            ((first, length),) = shown.spans
+            assert not first < start + granted < first + length, "a picture is cut"
         encodes, forgets = vectors.take_orders()
         assert there.issuperset(forgets), "what was never made is forgotten"
         there -= set(forgets)

@@ -310,6 +310,21 @@ def test_a_stored_response_is_found_where_it_is() -> None:
     asyncio.run(run())
 
 
+def test_a_picture_is_found_where_it_is() -> None:
+    async def run() -> None:
+        one, other = Stub("one"), Stub("other")
+        one.behaviour = 404
+        async with bench(one, other) as made:
+            got = await made.client.get("/v1/images/img_1/content")
+            assert got.json()["worker"] == "other"
+            other.behaviour = 404
+            missing = await made.client.get("/v1/images/img_1/content")
+            assert missing.status_code == 404
+            assert "picture" in missing.text
+
+    asyncio.run(run())
+
+
 def test_a_gateway_that_drains_takes_no_requests() -> None:
     async def run() -> None:
         async with bench(Stub("a")) as made:

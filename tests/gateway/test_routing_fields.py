@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapwood.gateway.routing_fields import MAX_TEXT_BYTES, RoutingFields, routing_fields
+from sapwood.gateway.routing_fields import (
+    MAX_TEXT_BYTES,
+    RoutingFields,
+    form_fields,
+    routing_fields,
+)
 
 
 def test_the_prompt_is_taken_as_it_is_spelled() -> None:
@@ -62,3 +68,43 @@ def test_any_json_is_taken(value: object) -> None:
 )
 def test_token_ids_are_taken_where_all_share_a_cache(fields: object, ids: bytes) -> None:
     assert routing_fields(json.dumps(fields).encode()).ids == ids
+
+
+def form(*parts: tuple[str, bytes], boundary: bytes = b"xyz") -> bytes:
+    pieces = [
+        b"--%s\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n"
+        % (boundary, head.encode(), value)
+        for head, value in parts
+    ]
+    return b"".join(pieces) + b"--%s--\r\n" % boundary
+
+
+TYPE = b"multipart/form-data; boundary=xyz"
+
+
+def test_the_model_of_a_form_is_found_beside_pictures() -> None:
+    picture = ('name="image"; filename="model.png"', b'name="model"\r\n\r\nother' * 9)
+    body = form(picture, ('name="prompt"', b"a model"), ('name="model"', b"flux"))
+    assert form_fields(body, TYPE).model == "flux"
+    assert form_fields(body, b'Multipart/Form-Data; charset=x; boundary="xyz"').model == "flux"
+    assert form_fields(form(picture), TYPE).model is None
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", TYPE),
+        (b"--xyz", TYPE),
+        (b"--xyz--xyz--xyz", TYPE),
+        (b"--xyz\r\n\r\n" * 1000, TYPE),
+        (form(("name=model", b"\xff" * 10**6)), TYPE),
+        (form(('name="model"', b"x")), b"multipart/form-data"),
+        (form(('name="model"', b"x")), b"multipart/form-data; boundary=" + b"y" * 10**5),
+        (b"--xyz " * 10**5, b"multipart/form-data; boundary=" + b";" * 10**5),
+    ],
+)
+def test_a_hostile_form_costs_little(body: bytes, kind: bytes) -> None:
+    start_s = time.process_time()
+    model = form_fields(body, kind).model
+    assert model is None or len(model) <= 2048
+    assert time.process_time() - start_s < 0.5

@@ -10,6 +10,7 @@ from sapwood.base.errors import ConfigError, ModelSourceError
 from sapwood.models.encoder.names import ENCODERS
 from sapwood.models.pooling import GENERATING, pooling_of
 from sapwood.models.registry import ARCHITECTURES
+from sapwood.models.text_part import WRAPPERS
 from sapwood.schema.pooling import Pooling
 
 
@@ -37,7 +38,7 @@ def write_modules(directory: Path, *kinds: str, pooling: dict[str, Any] | None =
 
 
 def test_names_that_end_like_those_of_embedders_are_known() -> None:
-    names = set(ARCHITECTURES.names()) - set(ENCODERS)
+    names = {*ARCHITECTURES.names(), *WRAPPERS} - set(ENCODERS)
     assert {name for name in names if name.endswith("Model")} == GENERATING
 
 

@@ -21,7 +21,13 @@ from sapwood.schema.request import Generate
 
 
 class MediaFacts(Protocol):
-    """What a tower says of media before it computes anything."""
+    """What a tower says of media before it computes anything.
+
+    attends_both_ways  whether the tokens of a picture must be computed in one step
+    """
+
+    @property
+    def attends_both_ways(self) -> bool: ...
 
     def why_unfit(self, medium: Medium) -> str | None: ...
 
@@ -65,6 +71,7 @@ class MediaVectors:
         must_hear         whether every request needs a sound, since the model's layers attend to it
         """
         self._facts = facts
+        self._attends_both_ways = facts.attends_both_ways
         self._vector_bytes = vector_bytes
         self._max_bytes = max_bytes
         self._patches_per_step = patches_per_step
@@ -134,7 +141,12 @@ class MediaVectors:
     def grant(self, state: RequestState, start: int, num_new: int) -> int:
         """How many of `num_new` tokens from `start` on the next step can compute, as far as vectors
         go. The request holds those of these tokens from now on, until it has computed them or
-        leaves; what is missing is ordered."""
+        leaves; what is missing is ordered.
+
+        More than `num_new` if a picture begins at `start`, does not end before them and has to be
+        computed in one step."""
+        if self._attends_both_ways:
+            num_new = _without_cut(state.media, start, start + num_new) - start
         for medium, first in _shown(state.media, start, start + num_new):
             if not self._hold(state.request_id, medium):
                 return max(first - start, 0)
@@ -242,3 +254,13 @@ def _shown(media: Sequence[Medium], start: int, end: int) -> Iterator[tuple[Medi
             if first < end and first + length > start:
                 yield medium, max(first, start)
                 break
+
+
+def _without_cut(media: Sequence[Medium], start: int, end: int) -> int:
+    """Where tokens from `start` on may end so that no picture is cut: at `end`, before the picture
+    in which that lies, or, if they begin in it, behind it."""
+    for medium in media:
+        for first, length in medium.spans:
+            if first < end < first + length:
+                return first if first > start else first + length
+    return end

@@ -83,6 +83,7 @@ class RequestState:
         self.unsettled: list[ScheduledTokens] = []
         self.speculated: Speculated | None = None
         self.num_cached_tokens: int | None = None
+        self.tier_tokens = 0, 0  # of these, from the host and from the storage
         self.lease: Lease | None = None
         self.row = -1
         self.adapter = "" if adapter_start is None else request.options.adapter

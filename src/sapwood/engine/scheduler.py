@@ -165,10 +165,19 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether there is anything to do now besides waiting for grammars to be compiled."""
         return (
-            len(self._open) > self._gate.num_held
+            len(self._open) > self._gate.num_held + self._num_fetching
             or self._running.has_ended_rows
             or self._has_page_orders
         )
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether a storage is at work, whose results `plan` takes in."""
+        return self._tiers is not None and self._tiers.is_busy
+
+    @property
+    def _num_fetching(self) -> int:
+        return 0 if self._tiers is None else self._tiers.num_held
 
     @property
     def _has_page_orders(self) -> bool:
@@ -212,6 +221,8 @@ class Scheduler:
         self._open[state.request_id] = state
         self._gate.enter(state)
         self._waiting.append(state)
+        if self._tiers is not None:
+            self._tiers.arrive(state)
         return None
 
     def abort(self, request_id: str, *, reason: str | None = None) -> RequestOutput | None:
@@ -244,6 +255,8 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step; None if nothing can be computed before an earlier result is known."""
         speculation = self._speculation
+        if self._tiers is not None:
+            self._tiers.poll()
         if speculation is not None and self._in_flight and speculation.waits:
             return None
         shares: list[tuple[RequestState, int]] = []
@@ -263,7 +276,9 @@ class Scheduler:
         if not (shares or ends or self._adapters.has_copies or self._has_page_orders):
             return None
         encodes, forgets = ([], []) if self._media is None else self._media.take_orders()
-        saves, loads = ([], []) if self._tiers is None else self._tiers.take_orders()
+        saves, loads = (
+            ([], []) if self._tiers is None else self._tiers.take_orders(self._counts["steps"])
+        )
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
         wanted = {} if speculation is None else speculation.guesses_wanted(shares, drafts)
         entries = [
@@ -296,6 +311,9 @@ class Scheduler:
             speculation.begin_step(plan)
         self._in_flight[plan.step] = [(state, state.num_runs) for state, _ in entries]
         self._step_time.begin(plan.step, shares)
+        if self._tiers is not None:
+            num_prompt = sum(num_new for _, num_new in shares if num_new > 1)
+            self._tiers.begin_step(plan.step, num_prompt)
         for state, entry in entries:
             state.last_step = plan.step
             self._count_as_computed(state, entry)
@@ -325,6 +343,8 @@ class Scheduler:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
         self._step_time.end(plan.step)
+        if self._tiers is not None:
+            self._tiers.end_step(plan.step)
         if self._speculation is not None:
             self._speculation.end_step(plan.step, result.drafting_s)
         if self._media is not None:
@@ -380,6 +400,11 @@ class Scheduler:
         if self._tiers is not None:
             self._tiers.clear()
         return True
+
+    def weights_changed(self) -> None:
+        """Pages that are computed from now on must not be taken for those before."""
+        if self._tiers is not None:
+            self._tiers.weights_changed()
 
     @property
     def has_running(self) -> bool:
@@ -465,6 +490,7 @@ class Scheduler:
             for state in self._order.of(self._waiting, self._running.states)
             if not state.num_pending_outputs
             and not self._gate.holds(state)
+            and not (self._tiers is not None and self._tiers.holds(state))
             and self._adapters.has_room(state.adapter)
             and self._adapters.is_there(state.adapter)
         )
@@ -525,7 +551,7 @@ class Scheduler:
             num_new = self._seen(state, state.num_computed_tokens, num_new)
             if num_new > 0 and self._make_room(state, num_new, shares):
                 shares.append((state, num_new))
-                budget -= num_new
+                budget = max(0, budget - num_new)  # a picture that is not cut may exceed it
                 decodes_left -= is_decode
         return budget
 
@@ -595,6 +621,8 @@ class Scheduler:
                 break
             if state.num_pending_outputs or self._gate.holds(state) or turns.passes_over(state):
                 continue
+            if self._tiers is not None and self._tiers.holds(state):
+                continue
             if self._prefixes.are_worth_waiting_for(state, self._ledger):
                 continue
             if self._whole_prompts and state.num_missing_tokens > budget:
@@ -623,10 +651,12 @@ class Scheduler:
                 self._leave_media(state)
                 break
             self._running.begin(state, lease, num_hit, self._counts)
+            if self._tiers is not None:
+                self._tiers.leave(state)
             self._waiting.remove(state)
             starts.append(state)
             shares.append((state, num_new))
-            budget -= num_new
+            budget = max(0, budget - num_new)
         return starts
 
     # ---- lifecycle ---------------------------------------------------------------------------

@@ -23,8 +23,13 @@ Tell = Callable[[str, bool, str], None]
 
 NO_WEIGHTS = (
     "the weights of this model cannot be changed while it is served, nor its memory be released: "
-    "it sees, makes embeddings or scores, is computed by transformers, or was started with "
+    "it makes embeddings or scores, is computed by transformers, or was started with "
     "--enable-dp-attention or --enable-eplb"
+)
+NO_WEIGHTS_OF_TOWERS = (
+    "weights cannot be changed, nor memory be released, while the server sees or hears: what makes "
+    "vectors of pictures and sounds has weights of its own, which this does not reach; start the "
+    "server with --language-only"
 )
 _HELD = (
     "requests that are paused in place hold KV of the old weights; send flush_cache false to keep "
@@ -53,8 +58,11 @@ class ModelMemory(Protocol):
 class Steering:
     """Says when steps may be computed, and carries orders out between them."""
 
-    def __init__(self, scheduler: Scheduler, memory: ModelMemory | None) -> None:
-        """memory: None: orders are refused"""
+    def __init__(
+        self, scheduler: Scheduler, memory: ModelMemory | None, *, why_none: str = NO_WEIGHTS
+    ) -> None:
+        """memory: None: orders are refused, and `why_none` says why"""
+        self._why_no_weights = why_none
         self._scheduler = scheduler
         self._memory = memory
         self._orders: deque[OrderWeights] = deque()
@@ -118,7 +126,7 @@ class Steering:
     def _carry_out(self, message: OrderWeights, tell: Tell) -> None:
         order, memory = message.order, self._memory
         if memory is None:
-            tell(message.call_id, False, NO_WEIGHTS)
+            tell(message.call_id, False, self._why_no_weights)
             return
         if isinstance(order, JoinUpdateGroup):
             self._joining.append((message.call_id, memory.join(order)))
@@ -133,6 +141,8 @@ class Steering:
         except SapwoodError as error:
             tell(message.call_id, False, error.message)
             return
+        if isinstance(order, UPDATES):
+            self._scheduler.weights_changed()
         if makes_stale or forgets:
             self._scheduler.forget_prefixes()
         tell(message.call_id, True, told)

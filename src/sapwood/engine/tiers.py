@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sapwood.base.clock import Clock
 from sapwood.engine.request_state import RequestState
+from sapwood.engine.stored_pages import StoredPages
 from sapwood.memory.lease import Lease
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.namespace import Namespace, page_digests
 from sapwood.memory.node import TOKEN_BYTES
 from sapwood.memory.prefix_tree import first_needed_page
 from sapwood.memory.tiers.host import HostTier
+from sapwood.memory.tiers.rates import CostRule
 from sapwood.schema.step import CopiedPage
 
 LEAST_TOKENS = 10
+LEAST_MEASURED = 64
+"""Tokens of prompts in a step that tells what one costs."""
 
 
 @dataclass(slots=True)
@@ -33,31 +38,120 @@ class CacheTiers:
     ends or must wait.
     """
 
-    def __init__(self, ledger: Ledger, host: HostTier, *, least_tokens: int = LEAST_TOKENS) -> None:
-        """least_tokens  a hit that is longer by fewer tokens is not worth its copies"""
+    def __init__(
+        self,
+        ledger: Ledger,
+        host: HostTier,
+        *,
+        stored: StoredPages | None = None,
+        loads: CostRule | None = None,
+        page_bytes: int = 0,
+        clock: Clock | None = None,
+        least_tokens: int = LEAST_TOKENS,
+    ) -> None:
+        """stored        the storage behind the host; None: there can be none
+        loads         whether copies from the host are quicker than computing; None: always
+        page_bytes    of a page in all pools together
+        clock         measures what prompts cost, for these rules
+        least_tokens  a hit that is longer by fewer tokens is not worth its copies"""
+        self._stored = stored
+        self._loads = loads
+        self._bytes_per_page = page_bytes
+        self._clock = clock
+        self._begun: dict[int, tuple[float, int]] = {}
+        self._last_end_s = 0.0
         self._least_tokens = least_tokens
         self._ledger = ledger
         self._host = host
         self._page_bytes = ledger.page_size * TOKEN_BYTES
         self._known: dict[str, _Known] = {}
         self.num_hit_tokens = 0
+        """Tokens that came back, from the storage too."""
+        self.num_stored_tokens = 0
 
     @property
     def has_orders(self) -> bool:
         """Whether the next plan has something to copy."""
         return self._host.has_orders
 
-    def take_orders(self) -> tuple[list[CopiedPage], list[CopiedPage]]:
-        """As `HostTier.take_orders`."""
+    @property
+    def stored(self) -> StoredPages | None:
+        return self._stored
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a storage is at work, whose results shall be taken in soon."""
+        return self._stored is not None and self._stored.is_busy
+
+    @property
+    def num_held(self) -> int:
+        """Requests that wait for pages from the storage."""
+        return 0 if self._stored is None else self._stored.num_held
+
+    def take_orders(self, step: int) -> tuple[list[CopiedPage], list[CopiedPage]]:
+        """As `HostTier.take_orders`, for the plan of that number."""
+        if self._stored is not None:
+            self._stored.planned(step)
         return self._host.take_orders()
+
+    def begin_step(self, step: int, num_prompt_tokens: int) -> None:
+        """A plan with so many tokens of prompts is made."""
+        if self._clock is not None and num_prompt_tokens >= LEAST_MEASURED:
+            self._begun[step] = self._clock.now_s(), num_prompt_tokens
+
+    def end_step(self, step: int) -> None:
+        """The result of that plan is there."""
+        if self._stored is not None:
+            self._stored.executed(step)
+        if self._clock is None:
+            return
+        now_s = self._clock.now_s()
+        begun = self._begun.pop(step, None)
+        if begun is not None and self._loads is not None:
+            begin_s, num_tokens = begun
+            self._loads.token.add(num_tokens, now_s - max(begin_s, self._last_end_s))
+        self._last_end_s = now_s
 
     def clear(self) -> None:
         """Forget what the tiers in memory hold."""
         self._host.clear()
+        if self._stored is not None:
+            self._stored.forget()
+
+    def close(self) -> None:
+        """Write what waits, and use the storage no longer."""
+        if self._stored is not None:
+            self._stored.detach()
+
+    def weights_changed(self) -> None:
+        """As `StoredPages.weights_changed`."""
+        if self._stored is not None:
+            self._stored.weights_changed()
+
+    def arrive(self, state: RequestState) -> None:
+        """A request waits from now on: look for its pages in the storage."""
+        stored = self._stored
+        if stored is None or not stored.is_attached or not state.uses_prefixes or state.adapter:
+            return
+        key = self._ledger.matchable(state.matchable_key())
+        digests = self._digests_of(state, key)
+        known = self._reach(state.namespace, key, digests, 0)
+        stored.begin(state.request_id, digests, known, self._ledger.page_size)
+
+    def poll(self) -> None:
+        """Take in what the storage has brought. To be called once per turn."""
+        if self._stored is not None:
+            self._stored.poll()
+
+    def holds(self, state: RequestState) -> bool:
+        """Whether the request waits for pages from the storage."""
+        return self._stored is not None and self._stored.holds(state.request_id)
 
     def leave(self, state: RequestState) -> None:
         """The request waits no longer."""
         self._known.pop(state.request_id, None)
+        if self._stored is not None:
+            self._stored.leave(state.request_id)
 
     def extend(self, state: RequestState, lease: Lease) -> int:
         """Lengthen the prefix of a request's new lease as far as the host has its pages, and the
@@ -74,14 +168,24 @@ class CacheTiers:
             full is not None and missing > ledger.available()[full]
         ):
             return begin * page_size
+        if self._loads is not None and not self._loads.pays(
+            (end - begin) * self._bytes_per_page, (end - begin) * page_size
+        ):
+            return begin * page_size
         digests = self._digests_of(state, key)
         # What has to make room for these pages must not take their slots on the host.
         with self._host.keeping(self._needed(digests, begin, end)):
             empty = ledger.restore(lease, key[: end * self._page_bytes])
-            for pool, index, number in empty or ():
-                self._host.load(pool, digests[index], number)
+            restored = empty or ()
+            was_stored = [
+                self._host.load(pool, digests[index], number) for pool, index, number in restored
+            ]
         if empty is not None:
-            self.num_hit_tokens += (lease.num_shared - begin) * page_size
+            num_tokens = (lease.num_shared - begin) * page_size
+            num_stored = num_tokens * sum(was_stored) // max(len(was_stored), 1)
+            self.num_hit_tokens += num_tokens
+            self.num_stored_tokens += num_stored
+            state.tier_tokens = num_tokens - num_stored, num_stored
         return lease.num_shared * page_size
 
     def _needed(self, digests: Sequence[bytes], begin: int, end: int) -> list[tuple[int, bytes]]:

@@ -151,6 +151,7 @@ def build_inputs(
         # A window's table has old pages, which nobody shares.
         host_page_table=None if places.is_window_first else host_page_table,
         sees=None if sees is None else upload_one(sees, np.int64, device),
+        both_ways=() if sight is None else sight.both_ways(scheduled),
     )
     groups: tuple[CacheInputs, ...] = ()
     if places.group_of_layer:

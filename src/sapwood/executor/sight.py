@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.executor.rows import RowTable
+from sapwood.kernels.attention_batch import SeenBothWays
 from sapwood.kernels.transfer import upload_one
 from sapwood.layers.forward_batch import AxisPositions, InputEmbeds
 from sapwood.models.vision.interface import Tower
@@ -54,6 +55,7 @@ class Sight:
         self._hidden_size = hidden_size
         self._device = device
         self._axis_of_pair = tower.axis_of_pair
+        self._attends_both_ways = tower.attends_both_ways
         self._vectors: dict[bytes, Tensor] = {}
         self._rows: dict[int, ShowingRow] = {}
         self._across: dict[int, bytes] = {}
@@ -116,6 +118,27 @@ class Sight:
             return axes[0], None
         there = upload_one(axes.ravel(), np.int64, self._device).view(3, -1)
         return axes[0], AxisPositions(there, self._axis_of_pair)
+
+    def both_ways(self, scheduled: Sequence[ScheduledTokens]) -> tuple[SeenBothWays, ...]:
+        """The step's tokens of pictures, if the decoder's attention lets them see one another."""
+        if not self._attends_both_ways:
+            return ()
+        found: list[SeenBothWays] = []
+        at = 0
+        for index, entry in enumerate(scheduled):
+            row = self._rows.get(entry.row)
+            for shown in () if row is None else row.shown:
+                first = max(shown.start, entry.position)
+                end = min(shown.start + shown.length, entry.end)
+                if first < end:
+                    start = at + first - entry.position
+                    found.append(
+                        SeenBothWays(
+                            request=index, start=start, end=start + end - first, first=first
+                        )
+                    )
+            at += entry.num_new
+        return tuple(found)
 
     def across(self, scheduled: Sequence[ScheduledTokens]) -> tuple[Tensor | None, ...]:
         """By entry of a step: the vectors that its layers attend to across."""

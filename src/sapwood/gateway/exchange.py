@@ -22,7 +22,7 @@ from sapwood.gateway.link import Metadata, TokenAnswer
 from sapwood.gateway.metrics import GatewayMetrics
 from sapwood.gateway.policies.interface import Call
 from sapwood.gateway.retries import RETRYABLE, WORKER_AT_FAULT, RetryBudget, RetryLimits
-from sapwood.gateway.routing_fields import RoutingFields, routing_fields
+from sapwood.gateway.routing_fields import RoutingFields, form_fields, routing_fields
 from sapwood.gateway.spans import TRACE_HEADERS, RequestSpan
 from sapwood.gateway.worker import Worker, WorkerType
 from sapwood.http.raw_headers import RawHeaders, find
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 WATCH_AFTER_S = 0.02
 """A client that leaves earlier is noticed then."""
 _ROUTING_KEY = ROUTING_KEY_HEADER.encode()
+_PICTURES = "/v1/images/"
+_FORWARDED_HOST = b"x-forwarded-host"
 
 
 class BadGateway(SapwoodError):
@@ -212,6 +214,10 @@ class Exchange(Generic[A]):
         self._extra = [(headers.REQUEST_ID, self.id)]
         if client is not None:
             self._extra.append((b"x-forwarded-for", str(client[0]).encode("ascii", "replace")))
+        if self._path.startswith(_PICTURES) and not find(self._headers, _FORWARDED_HOST, b""):
+            # The worker tells where its pictures are; that is here, for the client.
+            self._extra.append((_FORWARDED_HOST, find(self._headers, b"host", b"")))
+            self._extra.append((b"x-forwarded-proto", str(scope.get("scheme", "http")).encode()))
         self._call, self._model = self._call_and_model(fields)
         self.span: RequestSpan | None = None
 
@@ -338,7 +344,13 @@ class Exchange(Generic[A]):
         fleet, body = self.proxy.fleet, self._way.body
         if fields is None:
             is_needed = body and (fleet.needs_text or len(fleet.models) > 1)
-            fields = routing_fields(body) if is_needed else RoutingFields()
+            kind = find(self._headers, b"content-type", b"")
+            if not is_needed:
+                fields = RoutingFields()
+            elif kind[:10].lower() == b"multipart/":
+                fields = form_fields(body, kind)
+            else:
+                fields = routing_fields(body)
         key = find(self._headers, _ROUTING_KEY, b"")
         return Call(
             text=fields.text, ids=fields.ids, key=key[: ROUTING_KEY.most].decode("latin-1")

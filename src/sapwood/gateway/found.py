@@ -1,6 +1,7 @@
-"""Requests about something that one worker holds: a stored response, asked for by its id.
+"""Requests about something that one worker holds: a stored response or a picture, asked for by its
+id.
 
-Responses are stored by the worker that made them. The gateway remembers none of that: it asks all
+They are stored by the worker that made them. The gateway remembers none of that: it asks all
 workers whether they know the id, and sends the request to the one that does.
 """
 
@@ -37,6 +38,16 @@ def found_dialect(proxy: Proxy, answer: Respond | None = None) -> Dialect:
         id_ = request.path_params["response_id"]
         return Forwarded(proxy, request, worker=await owner(proxy, request, id_))
 
+    async def forward_picture(request: Request) -> Response:
+        id_ = request.path_params["picture_id"]
+        worker = await owner(proxy, request, id_, kind="picture", prefix="/v1/images/")
+        return Forwarded(proxy, request, worker=worker)
+
+    for path in ("/v1/images/{picture_id}", "/v1/images/{picture_id}/content"):
+        dialect.serves(
+            Endpoint(paths=(path,), methods=("GET",), access="user", is_documented=False)
+        )(forward_picture)
+
     @dialect.serves(
         Endpoint(paths=("/v1/responses",), methods=("POST",), access="user", is_documented=False)
     )
@@ -59,30 +70,42 @@ def found_dialect(proxy: Proxy, answer: Respond | None = None) -> Dialect:
     return dialect
 
 
-async def owner(proxy: Proxy, request: Request, id_: str) -> Worker:
+async def owner(
+    proxy: Proxy,
+    request: Request,
+    id_: str,
+    *,
+    kind: str = "response",
+    prefix: str = "/v1/responses/",
+) -> Worker:
     """The worker that holds the response; NotFound if none of the workers does.
 
-    Raises EngineUnavailable if that is unknown, because a worker did not answer."""
+    kind    what it is called in errors, if it is no response
+    prefix  of the path that tells of one by its id
+    Raises  EngineUnavailable if that is unknown, because a worker did not answer
+    """
     if not _ID.fullmatch(id_):
-        raise NotFound(f"there is no response {id_[:200]!r}")
+        raise NotFound(f"there is no {kind} {id_[:200]!r}")
     workers = [worker for worker in proxy.fleet if worker.state is WorkerState.READY]
-    answers = await asyncio.gather(*(_knows(proxy, request, worker, id_) for worker in workers))
+    answers = await asyncio.gather(
+        *(_knows(proxy, request, worker, prefix + id_) for worker in workers)
+    )
     for worker, knows in zip(workers, answers, strict=True):
         if knows:
             return worker
     if None in answers or not workers:
-        raise EngineUnavailable(f"not all workers say whether they have the response {id_!r}")
-    raise NotFound(f"no worker has a response {id_!r}")
+        raise EngineUnavailable(f"not all workers say whether they have the {kind} {id_!r}")
+    raise NotFound(f"no worker has a {kind} {id_!r}")
 
 
-async def _knows(proxy: Proxy, request: Request, worker: Worker, id_: str) -> bool | None:
+async def _knows(proxy: Proxy, request: Request, worker: Worker, path: str) -> bool | None:
     """None: the worker does not say."""
     key = [(name, value) for name, value in request.headers.raw if name in KEYS]
     try:
         status, body = await ask(
             worker,
             "GET",
-            f"/v1/responses/{id_}",
+            path,
             headers=key,
             pass_key=proxy.limits.pass_key,
             timeout_s=ASK_TIMEOUT_S,

@@ -7,6 +7,7 @@ decoded, and a field that is wrong is the worker's to refuse.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ import msgspec
 MAX_TEXT_BYTES = 256 << 10
 """Bytes of a prompt that policies look at. A single one shall not fill the tree of prompts."""
 
+MAX_PARTS = 64
+MAX_PART_HEAD = 2048
+_BOUNDARY = re.compile(
+    rb"(?i)^multipart/form-data;.*?boundary=(?:\"([^\"]{1,200})\"|([^\s;]{1,200}))"
+)
+_NAMES_MODEL = re.compile(rb"(?i)[;\s]name=\"?model\"?(?:[;\s]|$)")
 _EMPTY = msgspec.Raw()
 _NO_TEXT = (b"", b"null", b'""')
 _ID_BEGINS = frozenset(b"%c" % byte for byte in b"[0123456789")
@@ -89,6 +96,26 @@ def routing_fields(body: bytes) -> RoutingFields:
     )
     pieces = [memoryview(part)[:MAX_TEXT_BYTES] for part in parts if len(memoryview(part))]
     return RoutingFields(model, b"".join(pieces)[:MAX_TEXT_BYTES], _ids(told, model))
+
+
+def form_fields(body: bytes, content_type: bytes) -> RoutingFields:
+    """The same of a multipart form, whose text no policy looks at: the part with the model's name.
+    Pictures beside it are not read."""
+    found = _BOUNDARY.search(content_type)
+    if found is None:
+        return _NOTHING
+    mark = b"--" + (found[1] or found[2])
+    start = body.find(mark)
+    for _ in range(MAX_PARTS):
+        end = body.find(mark, start + len(mark)) if start >= 0 else -1
+        if end < 0:
+            break
+        head_end = body.find(b"\r\n\r\n", start, min(end, start + MAX_PART_HEAD))
+        if head_end >= 0 and _NAMES_MODEL.search(body, start, head_end):
+            value = body[head_end + 4 : min(end, head_end + MAX_PART_HEAD)].removesuffix(b"\r\n")
+            return RoutingFields(value.decode("utf-8", "replace"))
+        start = end
+    return _NOTHING
 
 
 def _ids(told: _Body, model: str | None) -> bytes:

@@ -11,6 +11,21 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeenBothWays:
+    """New tokens of one request that see one another, later ones too: those of a picture.
+
+    request      whose they are
+    start, end   their rows in q
+    first        position of the first of them; those before are seen as ever
+    """
+
+    request: int
+    start: int
+    end: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionBatch:
     """Which keys each new token attends to. Made once per step, used by every layer.
 
@@ -35,6 +50,8 @@ class AttentionBatch:
                     request with more than 64 new ones. Earlier tokens are always seen.
                     `paged_attention` without a window and without ALiBi takes it, no other
                     attention does. None: every token has -1
+    both_ways       tokens that see later ones too. No implementation of `paged_attention` looks at
+                    it: layers compute these rows again (layers/both_ways.py)
     """
 
     page_table: Tensor
@@ -46,6 +63,7 @@ class AttentionBatch:
     cache: dict[str, Any] = field(default_factory=dict)
     host_page_table: NDArray[np.int32] | None = None
     sees: Tensor | None = None
+    both_ways: tuple[SeenBothWays, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -25,6 +25,7 @@ from sapwood.kernels.recording import (
     ScaleColumns,
 )
 from sapwood.kernels.recording_buffers import Buffer
+from sapwood.layers.both_ways import attend_both_ways
 from sapwood.layers.build import Build
 from sapwood.layers.chunks import in_chunks
 from sapwood.layers.forward_batch import ForwardBatch
@@ -280,7 +281,10 @@ class Attention:
         attention = batch.inputs_of(self._layer).attention
         if self._chunk is not None:
             attention = in_chunks(attention, self._chunk, keys.shape[2])
-        return self._kernels.paged_attention(q, keys, values, attention, self._scale, self._traits)
+        out = self._kernels.paged_attention(q, keys, values, attention, self._scale, self._traits)
+        if attention.both_ways:
+            attend_both_ways(out, q, keys, values, attention, self._scale, self._traits)
+        return out
 
     def _normed(self, qkv: Tensor) -> Tensor:
         """The same with normed queries and keys."""

@@ -54,6 +54,15 @@ class Stretch:
         return digests[self.end - len(self.numbers) : self.end]
 
     @property
+    def names(self) -> tuple[str, str]:
+        """(the root's namespace, the marks of all branches on the way)"""
+        marks, node = "", self.node
+        while node.parent is not None:
+            marks += self._mark_of(node).decode()
+            node = node.parent
+        return node.namespace or "", marks
+
+    @property
     def page_before(self) -> int | None:
         """The page before these in the pool that keeps every token; None: they begin a prefix, or
         there is no such pool. To be asked for pages of that pool."""

@@ -17,7 +17,9 @@ from sapwood.schema.pooling import METHODS, Method, Pooling
 
 HEAD = "ForSequenceClassification"
 
-GENERATING = frozenset({"AquilaModel", "ChatGLMModel", "GPT2LMHeadModel", "QWenLMHeadModel"})
+GENERATING = frozenset(
+    {"AquilaModel", "ChatGLMModel", "GPT2LMHeadModel", "InternVLChatModel", "QWenLMHeadModel"}
+)
 """Architectures that generate although their names end like those without an output layer."""
 
 _MODES = {

@@ -23,18 +23,23 @@ TEXT_ARCHITECTURES: Mapping[str, str] = {
     "gemma3_text": "Gemma3ForCausalLM",
     "gemma3n_text": "Gemma3nForCausalLM",
     "gemma4_text": "Gemma4ForCausalLM",
+    "glm4v_moe_text": "Glm4MoeForCausalLM",
+    "glm4v_text": "Glm4ForCausalLM",
+    "glm_ocr_text": "GlmOcrForCausalLM",
     "granite": "GraniteForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "llama": _LLAMA,
     "llama4_text": "Llama4ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral": _MISTRAL,
+    "paddleocr_vl_text": "PaddleOcrForCausalLM",
     "qwen2": _QWEN2,
     "qwen2_5_vl_text": _QWEN2,
     "qwen2_vl_text": _QWEN2,
     "qwen3": _QWEN3,
     "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_vl_moe_text": "Qwen3MoeForCausalLM",
     "qwen3_vl_text": _QWEN3,
     "smollm3": "SmolLM3ForCausalLM",
 }
@@ -57,28 +62,40 @@ _LLAMA_2 = {
     "max_position_embeddings": 2048,
     "vocab_size": 32_000,
 }
+_GLM4V = {"rms_norm_eps": 1e-5}
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 WRAPPERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "AyaVisionForConditionalGeneration": ("cohere2", _NOTHING),
     "Cohere2VisionForConditionalGeneration": ("cohere2", _NOTHING),
+    "Exaone4_5_ForConditionalGeneration": ("exaone4", _NOTHING),
     "Gemma3ForConditionalGeneration": ("gemma3_text", _GEMMA3),
     "Gemma3nForConditionalGeneration": ("gemma3n_text", _NOTHING),
     "Gemma4ForConditionalGeneration": ("gemma4_text", _NOTHING),
+    "Glm46VForConditionalGeneration": ("glm4v_text", _GLM4V),
+    "Glm4vForConditionalGeneration": ("glm4v_text", _GLM4V),
+    "Glm4vMoeForConditionalGeneration": ("glm4v_moe_text", {"attention_bias": True}),
+    "GlmOcrForConditionalGeneration": ("glm_ocr_text", _NOTHING),
     "Idefics3ForConditionalGeneration": ("llama", _NOTHING),
+    "InternVLChatModel": ("qwen2", _NOTHING),
     "InternVLForConditionalGeneration": ("qwen2", _NOTHING),
     "Lfm2VlForConditionalGeneration": ("lfm2", _NOTHING),
+    "LightOnOcrForConditionalGeneration": ("qwen3", _NOTHING),
     "Llama4ForConditionalGeneration": ("llama4_text", _NOTHING),
     "LlavaForConditionalGeneration": ("llama", _LLAMA_2),
     "LlavaNextForConditionalGeneration": ("llama", _LLAMA_2),
     "LlavaOnevisionForConditionalGeneration": ("qwen2", _NOTHING),
     "Mistral3ForConditionalGeneration": ("mistral", _NOTHING),
+    "PaddleOCRVLForConditionalGeneration": ("paddleocr_vl_text", _NOTHING),
+    "QianfanOCRForConditionalGeneration": ("qwen3", _NOTHING),
     "Qwen2_5_VLForConditionalGeneration": ("qwen2_5_vl_text", _NOTHING),
     "Qwen2VLForConditionalGeneration": ("qwen2_vl_text", _NOTHING),
+    "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe_text", {"norm_topk_prob": True}),
     "Qwen3VLForConditionalGeneration": ("qwen3_vl_text", _NOTHING),
     "Qwen3_5ForConditionalGeneration": ("qwen3_5_text", _NOTHING),
     "Qwen3_5MoeForConditionalGeneration": ("qwen3_5_moe_text", _NOTHING),
     "SmolVLMForConditionalGeneration": ("llama", _NOTHING),
+    "VipLlavaForConditionalGeneration": ("llama", _LLAMA_2),
 }
 """Architecture of the whole model -> model_type of its text part, if that does not say it, and the
 part's fields that config.json may leave out."""
@@ -95,6 +112,7 @@ _LONGER_NAMES = (
 _OTHER_PARTS = (
     *("vision_tower", "vision_model", "visual", "vision_embed_tokens", "audio_tower"),
     *("multi_modal_projector", "connector", "embed_vision", "embed_audio", "image_newline"),
+    *("vision_encoder", "vision_projection", "mlp1", "projector", "mlp_AR"),
 )
 OTHER_TENSORS = tuple(
     f"{prefix}{part}{rest}"
@@ -113,7 +131,7 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(names, list) or len(names) != 1 or names[0] not in WRAPPERS:
         return config
     usual, absent = WRAPPERS[names[0]]
-    said = config.get("text_config")
+    said = config.get("text_config") or config.get("llm_config")
     if said is None:  # the first files of some models have the text part's fields beside others
         said = {name: value for name, value in config.items() if name != "model_type"}
     if not isinstance(said, Mapping):

@@ -117,6 +117,8 @@ _QWEN2 = f"{_ROOM}.qwen:Qwen2VL"
 _QWEN3 = f"{_ROOM}.qwen:Qwen3VL"
 
 _PIXTRAL = f"{_ROOM}.pixtral:Pixtral"
+_LLAVA = f"{_ROOM}.single:Llava"
+_GLM4V = f"{_ROOM}.glm:Glm4V"
 
 FAMILIES: dict[str, str] = {
     "qwen2_vl": _QWEN2,
@@ -125,7 +127,23 @@ FAMILIES: dict[str, str] = {
     "qwen3_vl_moe": _QWEN3,
     "qwen3_5": _QWEN3,
     "qwen3_5_moe": _QWEN3,
-    "llava": f"{_ROOM}.single:Llava",
+    "aya_vision": f"{_ROOM}.tiled:AyaVision",
+    "cohere2_vision": f"{_ROOM}.tiled:Cohere2Vision",
+    "exaone4_5": _QWEN2,
+    "glm46v": f"{_ROOM}.glm:Glm46V",
+    "glm4v": _GLM4V,
+    "glm4v_moe": _GLM4V,
+    "glm_ocr": f"{_ROOM}.glm:Glm46V",
+    "internvl_chat": f"{_ROOM}.tiled:InternVLChat",
+    "lfm2_vl": f"{_ROOM}.lfm2_vl:Lfm2VL",
+    "lighton_ocr": f"{_ROOM}.pixtral:LightOnOcr",
+    "llama4": f"{_ROOM}.tiled:Llama4",
+    "llava": _LLAVA,
+    "llava_next": f"{_ROOM}.llava_next:LlavaNext",
+    "llava_onevision": f"{_ROOM}.llava_next:LlavaOnevision",
+    "paddleocr_vl": f"{_ROOM}.qwen:PaddleOcr",
+    "qianfan_ocr": f"{_ROOM}.internvl:InternVL",
+    "vipllava": _LLAVA,
     "gemma3": f"{_ROOM}.gemma3:Gemma3",
     "mistral3": _PIXTRAL,
     "idefics3": f"{_ROOM}.idefics3:Idefics3",
@@ -134,6 +152,12 @@ FAMILIES: dict[str, str] = {
     "whisper": f"{_ROOM}.whisper:Whisper",
 }
 """config.json's model_type -> the class that prepares its media."""
+
+TOKENS: Mapping[str, Mapping[str, str]] = {"internvl_chat": {"image": "<IMG_CONTEXT>"}}
+"""model_type -> kind -> text of the token that is repeated, where config.json does not say it."""
+
+ONE_TOKEN = frozenset({"glm46v", "glm4v", "glm4v_moe", "glm_ocr"})
+"""The model_types of families whose videos stand on pictures' tokens."""
 
 _CLASSES = Registry[Callable[[FamilySetting], Family]](
     "family of vision models", FAMILIES | {"pixtral": _PIXTRAL}

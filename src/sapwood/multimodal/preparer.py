@@ -6,11 +6,12 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.base.errors import InvalidRequest, Overloaded, SapwoodError, UnsupportedFeature
 from sapwood.multimodal.family import FamilySetting, family_of
 from sapwood.multimodal.fetch import Fetcher
 from sapwood.multimodal.job import Job, Result
 from sapwood.multimodal.pool import PreparingPool
+from sapwood.observe.preparing import PreparingFigures
 from sapwood.schema.media import Medium
 from sapwood.schema.media_source import MAX_MEDIA, MediaKind, MediaSource
 
@@ -43,6 +44,7 @@ class MediaPreparer:
         self._timeout_s = timeout_s
         self._most_of_kind = most_of_kind
         self._turn = asyncio.Semaphore(max_calls)
+        self.figures = PreparingFigures()
 
     @property
     def markers(self) -> dict[MediaKind, str]:
@@ -66,14 +68,13 @@ class MediaPreparer:
                 param=sources[MAX_MEDIA].where,
             )
         self._check_counts(sources)
-        async with self._turn, asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._tried(source)) for source in sources]
-        results: list[Result] = []
-        for task in tasks:
-            outcome = task.result()
-            if isinstance(outcome, InvalidRequest):
-                raise outcome
-            results.append(outcome)
+        with self.figures.waiting():
+            await self._turn.acquire()
+        try:
+            with self.figures.opened():
+                results = await self._all(sources)
+        finally:
+            self._turn.release()
         if isinstance(prompt, str):
             text, ordered = self._replaced(prompt, sources, results)
             return self._expanded(await encode(text, True), ordered)
@@ -83,6 +84,17 @@ class MediaPreparer:
             return found
         ids, ordered = await self._replaced_ids(prompt, ordered, encode)
         return self._expanded(ids, ordered)
+
+    async def _all(self, sources: Sequence[MediaSource]) -> list[Result]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._tried(source)) for source in sources]
+        results: list[Result] = []
+        for task in tasks:
+            outcome = task.result()
+            if isinstance(outcome, SapwoodError):
+                raise outcome
+            results.append(outcome)
+        return results
 
     def _check_counts(self, sources: Sequence[MediaSource]) -> None:
         for kind, most in self._most_of_kind.items():
@@ -97,13 +109,16 @@ class MediaPreparer:
     def close(self) -> None:
         self._pool.close()
 
-    async def _tried(self, source: MediaSource) -> Result | InvalidRequest:
+    async def _tried(self, source: MediaSource) -> Result | SapwoodError:
         """A refusal is returned, so that the first one in the prompt's order is told."""
         try:
-            return await self._prepared(source)
+            with self.figures.timed():
+                return await self._prepared(source)
         except InvalidRequest as error:
             kind = type(error)
             return kind(f"{source.where} {error.message}", param=source.where)
+        except Overloaded as error:
+            return error
         except TimeoutError:
             return InvalidRequest(
                 f"{source.where} was not fetched within {self._timeout_s:g} s", param=source.where

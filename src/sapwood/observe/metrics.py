@@ -34,6 +34,7 @@ from sapwood.observe.engine_facts import (
     PoolFigures,
 )
 from sapwood.observe.histogram import Histogram, distribution
+from sapwood.observe.preparing import PreparingFigures
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Prometheus's text format, which every scraper reads."""
@@ -165,6 +166,7 @@ class Metrics(Collector):
         self.http_requests: Counter[tuple[str, str]] = Counter()
         self.http_responses: Counter[tuple[str, str, str]] = Counter()
         self.num_open_calls = 0
+        self.preparing: PreparingFigures | None = None
         self._buckets = buckets or Buckets()
         self._compat = compat
         self._no_labels = ("",) * len(self.custom_labels)
@@ -221,6 +223,8 @@ class Metrics(Collector):
     def _families(self) -> Iterator[Family]:
         yield from self._request_families()
         yield from self._http_families()
+        if self.preparing is not None:
+            yield from _preparing_families(self.model_name, self.preparing)
         yield from self._engine_families()
 
     def _request_families(self) -> Iterator[Family]:
@@ -338,6 +342,21 @@ _REQUEST_HISTOGRAMS = (
     ("prompt_tokens_histogram", "Prompt lengths in tokens.", "prompt_lengths"),
     ("generation_tokens_histogram", "Output lengths of finished samples.", "output_lengths"),
 )
+
+
+def _preparing_families(model_name: str, figures: PreparingFigures) -> Iterator[Family]:
+    names, labels = ("model_name",), (model_name,)
+    counters: tuple[tuple[str, str, float], ...] = (
+        ("media_prepared", "Pictures and videos that were prepared.", figures.num_prepared),
+        ("media_refused", "Pictures and videos that were refused.", figures.num_refused),
+        ("media_preparing_seconds", "Time that preparing took, fetching too.", figures.seconds),
+    )
+    for name, text, value in counters:
+        yield Family("counter", name, text, names, [(labels, value)])
+    text = "Requests whose pictures and videos wait for their turn."
+    yield Family("gauge", "media_preparing_queue", text, names, [(labels, figures.num_waiting)])
+    text = "Requests whose pictures and videos are being prepared."
+    yield Family("gauge", "media_preparing_requests", text, names, [(labels, figures.num_open)])
 
 
 def _families_of(model_name: str, state: EngineState) -> Iterator[Family]:

@@ -151,6 +151,16 @@ class RequestTrace:
         )
         self.parent = tracing.traceparent(self._span)
 
+    def prepared(self, num_media: int, start_ns: int) -> None:
+        """Pictures and videos were fetched and prepared since `start_ns`."""
+        span = self._tracing.start(
+            "prepare_media",
+            parent=self._span,
+            start_ns=start_ns,
+            attributes={"sapwood.num_media": num_media},
+        )
+        span.end()
+
     def tokenized(self, num_prompt_tokens: int) -> None:
         span = self._tracing.start(
             "tokenize",

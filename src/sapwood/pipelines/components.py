@@ -19,6 +19,7 @@ from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.safetensors import iterate
 from sapwood.pipelines.loras import DIT_FOLDERS, AdaptableComponent, PictureAdapters
+from sapwood.pipelines.single_files import fill_from_file
 from sapwood.store.files import ModelFiles, read_index
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class ComponentFolder:
 
     index     per component (its library, its class)
     adapters  is told of the components whose layers can have LoRA's additions; None: nobody asks
+    dit_file  the weights of what draws, instead of those in its folder
     """
 
     path: Path
@@ -66,6 +68,7 @@ class ComponentFolder:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     kernels: str | None = None
     adapters: PictureAdapters | None = None
+    dit_file: Path | None = None
 
     @staticmethod
     def open(
@@ -74,6 +77,7 @@ class ComponentFolder:
         device: torch.device | None = None,
         kernels: str | None = None,
         adapters: PictureAdapters | None = None,
+        dit_file: Path | None = None,
     ) -> ComponentFolder:
         """Raises ModelSourceError if there is no readable model_index.json."""
         table = read_json(path / MODEL_INDEX)
@@ -90,6 +94,7 @@ class ComponentFolder:
             device=device or torch.device("cpu"),
             kernels=kernels,
             adapters=adapters,
+            dit_file=dit_file,
         )
 
     @property
@@ -126,7 +131,10 @@ class ComponentFolder:
             adapters=None if adapters is None else adapters.context,
         )
         model = make(config, build)
-        fill(model, self.path / name, dtype)
+        if self.dit_file is not None and name in DIT_FOLDERS:
+            fill_from_file(model, self.dit_file, config, dtype)
+        else:
+            fill(model, self.path / name, dtype)
         if adapters is not None:
             rename: Callable[[str], str] = getattr(model, "checkpoint_name", str)
             adapters.components[name] = AdaptableComponent.of(

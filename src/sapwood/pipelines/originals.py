@@ -196,8 +196,9 @@ def _unet(own: set[str], config: Mapping[str, Any]) -> dict[str, Origin]:
             place = 2 if has_attention else 1
             modules[f"output_blocks.{number}.{place}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
     back = {ours: theirs for theirs, ours in modules.items()}
+    stems = {_stem(name) for name in own}
     return {
-        theirs: Origin((name,)) for name in own if (theirs := _unet_name(name, back)) is not None
+        theirs: Origin((name,)) for name in stems if (theirs := _unet_name(name, back)) is not None
     }
 
 

@@ -37,15 +37,19 @@ def load_pipeline(
     device: torch.device | None = None,
     kernels: str | None = None,
     adapters: PictureAdapters | None = None,
+    dit_file: Path | None = None,
 ) -> Pipeline:
     """The pipeline of a folder with model_index.json, with its weights.
 
     kernels   as --kernels has them; None: the fastest
     adapters  is told of the layers that LoRA can add to; None: nobody will
+    dit_file  the weights of what draws, instead of those in its folder
     Raises    ModelSourceError, WeightError or ConfigError; the last one names the known pipelines
               if nobody wrote this one
     """
-    folder = ComponentFolder.open(path, device=device, kernels=kernels, adapters=adapters)
+    folder = ComponentFolder.open(
+        path, device=device, kernels=kernels, adapters=adapters, dit_file=dit_file
+    )
     if folder.pipeline_class not in PIPELINES:
         raise ConfigError(
             f"{path} is a {folder.pipeline_class or 'pipeline without a class'}, which is not "

@@ -235,7 +235,10 @@ class TextGenerator:
         async def encode(text: str, is_whole: bool) -> list[int]:
             return await self.encode(text, is_whole and request.add_special_tokens)
 
+        start_ns = time.time_ns()
         token_ids, media = await self._preparer.prepare(request.prompt, request.media, encode)
+        if request.trace is not None:
+            request.trace.prepared(len(media), start_ns)
         return replace(request, prompt=token_ids), media
 
     @contextmanager

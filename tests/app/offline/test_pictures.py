@@ -12,7 +12,8 @@ import pytest
 from sapwood import LLM
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
 from tests.app.llms import llms_of
-from tests.served_sight import MARKER, data_url, picture, png, save_served
+from tests.pictures import data_url, picture, png
+from tests.served_sight import MARKER, save_served
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0.0, "ignore_eos": True}
 

@@ -366,3 +366,18 @@ def test_a_wrong_set_lora_is_refused(
     assert answer.status_code == 400, answer.text
     assert param in answer.json()["message"]
     assert engine.changes == []
+
+
+def test_behind_a_gateway_urls_are_the_gateways(client: TestClient) -> None:
+    def url(**headers: str) -> str:
+        body = {"prompt": "a tree", "seed": 1}
+        answer = client.post("/v1/images/generations", json=body, headers=headers).json()
+        found: str = answer["data"][0]["url"]
+        assert client.get(f"/v1/images/{answer['id']}").json()["media_type"] == "image/png"
+        return found
+
+    told = {"x-forwarded-host": "example.com:81", "x-forwarded-proto": "https"}
+    assert url(**told).startswith("https://example.com:81/v1/images/img")
+    for host in ("a b", 'x"', "x/y", "", "x" * 300):
+        assert url(**{"x-forwarded-host": host}).startswith("http://localhost/v1/images/")
+    assert client.get("/v1/images/none").status_code == 404

@@ -46,7 +46,7 @@ def watched(context: BrowserContext, url: str) -> Iterator[Page]:
             problems.append(message.text)
 
     def check_request(request) -> None:
-        if not request.url.startswith((url, f"blob:{url}")):
+        if not request.url.startswith((url, f"blob:{url}", "data:image/")):
             problems.append(f"a request to {request.url}")
 
     page = context.new_page()

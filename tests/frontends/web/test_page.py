@@ -204,8 +204,8 @@ def test_text_files_go_along_in_a_fence_that_they_cannot_close(page, prompt_of):
 @pytest.mark.parametrize(
     ("name", "kind", "content", "why"),
     [
-        ("photo.png", "image/png", b"\x89PNG", "takes text only, and this is an image"),
-        ("song.ogg", "audio/ogg", b"OggS", "takes text only, and this is audio"),
+        ("photo.png", "image/png", b"\x89PNG", "this model takes text only, and this is an image"),
+        ("song.ogg", "audio/ogg", b"OggS", "takes text and images, and this is audio"),
         ("data.bin", "", b"\xff\xfe\x00", "not a text file in UTF-8"),
         ("zero.txt", "text/plain", b"a\x00b", "not a text file in UTF-8"),
         ("long.txt", "text/plain", b"x" * 300_000, "it has 293 KB, and 256 KB is the limit"),

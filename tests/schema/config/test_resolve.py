@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from sapwood.schema.cache import keys_and_values
 from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.drafting import DraftingConfig
 from sapwood.schema.config.engine import EngineConfig
-from sapwood.schema.config.execution import ExecutionConfig
+from sapwood.schema.config.execution import DEFAULT_CPU_PRODUCTS, ExecutionConfig
 from sapwood.schema.config.facts import MachineFacts, ModelFacts
 from sapwood.schema.config.memory import MemoryConfig
 from sapwood.schema.config.model import ModelConfig
@@ -137,6 +138,7 @@ def test_nothing_asked_gives_a_config_without_open_choices():
         config.scheduler.chunked_prefill_size,
     )
     assert set(reasons(decisions)) == {
+        "cpu_products",
         "device",
         "num_threads",
         "dtype",
@@ -167,7 +169,7 @@ def test_what_was_asked_is_kept_and_needs_no_reason():
             chunked_prefill_size=-1,
             overlap_depth=2,
         ),
-        execution=ExecutionConfig(device="cpu", num_threads=1),
+        execution=ExecutionConfig(device="cpu", num_threads=1, cpu_products="exact"),
     )
     config, decisions = resolve(asked, CPU, MODEL)
     assert (config.flat(), decisions) == (asked.flat(), [])
@@ -370,3 +372,22 @@ def test_when_steps_with_guesses_overlap_is_said():
     _, decided = resolve(EngineConfig(speculation=fixed), CPU, MODEL)
     assert "speculative_num_draft_tokens" not in reasons(decided)
     assert "guesses" not in reasons(decisions)["overlap_depth"]
+
+
+def test_deterministic_inference_takes_exact_products() -> None:
+    def resolved(machine: MachineFacts = CPU, **options: Any) -> tuple[Any, list[Decision]]:
+        asked = EngineConfig(execution=ExecutionConfig(**options))
+        return resolve(asked, machine, MODEL)
+
+    config, decisions = resolved(enable_deterministic_inference=True)
+    assert config.execution.cpu_products == "exact"
+    assert "--enable-deterministic-inference wants it" in [one.reason for one in decisions]
+    assert resolved(cpu_products="fast")[0].execution.cpu_products == "fast"
+    assert resolved()[0].execution.cpu_products == DEFAULT_CPU_PRODUCTS
+    with pytest.raises(ConfigError, match="--cpu-products fast lets a row depend"):
+        resolved(cpu_products="fast", enable_deterministic_inference=True)
+    assert resolved(GPU)[0].execution.cpu_products is None
+    with pytest.raises(ConfigError, match="--cpu-products exact does nothing on cuda"):
+        resolved(GPU, cpu_products="exact")
+    with pytest.raises(ConfigError, match="holds on CPUs only"):
+        resolved(GPU, enable_deterministic_inference=True)

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
 from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
+from sapwood.base.clock import Clock
+from sapwood.base.errors import ConfigError
+from sapwood.engine.request_state import adapter_in
+from sapwood.engine.stored_pages import StoredPages
+from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.page_copies import PageCopies
+from sapwood.memory.ledger import Ledger
+from sapwood.memory.storage.names import CopyNames
+from sapwood.memory.storage.opening import open_storage
 from sapwood.memory.tiers.host import HostTier
+from sapwood.memory.tiers.rates import CostRule, Rate
+from sapwood.models.config import DecoderConfig
 from sapwood.schema.cache import CachePlan
 from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.tiers import TiersConfig
+from sapwood.schema.env import environment, hicache_directory
 
 GB = 10**9
+LAYOUT = "1"
+"""Changes when the same page has other bytes than before."""
+LEAST_PAGE = 8
+"""Tokens of a page that is worth a file of its own."""
+NUM_SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 
 
 def host_sizes(cache: CachePlan, pool_sizes: tuple[int, ...], config: TiersConfig) -> list[int]:
@@ -56,3 +75,88 @@ def host_tier(resolved: Resolved) -> HostTier | None:
         return None
     sizes = host_sizes(resolved.cache, resolved.pool_sizes, config)
     return HostTier(sizes, config.write_policy)
+
+
+def cache_tiers(
+    resolved: Resolved, ledger: Ledger, host: HostTier, copies: PageCopies, clock: Clock
+) -> CacheTiers:
+    """What the scheduler asks of the tiers, and the storage behind the host where one is named.
+
+    Raises ConfigError if it cannot be used"""
+    config = resolved.config
+    token = Rate()
+    stored = None
+    if config.parallel.num_ranks == 1:
+        stored = StoredPages(
+            host,
+            ledger.needs,
+            [pool.rows.numpy() for pool in copies.pools],
+            clock,
+            CostRule(Rate(), token),
+            CopyNames(resolved.files.name, identity_of(resolved), resolved.cache.pools),
+            config.tiers.prefetch,
+            is_shared=partial(_is_shared, resolved=resolved),
+        )
+    tiers = CacheTiers(
+        ledger,
+        host,
+        stored=stored,
+        loads=CostRule(copies.loading, token),
+        page_bytes=sum(pool.page_bytes for pool in copies.pools),
+        clock=clock,
+    )
+    backend = config.tiers.hicache_storage_backend
+    if backend is not None and stored is not None:
+        page_size = config.memory.page_size
+        if page_size < LEAST_PAGE:
+            raise ConfigError(
+                f"--hicache-storage-backend keeps each page by itself, and --page-size {page_size} "
+                f"makes them too small; take at least {LEAST_PAGE}"
+            )
+        directory = hicache_directory(environment())
+        stored.attach(
+            open_storage(backend, config.tiers.extra, default_directory=directory), backend
+        )
+    return tiers
+
+
+def _is_shared(namespace: str, *, resolved: Resolved) -> bool:
+    """Whether other engines compute the same in that namespace: what an adapter is called, or the
+    number of its loading, says nothing to them."""
+    shape = resolved.shape
+    has_lengths = isinstance(shape, DecoderConfig) and shape.switch_length is not None
+    return not adapter_in(namespace, has_lengths=has_lengths)
+
+
+def identity_of(resolved: Resolved) -> str:
+    """A digest of all that the bytes of a page depend on besides its tokens."""
+    config, told = resolved.config, hashlib.sha256()
+    parts: list[object] = [
+        LAYOUT,
+        replace(config.model, model="model", served_model_name="model"),
+        resolved.shape,
+        resolved.cache.groups,
+        config.memory.page_size,
+        config.memory.kv_cache_dtype,
+        config.speculation,
+        config.execution.kernels,
+        config.execution.cpu_products,
+        config.scheduler.random_seed if config.model.load_format == "dummy" else "",
+    ]
+    for part in parts:
+        told.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
+    drafts = () if resolved.draft is None else resolved.draft.files.weights
+    for path in (*resolved.files.weights, *drafts):
+        told.update(_fingerprint(path))
+    return told.hexdigest()
+
+
+def _fingerprint(path: Path) -> bytes:
+    """Of a file of weights: its size, when it was changed, and some of its content."""
+    status = path.stat()
+    told = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
+    with path.open("rb") as file:
+        for at in range(NUM_SAMPLES):
+            file.seek(status.st_size * at // NUM_SAMPLES)
+            told.update(file.read(SAMPLE_BYTES))
+    return told.digest()

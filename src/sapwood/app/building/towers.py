@@ -30,7 +30,7 @@ def load_tower(resolved: Resolved, build: Build, watch: LoadWatch) -> Tower | No
         found = tower_class(hf_config)
     if found is None:
         return None
-    why_not = _why_not(resolved)
+    why_not = _why_not(resolved) or _why_not_both_ways(resolved, found)
     if why_not is not None:
         resolved.decisions.append(Decision("sees", "off", why_not))
         return None
@@ -69,6 +69,16 @@ def media_vectors(resolved: Resolved, tower: Tower | None) -> MediaVectors | Non
         patches_per_step=config.max_encoder_patches_per_step,
         must_hear=num_across > 0,
     )
+
+
+def _why_not_both_ways(resolved: Resolved, tower: type[Tower]) -> str | None:
+    dtype = str(resolved.config.memory.kv_cache_dtype)
+    if tower.attends_both_ways and dtype not in ("auto", str(resolved.dtype).split(".")[-1]):
+        return (
+            "pictures whose tokens see one another need keys and values of the model's dtype, not "
+            f"--kv-cache-dtype {dtype}"
+        )
+    return None
 
 
 def _why_not(resolved: Resolved) -> str | None:

@@ -14,7 +14,7 @@ from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.runners import StepRunner, build_runner
 from sapwood.app.building.speculation import build_speculation
-from sapwood.app.building.tiers import host_tier
+from sapwood.app.building.tiers import cache_tiers, host_tier
 from sapwood.app.building.towers import media_vectors
 from sapwood.app.ranks.member import ALONE, facts_of, lead
 from sapwood.app.ranks.ranks import RankTeam, explained_by
@@ -29,7 +29,12 @@ from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
-from sapwood.engine.steering import ModelMemory, Steering
+from sapwood.engine.steering import (
+    NO_WEIGHTS,
+    NO_WEIGHTS_OF_TOWERS,
+    ModelMemory,
+    Steering,
+)
 from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.launch import (
@@ -70,6 +75,7 @@ class Engine:
     adapters: AdapterLoader | None = None
     team: RankTeam | None = None
     kv_events: KVPublisher | None = None
+    tiers: CacheTiers | None = None
 
     def prepare_grammars(self) -> None:
         """Get ready for grammars beside the first steps."""
@@ -97,6 +103,8 @@ class Engine:
             self.adapters.close()
         if self.kv_events is not None:
             self.kv_events.close()
+        if self.tiers is not None:
+            self.tiers.close()
 
 
 def build_engine(
@@ -180,6 +188,9 @@ def _build_engine(
     kv_events = _kv_publisher(resolved)
     host = host_tier(resolved)
     ledger = _build_ledger(resolved, kv_events, host)
+    tiers = None
+    if host is not None and runner.copies is not None:
+        tiers = cache_tiers(resolved, ledger, host, runner.copies, clock)
     speculation = build_speculation(config, ledger, clock, steps_s)
     scheduler = Scheduler(
         config.scheduler,
@@ -199,7 +210,7 @@ def _build_engine(
         else None,
         adapters=None if adapters is None else adapters.slots,
         media=media_vectors(resolved, runner.tower),
-        tiers=None if host is None else CacheTiers(ledger, host),
+        tiers=tiers,
     )
     # A launch of a step with guesses waits for the device.
     waits = speculation is not None and speculation.overlaps
@@ -216,7 +227,11 @@ def _build_engine(
         joint=None if joint is None else joint.steps(config.parallel.tp_size),
         experts=runner.expert_record,
         kv_events=kv_events,
-        steering=Steering(scheduler, _memory(runner, team)),
+        steering=Steering(
+            scheduler,
+            _memory(runner, team),
+            why_none=NO_WEIGHTS if runner.tower is None else NO_WEIGHTS_OF_TOWERS,
+        ),
     )
     return Engine(
         loop=loop,
@@ -227,6 +242,7 @@ def _build_engine(
         grammars=None if grammars is None else grammars.compiler,
         adapters=None if adapters is None else adapters.loader,
         kv_events=kv_events,
+        tiers=tiers,
     )
 
 

@@ -20,6 +20,8 @@ _ENGINE_OPTIONS = (
     "model",
     "backend",
     "dit_precision",
+    "dit_quantization",
+    "dit_path",
     "text_encoder_precisions",
     "vae_precision",
     "vae_tiling",

@@ -228,9 +228,8 @@ _REFUSED_MODEL = [
         switches="quantize-and-serve",
     ),
     *_refused(
-        "sapwood has no such guarantee by a flag; leave it out",
+        "a trainer's products add in another order; see --enable-deterministic-inference",
         takes="rl-on-policy-target",
-        switches="enable-deterministic-inference",
     ),
     *_refused(
         "encrypted configurations are not read; decrypt the folder first",
@@ -268,10 +267,8 @@ _REFUSED_MODEL = [
 
 _REFUSED_MACHINES = [
     *_refused(
-        "the host's memory is the last tier of the KV cache so far; take "
-        "--enable-hierarchical-cache",
-        takes="hicache-storage-backend hicache-storage-prefetch-policy "
-        "hicache-storage-backend-extra-config",
+        "LMCache is not called by sapwood; take --enable-hierarchical-cache and "
+        "--hicache-storage-backend",
         switches="enable-lmcache",
     ),
     *_refused(

@@ -12,11 +12,16 @@ from typing import Any
 from sapwood.base.errors import ModelSourceError
 from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.painting import ComponentFacts
+from sapwood.store.gguf_header import read_header
 
 MODEL_INDEX = "model_index.json"
 MAX_HEADER_BYTES = 100 * 2**20
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _STORED = {"F64": "fp32", "F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+_STORED |= dict.fromkeys(("F8_E4M3", "F8_E5M2"), "bf16")
+_QUANTISED = {"fp8": 1.0, "w8a16": 1.0, "w8a8_int8": 1.0, "w4a8": 0.5625}
+"""Bytes per number, scales included."""
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +60,13 @@ def read_folder(path: Path, config: PaintingConfig) -> PaintingFolder:
     for name, value in index.items():
         if not isinstance(value, list) or len(value) != 2 or not all(value):
             continue
-        numbers, stored = _weights(path / name)
+        kind = kind_of(name)
+        files = _files(path / name)
+        if kind == "dit" and config.dit_path is not None and name in ("transformer", "unet"):
+            files = [_dit_file(config.dit_path)]
+        numbers, stored = _weights(files)
         if not numbers:
             continue
-        kind = kind_of(name)
         asked = _asked(kind, num_texts, config)
         num_texts += kind == "text"
         precision = stored if asked == "auto" else asked
@@ -67,8 +75,8 @@ def read_folder(path: Path, config: PaintingConfig) -> PaintingFolder:
                 name=name,
                 class_name=str(value[1]),
                 precision=precision,
-                file_bytes=sum(file.stat().st_size for file in _files(path / name)),
-                num_bytes=numbers * _BYTES[precision],
+                file_bytes=sum(file.stat().st_size for file in files),
+                num_bytes=_num_bytes(kind, numbers, precision, files, config),
             )
         )
     return PaintingFolder(
@@ -107,16 +115,41 @@ def _files(folder: Path) -> list[Path]:
     return plain or files
 
 
-def _weights(folder: Path) -> tuple[int, str]:
+def _dit_file(path: str) -> Path:
+    file = Path(path)
+    if file.suffix not in (".safetensors", GGUF) or not file.is_file():
+        raise ModelSourceError(
+            f"--dit-path is {path[:300]}, but must be a safetensors or GGUF file that is there"
+        )
+    return file
+
+
+def _num_bytes(
+    kind: str, numbers: int, precision: str, files: list[Path], config: PaintingConfig
+) -> int:
+    """Of a component in memory; norms and biases are counted as if they were quantised, too."""
+    if kind == "dit" and config.dit_quantization != "none":
+        return int(numbers * _QUANTISED[config.dit_quantization])
+    if files[0].suffix == GGUF:
+        return sum(file.stat().st_size for file in files)
+    return numbers * _BYTES[precision]
+
+
+def _weights(files: list[Path]) -> tuple[int, str]:
     """(numbers, the precision that most of them are stored in)"""
     by_type: dict[str, int] = {}
-    for file in _files(folder):
-        for dtype, count in _tensors(file):
+    for file in files:
+        for dtype, count in _gguf_tensors(file) if file.suffix == GGUF else _tensors(file):
             by_type[dtype] = by_type.get(dtype, 0) + count
     if not by_type:
         return 0, "fp32"
     most = max(by_type, key=lambda dtype: by_type[dtype])
     return sum(by_type.values()), _STORED.get(most, "fp32")
+
+
+def _gguf_tensors(file: Path) -> Iterator[tuple[str, int]]:
+    for entry in read_header(file).tensors:
+        yield entry.type, math.prod(entry.shape)
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, int]]:

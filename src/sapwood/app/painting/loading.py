@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from sapwood.app.painting.folder import PaintingFolder, read_folder
+from sapwood.app.painting.folder import GGUF, PaintingFolder, read_folder
 from sapwood.base.errors import ConfigError, InvalidRequest
 from sapwood.diffusion.scheduler import PaintingLimits
+from sapwood.layers.quantization import SCHEMES
 from sapwood.pipelines.components import Precisions
 from sapwood.pipelines.interface import Pipeline
 from sapwood.pipelines.loras import PictureAdapters
@@ -29,6 +30,8 @@ class PaintingPlan:
 
     backend  "sapwood" or "diffusers"
     lora     the adapter that adds from the start
+    dit_file    the weights of what draws, if they are not the folder's
+    dit_scheme  in which they are kept: a name of layers/quantization
     notes    one line for each choice, with its reason
     problem  why it cannot be served on this machine; None: it can
     """
@@ -37,6 +40,8 @@ class PaintingPlan:
     backend: str
     vae_tiling: bool
     lora: LoraWish | None
+    dit_file: Path | None
+    dit_scheme: str
     limits: PaintingLimits
     notes: tuple[str, ...]
     problem: str | None
@@ -65,6 +70,10 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
         f"memory ({each.file_bytes / 1e6:.1f} MB stored)"
         for each in folder.components
     ]
+    dit_file = None if config.dit_path is None else Path(config.dit_path)
+    scheme = _scheme(config, dit_file, backend)
+    if scheme != "none":
+        notes.append(f"the transformer's weights are kept as {scheme}")
     notes.append(f"weights take {need / 1e9:.2f} GB of {free / 1e9:.2f} GB that are free")
     problem = None
     if need > free:
@@ -95,6 +104,8 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
         backend=backend,
         vae_tiling=config.vae_tiling,
         lora=lora,
+        dit_file=dit_file,
+        dit_scheme=scheme,
         limits=limits,
         notes=tuple(notes),
         problem=problem,
@@ -114,6 +125,7 @@ def load_painting(
         text_encoders=tuple(_TYPES[folder.precision("text", index)] for index in range(4)),
         vae=_TYPES[folder.precision("vae")],
         vae_tiling=plan.vae_tiling,
+        dit_scheme=SCHEMES.get(plan.dit_scheme)(),
     )
     beat("loading the weights")
     adapters = PictureAdapters()
@@ -123,7 +135,7 @@ def load_painting(
 
         pipeline = DiffusersPipeline.load(folder.path, precisions.dit, vae_tiling=plan.vae_tiling)
     else:
-        pipeline = load_pipeline(folder.path, precisions, adapters=adapters)
+        pipeline = load_pipeline(folder.path, precisions, adapters=adapters, dit_file=plan.dit_file)
     if plan.lora is not None:
         beat("loading the LoRA adapter")
         try:
@@ -136,6 +148,19 @@ def load_painting(
         limits = replace(plan.limits, max_running=min(together, plan.limits.max_running))
         plan = replace(plan, limits=limits)
     return LoadedPipeline(pipeline=pipeline, plan=plan, adapters=adapters, load_s=load_s)
+
+
+def _scheme(config: PaintingConfig, dit_file: Path | None, backend: str) -> str:
+    """How the transformer's weights are kept."""
+    asked = config.dit_quantization
+    if backend == "diffusers" and (asked != "none" or dit_file is not None):
+        raise ConfigError(
+            "--dit-quantization and --dit-path are for pipelines that sapwood draws itself, not "
+            "for the backend diffusers; leave them out"
+        )
+    if asked == "none" and dit_file is not None and dit_file.suffix == GGUF:
+        return "gguf"
+    return asked
 
 
 def _backend(pipeline: str, asked: str) -> tuple[str, str]:

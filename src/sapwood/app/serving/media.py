@@ -9,7 +9,7 @@ from typing import Any
 
 from sapwood.app.building.model_defaults import read_json_if_there
 from sapwood.base.errors import ConfigError
-from sapwood.multimodal.family import FAMILIES, FamilySetting
+from sapwood.multimodal.family import FAMILIES, ONE_TOKEN, TOKENS, FamilySetting
 from sapwood.multimodal.fetch import Fetcher
 from sapwood.multimodal.limits import MediaLimits
 from sapwood.multimodal.preparer import MediaPreparer
@@ -45,7 +45,14 @@ def build_preparer(
         for name in names
         if isinstance(model.get(name), int)
     }
-    if model.get("model_type") not in FAMILIES or not token_ids or "vision_config" not in model:
+    family = model.get("model_type")
+    for kind, text in TOKENS.get(str(family), {}).items():
+        found = tokenizer.encode(text, add_special_tokens=False)
+        if len(found) == 1:
+            token_ids[kind] = found[0]
+    if family in ONE_TOKEN and "image" in token_ids:
+        token_ids["video"] = token_ids["image"]
+    if family not in FAMILIES or not token_ids or "vision_config" not in model:
         return None
     processor = read_json_if_there(directory / "processor_config.json")
     image = read_json_if_there(directory / "preprocessor_config.json")

@@ -62,6 +62,8 @@ def build_services(
         config.media,
         language_only=config.vision.language_only,
     )
+    if preparer is not None:
+        observer.metrics.preparing = preparer.figures
     return Services(
         engine=engine,
         media_markers={} if preparer is None else preparer.markers,

@@ -39,6 +39,7 @@ from sapwood.schema.painting import (
 )
 
 _SIZE = re.compile(r"(\d{1,6})[xX](\d{1,6})")
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
 _NAMES = {"generation": "image_generation", "edit": "image_edit"}
 
 
@@ -189,7 +190,7 @@ async def _drawn(
         data.append(
             PictureAnswer(
                 seed=paint.seed,
-                url=str(request.base_url.replace(path=f"/v1/images/{picture_id}/content")),
+                url=f"{base_of(request)}v1/images/{picture_id}/content",
                 file_path=str(path) if services.shows_paths else None,
             )
         )
@@ -203,6 +204,16 @@ async def _drawn(
         inference_time_s=max(event.paint_s for event in done),
     )
     return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+def base_of(request: Request) -> str:
+    """The address of this server as the client has it, with a slash at the end: a gateway says by
+    which one it was asked."""
+    host = request.headers.get("x-forwarded-host", "")
+    proto = request.headers.get("x-forwarded-proto", request.url.scheme)
+    if _HOST.fullmatch(host) and proto in ("http", "https"):
+        return f"{proto}://{host}/"
+    return str(request.base_url)
 
 
 def _first(errors: BaseExceptionGroup[SapwoodError]) -> SapwoodError:

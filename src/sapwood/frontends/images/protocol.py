@@ -119,6 +119,13 @@ class PicturesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     inference_time_s: float
 
 
+class StoredPictureAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture that is kept for /v1/images/ID/content."""
+
+    id: str
+    media_type: str
+
+
 EDIT_FORM: dict[str, Any] = {
     "type": "object",
     "required": ["prompt", "image"],

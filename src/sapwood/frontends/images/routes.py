@@ -17,6 +17,7 @@ from sapwood.frontends.images.protocol import (
     GENERATION_FIELDS,
     GenerationRequest,
     PicturesAnswer,
+    StoredPictureAnswer,
 )
 from sapwood.frontends.images.services import PaintingServices
 from sapwood.frontends.openai.answer_shapes import ModelList
@@ -74,6 +75,19 @@ def images_dialect(services: PaintingServices) -> Dialect:
             media_type=found.media_type,
             headers={"X-Content-Type-Options": "nosniff"},
         )
+
+    @dialect.serves(
+        Endpoint(
+            paths=("/v1/images/{picture_id}",),
+            methods=("GET",),
+            access="user",
+            answers=(StoredPictureAnswer,),
+        )
+    )
+    async def get_image(request: Request) -> Response:
+        picture_id = request.path_params["picture_id"]
+        found = services.store.get(picture_id)
+        return json_response({"id": picture_id, "media_type": found.media_type})
 
     return dialect
 

@@ -17,6 +17,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     owned_by: str
     max_model_len: int | None
     is_generation: bool
+    media: list[str]
     has_reasoning: bool
     tool_call_parser: str | None
 

@@ -29,6 +29,7 @@ def model_card(services: Services) -> dict[str, object]:
     """The served model's card; EngineUnavailable until the engine reports its context length.
 
     is_generation  whether the model writes text; others make embeddings or scores
+    media          kinds that the model takes besides text: image, video
     has_reasoning  whether the server tells the model's thinking from its answer
     """
     formats = services.formats
@@ -41,6 +42,7 @@ def model_card(services: Services) -> dict[str, object]:
         "parent": None,
         "max_model_len": services.engine.info.context_length,
         "is_generation": services.pooling is None,
+        "media": sorted(services.media_markers),
         "has_reasoning": formats.reasoning is not None,
         "tool_call_parser": None if formats.calls is None else formats.calls.name,
     }

@@ -17,8 +17,8 @@ from sapwood.memory.tiers.slots import CopySlots, PageCopy
 from sapwood.schema.config.tiers import WritePolicy
 from sapwood.schema.step import CopiedPage
 
-NewCopy = Callable[[int, bytes, PageCopy], None]
-"""Told of a copy that the next plan makes: its pool and its page's digest."""
+OnSaved = Callable[[Stretch, Sequence[tuple[bytes, PageCopy]]], None]
+"""Told of copies that the next plan makes, each with its page's digest, the last page first."""
 
 
 class HostTier:
@@ -33,7 +33,7 @@ class HostTier:
         self.slots = [CopySlots(size) for size in sizes]
         self.num_saved = 0
         self.num_restored = 0
-        self.on_copy: NewCopy | None = None
+        self.on_saved: OnSaved | None = None
         self._saves: list[CopiedPage] = []
         self._loads: list[CopiedPage] = []
         self._loading: list[tuple[int, PageCopy]] = []
@@ -84,8 +84,9 @@ class HostTier:
             for slots, copy in kept:
                 slots.unpin(copy)
 
-    def load(self, pool: int, digest: bytes, number: int) -> None:
-        """Let the next plan fill that page or slot of the device; the copy must be there."""
+    def load(self, pool: int, digest: bytes, number: int) -> bool:
+        """Let the next plan fill that page or slot of the device; the copy must be there. Returns
+        whether its bytes came from the storage."""
         copy = self.slots[pool].find(digest)
         assert copy is not None, "the copy was asked for before"
         assert copy.is_filled, "the copy is on its way"
@@ -94,6 +95,7 @@ class HostTier:
         self._loading.append((pool, copy))
         self._loads.append(CopiedPage(pool, copy.slot, number))
         self.num_restored += 1
+        return copy.was_stored
 
     def take_orders(self) -> tuple[list[CopiedPage], list[CopiedPage]]:
         """(copies to the host, copies back) of the next plan, told once. Later plans may use these
@@ -118,6 +120,7 @@ class HostTier:
         slots = self.slots[pool]
         # The first page last: a prefix is of use only together with the pages before.
         pairs = zip(reversed(stretch.digests), reversed(stretch.numbers), strict=True)
+        new = []
         for digest, number in pairs:
             known = slots.find(digest)
             if known is not None and known.is_filled:
@@ -127,8 +130,9 @@ class HostTier:
                 continue  # it is on its way from storage
             copy = slots.add(digest)
             if copy is None:
-                return
+                break
             self._saves.append(CopiedPage(pool, number, copy.slot))
             self.num_saved += 1
-            if self.on_copy is not None:
-                self.on_copy(pool, digest, copy)
+            new.append((digest, copy))
+        if self.on_saved is not None:
+            self.on_saved(stretch, new)

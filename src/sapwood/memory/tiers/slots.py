@@ -13,12 +13,14 @@ class PageCopy:
     slot          of the host pool
     num_pins      those who read or write the slot, so that it must not go to another page
     is_filled     whether the slot has the bytes, or will have when the plans so far are executed
+    was_stored    whether the bytes came from the storage
     is_forgotten  whether nobody may find it any more; its slot is free when it is not pinned
     """
 
     slot: int
     num_pins: int = 0
     is_filled: bool = True
+    was_stored: bool = False
     is_forgotten: bool = False
 
 

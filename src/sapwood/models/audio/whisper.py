@@ -29,7 +29,7 @@ from sapwood.layers.targets import Target, once_filled, prefixed, whole
 from sapwood.models.config import DecoderConfig
 from sapwood.models.hf_fields import activation, integer, switch
 from sapwood.models.lm.architecture import Architecture, Names, heads_of
-from sapwood.models.vision.blocks import SeparateAttention
+from sapwood.models.vision.blocks import PatchAttention
 from sapwood.models.vision.prepared import tensor_of, why_malformed
 from sapwood.schema.media import Medium
 
@@ -147,7 +147,7 @@ class _EncoderLayer:
     def __init__(self, build: Build, hf: Mapping[str, Any], size: int) -> None:
         num_heads = integer(hf, "encoder_attention_heads")
         self._norms = [LayerNorm(build, size, eps=1e-5) for _ in range(2)]
-        self._attention = SeparateAttention(build, size, num_heads, key_bias=False)
+        self._attention = PatchAttention(build, size, num_heads, key_bias=False)
         self._mlp = PlainMLP(
             build,
             size,
@@ -172,6 +172,8 @@ class _EncoderLayer:
 
 class WhisperTower:
     """From log mel spectra to the keys and values that each layer of the decoder attends to."""
+
+    attends_both_ways = False
 
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
         hf = hf_config

@@ -23,8 +23,17 @@ class Ernie4_5ForCausalLM(Architecture):  # noqa: N801 as config.json spells it
 
     def mixer(self, index: int) -> Mixer:
         bias = switch(self.config.hf, "use_bias")
-        pairs = self.config.rope.rotary_dim(self.config.head_dim)
-        return self.attention(index, qkv_bias=bias, o_bias=bias, form=QkvForm(pairs=pairs))
+        return self.attention(index, qkv_bias=bias, o_bias=bias, form=self._form())
+
+    def _form(self) -> QkvForm:
+        return QkvForm(pairs=self.config.rope.rotary_dim(self.config.head_dim))
 
     def feed_forward(self, index: int) -> FeedForward:
         return self.gated_mlp(bias=switch(self.config.hf, "use_bias"))
+
+
+class PaddleOcrForCausalLM(Ernie4_5ForCausalLM):
+    """PaddleOCR-VL's text part, which rotates halves."""
+
+    def _form(self) -> QkvForm:
+        return QkvForm()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from sapwood.layers.layer import Layer, Sublayer
+from sapwood.models.lm.architecture import Architecture
 from sapwood.models.lm.glm import GlmForCausalLM
 
 
@@ -27,3 +30,19 @@ class Glm4ForCausalLM(GlmForCausalLM):
                 after=self.named_norm("post_mlp_layernorm"),
             ),
         )
+
+
+class GlmOcrForCausalLM(Glm4ForCausalLM):
+    """GLM-OCR's text part, which rotates whole heads; of its last layer, which predicts further
+    tokens, nothing is used."""
+
+    absent: ClassVar = {
+        **Glm4ForCausalLM.absent,
+        "attention_bias": False,
+        "partial_rotary_factor": 1.0,
+        "rms_norm_eps": 1e-5,
+    }
+
+    @property
+    def ignorable(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (*Architecture.ignorable, f"model.layers.{self.config.num_layers}.*")

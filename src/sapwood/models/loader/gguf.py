@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,6 +43,7 @@ from sapwood.models.loader.reading import (
     read_columns,
 )
 from sapwood.store.files import ModelFiles
+from sapwood.store.gguf_header import TensorEntry
 from sapwood.store.gguf_mixtures import architecture_named
 
 PIECE_NUMBERS = 1 << 17
@@ -164,6 +166,28 @@ def iterate_blocks(
             size = stored.numbers * dtype.itemsize
             tensors.append(_lazy(stored, size, partial(_read, stored, files, dtype)))
     return read_ahead(tensors, advance=advance)
+
+
+def each_tensor(
+    path: Path, tensors: Sequence[TensorEntry], dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor | LinearPart]]:
+    """The tensors of a file that has other names than llama.cpp's, under its own ones: matrices
+    whose blocks kernels take as these, others dequantised."""
+    files = ModelFiles(name=path.name, path=path.parent, weights=(path,), weight_format="gguf")
+    for entry in tensors:
+        stored = StoredTensor(
+            name=entry.name,
+            shape=entry.shape,
+            type=entry.type,
+            file=0,
+            offset=entry.offset,
+            num_bytes=entry.num_bytes,
+            heads=0,
+        )
+        if entry.type.lower() in FORMATS and len(entry.shape) == 2:
+            yield entry.name, _read_blocks(stored, files)
+        else:
+            yield entry.name, _read(stored, files, dtype)
 
 
 def _own_parts(

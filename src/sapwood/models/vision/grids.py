@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class GridForm:
         grid, shape = Grid(*numbers), medium.tensors[pixels].shape
         if grid.height % self.merge or grid.width % self.merge:
             return f"height and width in {sizes} must be multiples of {self.merge}, got {numbers}"
-        if shape != (grid.num_patches, self.patch_numbers):
+        if shape[:1] != (grid.num_patches,) or prod(shape[1:]) != self.patch_numbers:
             return (
                 f"{pixels} of a prepared {medium.kind} must have the shape "
                 f"[{grid.num_patches}, {self.patch_numbers}], got {list(shape)}"
@@ -82,7 +83,7 @@ def grid_of(medium: Medium) -> Grid:
 
 def patches_of(media: Sequence[Medium]) -> Tensor:
     """[patches of all, numbers of a patch]"""
-    return torch.cat([tensor_of(medium, names_of(medium)[0]) for medium in media])
+    return torch.cat([tensor_of(medium, names_of(medium)[0]).flatten(1) for medium in media])
 
 
 def block_places(grid: Grid, merge: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,9 @@ class Tower(Protocol):
 
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None: ...
 
+    attends_both_ways: bool
+    """Whether tokens of a picture see one another in the decoder, later ones too."""
+
     @property
     def vector_size(self) -> int:
         """Numbers of the vector of one token, those for later layers included."""

@@ -1,103 +1,96 @@
-"""The tower of InternVL 2.5, 3 and 3.5 under transformers' names.
+"""The tower of InternVL 2.5, 3 and 3.5, under transformers' names and under its own.
 
 Source: Chen et al. 2024, arXiv:2412.05271; Zhu et al. 2025, arXiv:2504.10479."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.texts import EqualTexts, group_texts
+from sapwood.kernels.texts import group_texts
 from sapwood.layers.build import Build
 from sapwood.layers.mlp import PlainMLP
-from sapwood.layers.named_linear import NamedLinear, linear
 from sapwood.layers.norm import LayerNorm, RMSNorm
-from sapwood.layers.targets import Target, once_filled, prefixed, whole
+from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.hf_fields import activation, epsilon, integer, switch
+from sapwood.models.vision.blocks import Block, PatchAttention, PatchNorm, Projector, numbered
 from sapwood.models.vision.prepared import tensor_of
-from sapwood.models.vision.tiles import PIXELS, TileForm
+from sapwood.models.vision.tiles import PIXELS, TileForm, blocks_of
+from sapwood.models.vision.tower import TileTower
 from sapwood.schema.media import Medium
 
-Norm = LayerNorm | RMSNorm
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Of a tower's tensors in a checkpoint.
+
+    attention  of the projections to queries, keys, values, and to the output
+    layer      of the norm, the attention, the second norm, the mlp
+    scales     of the factors of both sums
+    """
+
+    tower: str
+    patches: str
+    class_token: str
+    places: str
+    layers: str
+    layer: tuple[str, str, str, str]
+    attention: Sequence[str]
+    scales: tuple[str, str]
+    projector: str
+    norm: str
+    linear: tuple[str, str]
 
 
-class Layer:
-    """x + a * attention(norm(x)), then y + b * mlp(norm(y)), where a and b are learned."""
-
-    def __init__(self, build: Build, hf: Mapping[str, Any], size: int) -> None:
-        eps = epsilon(hf, "layer_norm_eps", default=1e-6)
-        norm = RMSNorm if hf.get("norm_type") == "rms_norm" else LayerNorm
-        self._norms: list[Norm] = [norm(build, size, eps=eps) for _ in range(2)]
-        self._num_heads = integer(hf, "num_attention_heads")
-        self._head_dim = size // self._num_heads
-        names = dict.fromkeys(("q_proj", "k_proj", "v_proj"), size)
-        self._qkv = NamedLinear(build, size, names, bias=switch(hf, "attention_bias"))
-        self._out = linear(build, "projection_layer", size, size)
-        self._head_norms: list[RMSNorm] = []
-        if switch(hf, "use_qk_norm"):
-            self._head_norms = [RMSNorm(build, size, eps=1e-6) for _ in range(2)]
-        self._scales = [build.empty(size) for _ in range(2)]
-        self._mlp = PlainMLP(
-            build,
-            size,
-            integer(hf, "intermediate_size"),
-            activation=Activation(activation(hf, "hidden_act", default="gelu")),
-            bias=True,
-            names=("fc1", "fc2"),
-        )
-        self._kernels = build.kernels
-
-    def __call__(self, x: Tensor, tiles: Sequence[EqualTexts]) -> Tensor:
-        x = x + self._scales[0] * self._attended(self._norms[0](x), tiles)
-        return x + self._scales[1] * self._mlp(self._norms[1](x))
-
-    def _attended(self, x: Tensor, tiles: Sequence[EqualTexts]) -> Tensor:
-        q, k, v = self._qkv.split(x)
-        if self._head_norms:
-            q, k = (
-                norm(one.contiguous()) for norm, one in zip(self._head_norms, (q, k), strict=True)
-            )
-        heads = (len(x), self._num_heads, self._head_dim)
-        attend = self._kernels.bidirectional_attention
-        q, k, v = (one.reshape(heads) for one in (q, k, v))
-        return self._out(attend(q, k, v, tiles, self._head_dim**-0.5).flatten(1))
-
-    def targets(self) -> dict[str, Target]:
-        attention = self._qkv.targets() | self._out.targets()
-        for name, norm in zip(("q_norm", "k_norm"), self._head_norms, strict=False):
-            attention |= prefixed(name, norm.targets())
-        return {
-            **prefixed("layernorm_before", self._norms[0].targets()),
-            **prefixed("layernorm_after", self._norms[1].targets()),
-            **prefixed("attention", attention),
-            **prefixed("mlp", once_filled(self._mlp.targets(), self._mlp.pack)),
-            "lambda_1": whole(self._scales[0]),
-            "lambda_2": whole(self._scales[1]),
-        }
+TRANSFORMERS = Names(
+    tower="vision_tower",
+    patches="embeddings.patch_embeddings.projection",
+    class_token="embeddings.cls_token",
+    places="embeddings.position_embeddings",
+    layers="encoder.layer",
+    layer=("layernorm_before", "attention", "layernorm_after", "mlp"),
+    attention=("q_proj", "k_proj", "v_proj", "projection_layer"),
+    scales=("lambda_1", "lambda_2"),
+    projector="multi_modal_projector",
+    norm="layer_norm",
+    linear=("linear_1", "linear_2"),
+)
+OWN = Names(
+    tower="vision_model",
+    patches="embeddings.patch_embedding",
+    class_token="embeddings.class_embedding",
+    places="embeddings.position_embedding",
+    layers="encoder.layers",
+    layer=("norm1", "attn", "norm2", "mlp"),
+    attention=("qkv", "proj"),
+    scales=("ls1", "ls2"),
+    projector="mlp1",
+    norm="0",
+    linear=("1", "3"),
+)
 
 
-class InternVLTower:
+class InternVLTower(TileTower):
     """A picture is a row of tiles of one size; blocks of patches become one vector."""
 
-    vector_size: int
+    names = TRANSFORMERS
 
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
         hf = hf_config["vision_config"]
         size = integer(hf, "hidden_size")
-        self._form = TileForm.read(hf, has_class=True)
+        self.form = TileForm.read(hf, has_class=True)
         self._build = build
-        self._patches = build.empty(size, self._form.channels, *[self._form.patch] * 2)
+        self._patches = build.empty(size, self.form.channels, *[self.form.patch] * 2)
         self._bias = build.empty(size)
         self._class = build.empty(1, 1, size)
-        self._places = build.empty(1, self._form.num_places, size)
+        self._places = build.empty(1, self.form.num_places, size)
         if hf.get("use_absolute_position_embeddings") is False or hf.get("use_mask_token"):
             raise ConfigError(
                 "towers of InternVL without learned positions, or with a mask token, are not "
@@ -110,32 +103,57 @@ class InternVLTower:
                 "of InternVL's towers the last layer's patches are implemented, not "
                 f"vision_feature_layer {layer!r}; serve the text part with --language-only"
             )
-        self._layers = [Layer(build, hf, size) for _ in range(depth)]
+        self._layers = [self._block(build, hf, size) for _ in range(depth)]
         eps = epsilon(hf, "layer_norm_eps", default=1e-6)
         pools = hf.get("use_mean_pooling", True)
         self._last_norm = None if pools else LayerNorm(build, size, eps=eps)
         self._scale = round(1 / float(hf_config.get("downsample_ratio", 0.5)))
+        self.tokens_per_tile = (self.form.side // self._scale) ** 2
         width = size * self._scale**2
         self.vector_size = integer(hf_config["text_config"], "hidden_size")
-        self._norm = LayerNorm(build, width, eps=1e-5)
-        self._first = linear(build, "linear_1", width, self.vector_size)
-        self._second = linear(build, "linear_2", self.vector_size, self.vector_size)
-        self._activation = Activation(activation(hf_config, "projector_hidden_act", default="gelu"))
+        self._project = Projector(
+            build,
+            (width, self.vector_size, self.vector_size),
+            activation=Activation(activation(hf_config, "projector_hidden_act", default="gelu")),
+            norm=(self.names.norm, LayerNorm(build, width, eps=1e-5)),
+            names=self.names.linear,
+        )
 
-    @property
-    def axis_of_pair(self) -> Tensor | None:
-        return None
+    def _block(self, build: Build, hf: Mapping[str, Any], size: int) -> Block:
+        eps = epsilon(hf, "layer_norm_eps", default=1e-6)
+        kind = RMSNorm if hf.get("norm_type") == "rms_norm" else LayerNorm
+        num_heads = integer(hf, "num_attention_heads")
+        norms: list[tuple[str, PatchNorm]] = []
+        if switch(hf, "use_qk_norm"):
+            norms = [(name, RMSNorm(build, size, eps=1e-6)) for name in ("q_norm", "k_norm")]
+        return Block(
+            norms=(kind(build, size, eps=eps), kind(build, size, eps=eps)),
+            attention=PatchAttention(
+                build,
+                size,
+                num_heads,
+                names=self.names.attention,
+                bias=switch(hf, "attention_bias"),
+                out_bias=True,
+                norms=norms,
+                norm_size=size,
+            ),
+            mlp=PlainMLP(
+                build,
+                size,
+                integer(hf, "intermediate_size"),
+                activation=Activation(activation(hf, "hidden_act", default="gelu")),
+                bias=True,
+                names=("fc1", "fc2"),
+            ),
+            names=self.names.layer,
+            scales=[(name, build.empty(size)) for name in self.names.scales],
+        )
 
-    def why_unfit(self, medium: Medium) -> str | None:
-        return self._form.why_unfit(medium, (self._form.side // self._scale) ** 2)
-
-    def num_patches(self, medium: Medium) -> int:
-        return self._form.num_patches(medium)
-
-    def encode(self, media: Sequence[Medium]) -> list[Tensor]:
+    def vectors(self, media: Sequence[Medium]) -> Tensor:
         pixels = torch.cat([tensor_of(medium, PIXELS) for medium in media])
         pixels = pixels.to(self._build.device, self._build.dtype)
-        x = F.conv2d(pixels, self._patches, self._bias, stride=self._form.patch)
+        x = F.conv2d(pixels, self._patches, self._bias, stride=self.form.patch)
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat((self._class.expand(len(x), 1, -1), x), dim=1) + self._places
         tiles = group_texts([x.shape[1]] * len(x), x.device)
@@ -144,39 +162,39 @@ class InternVLTower:
             x = layer(x, tiles)
         if self._last_norm is not None:
             x = self._last_norm(x)
-        blocks = self._put_together(x.view(shape)[:, 1:])
-        x = self._build.kernels.activate(self._first(self._norm(blocks)), self._activation)
-        return list(torch.split(self._second(x), [medium.num_tokens for medium in media]))
-
-    def _put_together(self, x: Tensor) -> Tensor:
-        """x [tiles, side², size] -> [tokens of all tiles, scale² * size]"""
-        blocks, scale = self._form.side // self._scale, self._scale
-        x = x.reshape(len(x), blocks, scale, blocks, scale, -1)
-        return x.transpose(2, 3).reshape(len(x) * blocks**2, -1)
-
-    def positions(self, num_tokens: int, media: Sequence[Medium]) -> NDArray[np.int64] | None:
-        return None
+        return self._project(blocks_of(x.view(shape)[:, 1:], self._scale))
 
     def targets(self) -> dict[str, Target]:
+        names = self.names
         found = {
-            "embeddings.patch_embeddings.projection.weight": whole(self._patches),
-            "embeddings.patch_embeddings.projection.bias": whole(self._bias),
-            "embeddings.cls_token": whole(self._class),
-            "embeddings.position_embeddings": whole(self._places),
+            f"{names.patches}.weight": whole(self._patches),
+            f"{names.patches}.bias": whole(self._bias),
+            names.class_token: whole(self._class),
+            names.places: whole(self._places),
         }
-        for index, layer in enumerate(self._layers):
-            found |= prefixed(f"encoder.layer.{index}", layer.targets())
+        found |= numbered(names.layers, self._layers)
         if self._last_norm is not None:
             found |= prefixed("layernorm", self._last_norm.targets())
-        projector = prefixed("layer_norm", self._norm.targets())
-        projector |= self._first.targets() | self._second.targets()
-        return prefixed("vision_tower", found) | prefixed("multi_modal_projector", projector)
+        return prefixed(names.tower, found) | prefixed(names.projector, self._project.targets())
 
-    def ignorable_tensors(self) -> tuple[str, ...]:
-        return ()
 
-    def checkpoint_name(self, name: str) -> str:
-        return name.removeprefix("model.")
+class InternVLChatTower(InternVLTower):
+    """Under InternVL's own names, which Qianfan-OCR has too."""
 
-    def finalize(self) -> None:
-        """Each layer is packed once it is filled."""
+    names = OWN
+
+    def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
+        if hf_config.get("ps_version", "v2") != "v2" or hf_config.get("select_layer", -1) != -1:
+            raise ConfigError(
+                "of InternVLChatModel ps_version 'v2' and select_layer -1 are implemented, got "
+                f"{hf_config.get('ps_version')!r} and {hf_config.get('select_layer')!r}; serve the "
+                "text part with --language-only"
+            )
+        hf = hf_config["vision_config"]
+        said = {
+            "use_qk_norm": hf.get("qk_normalization"),
+            "attention_bias": hf.get("qkv_bias", True),
+            **{name: value for name, value in hf.items() if value is not None},
+        }
+        text = hf_config.get("text_config") or hf_config["llm_config"]
+        super().__init__({**hf_config, "vision_config": said, "text_config": text}, build)

@@ -1,4 +1,4 @@
-"""The tower of Mistral 3: Pixtral's, and a merger of patches.
+"""Pixtral's tower, in Mistral 3 and LightOnOCR with a merger of patches, and in LLaVA's form.
 
 Source: Agrawal et al. 2024, arXiv:2410.07073."""
 
@@ -7,90 +7,91 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.texts import EqualTexts, group_texts
+from sapwood.kernels.texts import group_texts
 from sapwood.layers.build import Build
 from sapwood.layers.mlp import GatedMLP
 from sapwood.layers.named_linear import linear
 from sapwood.layers.norm import RMSNorm
-from sapwood.layers.targets import Target, once_filled, prefixed, whole
+from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.hf_fields import activation, epsilon, integer
-from sapwood.models.vision.blocks import SeparateAttention
+from sapwood.models.vision.blocks import Block, PatchAttention, Projector, numbered
 from sapwood.models.vision.prepared import integers_of, tensor_of, why_malformed
+from sapwood.models.vision.tower import PlainTower
 from sapwood.schema.media import Medium
 
 _EPS = 1e-5
 _PIXELS, _SIZES = "pixel_values", "image_sizes"
 
 
-class Layer:
-    """x + attention(attention_norm(x)), then y + feed_forward(ffn_norm(y))."""
-
-    def __init__(self, build: Build, hf: Mapping[str, Any], size: int) -> None:
-        names = ("q_proj", "k_proj", "v_proj", "o_proj")
-        self._norms = [RMSNorm(build, size, eps=_EPS) for _ in range(2)]
-        self._attention = SeparateAttention(
-            build, size, integer(hf, "num_attention_heads"), names=names, bias=False
-        )
-        act = Activation(activation(hf, "hidden_act", default="gelu"))
-        inner = integer(hf, "intermediate_size")
-        self._mlp = GatedMLP(build, size, inner, activation=act)
-
-    def __call__(self, x: Tensor, pictures: Sequence[EqualTexts], cos_sin: Tensor) -> Tensor:
-        x = x + self._attention(self._norms[0](x), pictures, cos_sin)
-        return x + self._mlp(self._norms[1](x))
-
-    def targets(self) -> dict[str, Target]:
-        return {
-            **prefixed("attention_norm", self._norms[0].targets()),
-            **prefixed("ffn_norm", self._norms[1].targets()),
-            **prefixed("attention", self._attention.targets()),
-            **prefixed("feed_forward", once_filled(self._mlp.targets(), self._mlp.pack)),
-        }
+def _block(build: Build, hf: Mapping[str, Any], size: int) -> Block:
+    act = Activation(activation(hf, "hidden_act", default="gelu"))
+    return Block(
+        norms=(RMSNorm(build, size, eps=_EPS), RMSNorm(build, size, eps=_EPS)),
+        attention=PatchAttention(
+            build,
+            size,
+            integer(hf, "num_attention_heads"),
+            names=("q_proj", "k_proj", "v_proj", "o_proj"),
+            bias=False,
+        ),
+        mlp=GatedMLP(build, size, integer(hf, "intermediate_size"), activation=act),
+        names=("attention_norm", "attention", "ffn_norm", "feed_forward"),
+    )
 
 
-class Mistral3Tower:
-    """Pictures of any size, whole attention within each, rotated by row and column."""
-
-    vector_size: int
+class PixtralTower(PlainTower):
+    """Pictures of any size, whole attention within each, rotated by row and column. Of LLaVA's
+    form: each patch becomes a vector."""
 
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
         hf, text = hf_config["vision_config"], hf_config["text_config"]
         if hf.get("model_type") != "pixtral" or hf_config.get("vision_feature_layer", -1) != -1:
             raise ConfigError(
-                "of Mistral 3's towers the last layer of a 'pixtral' is implemented; serve the "
-                "text part with --language-only"
+                "of towers in Pixtral's form the last layer of a 'pixtral' is implemented; serve "
+                "the text part with --language-only"
             )
         size = integer(hf, "hidden_size")
         self._build = build
         self._patch = integer(hf, "patch_size", default=16)
-        self._merge = integer(hf_config, "spatial_merge_size", default=2)
+        self._merge = self._merge_of(hf_config)
         self._head_dim = size // integer(hf, "num_attention_heads")
         rope = hf.get("rope_parameters") or {}
         self._theta = float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0)
         self._channels = integer(hf, "num_channels", default=3)
         self._patches = build.empty(size, self._channels, self._patch, self._patch)
         self._first_norm = RMSNorm(build, size, eps=_EPS)
-        self._layers = [Layer(build, hf, size) for _ in range(integer(hf, "num_hidden_layers"))]
+        self._layers = [_block(build, hf, size) for _ in range(integer(hf, "num_hidden_layers"))]
         self.vector_size = integer(text, "hidden_size")
-        self._norm = RMSNorm(build, size, eps=epsilon(text, "rms_norm_eps", default=1e-6))
-        merged = size * self._merge**2
-        self._merger = linear(build, "merging_layer", merged, size, bias=False)
-        bias = bool(hf_config.get("multimodal_projector_bias", False))
-        self._first = linear(build, "linear_1", size, self.vector_size, bias=bias)
-        self._second = linear(build, "linear_2", self.vector_size, self.vector_size, bias=bias)
-        self._activation = Activation(activation(hf_config, "projector_hidden_act", default="gelu"))
+        bias = hf_config.get("multimodal_projector_bias")
+        act = activation(hf_config, "projector_hidden_act", default="gelu")
+        self._project = Projector(
+            build,
+            (size, self.vector_size, self.vector_size),
+            bias=self.bias_by_default if bias is None else bool(bias),
+            activation=Activation(act),
+        )
+        self._build_merger(hf_config, build, size)
 
-    @property
-    def axis_of_pair(self) -> Tensor | None:
-        return None
+    bias_by_default = True
+
+    def _merge_of(self, hf_config: Mapping[str, Any]) -> int:
+        return 1
+
+    def _build_merger(self, hf_config: Mapping[str, Any], build: Build, size: int) -> None:
+        """Patches are not merged."""
+
+    def _merged(self, x: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """x [patches of all pictures, size] -> [tokens of all, size]"""
+        return x
+
+    def _projector_targets(self) -> dict[str, Target]:
+        return self._project.targets()
 
     def why_unfit(self, medium: Medium) -> str | None:
         if medium.kind != "image":
@@ -128,10 +129,7 @@ class Mistral3Tower:
         pictures = group_texts(lengths, x.device)
         for layer in self._layers:
             x = layer(x, pictures, table)
-        pieces = torch.split(self._norm(x), lengths)
-        blocks = [self._blocks(one, *grid) for one, grid in zip(pieces, grids, strict=True)]
-        x = self._first(self._merger(torch.cat(blocks)))
-        x = self._second(self._build.kernels.activate(x, self._activation))
+        x = self._project(self._merged(x, grids))
         return list(torch.split(x, [medium.num_tokens for medium in media]))
 
     def _embedded(self, medium: Medium) -> Tensor:
@@ -148,30 +146,54 @@ class Mistral3Tower:
         angle = torch.cat(angles, dim=-1)
         return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
+    def targets(self) -> dict[str, Target]:
+        found = {"patch_conv.weight": whole(self._patches)}
+        found |= prefixed("ln_pre", self._first_norm.targets())
+        found |= numbered("transformer.layers", self._layers)
+        return prefixed("vision_tower", found) | prefixed(
+            "multi_modal_projector", self._projector_targets()
+        )
+
+
+class Mistral3Tower(PixtralTower):
+    """Blocks of patches are merged before they become vectors."""
+
+    bias_by_default = False
+
+    def _merge_of(self, hf_config: Mapping[str, Any]) -> int:
+        return integer(hf_config, "spatial_merge_size", default=2)
+
+    def _build_merger(self, hf_config: Mapping[str, Any], build: Build, size: int) -> None:
+        eps = epsilon(hf_config["text_config"], "rms_norm_eps", default=1e-6)
+        self._norm = RMSNorm(build, size, eps=eps)
+        merged = size * self._merge**2
+        self._merger = linear(build, "merging_layer", merged, size, bias=False)
+
+    def _merged(self, x: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        pieces = torch.split(self._norm(x), [height * width for height, width in grids])
+        blocks = [self._blocks(one, *grid) for one, grid in zip(pieces, grids, strict=True)]
+        return self._merger(torch.cat(blocks))
+
     def _blocks(self, x: Tensor, height: int, width: int) -> Tensor:
         """x [height * width, size] -> [blocks, size * merge²], a state's entries side by side"""
         merge = self._merge
         x = x.view(height // merge, merge, width // merge, merge, -1)
         return x.permute(0, 2, 4, 1, 3).flatten(2).flatten(0, 1)
 
-    def positions(self, num_tokens: int, media: Sequence[Medium]) -> NDArray[np.int64] | None:
-        return None
+    def _projector_targets(self) -> dict[str, Target]:
+        found = prefixed("norm", self._norm.targets())
+        return found | prefixed("patch_merger", self._merger.targets()) | self._project.targets()
 
-    def targets(self) -> dict[str, Target]:
-        found = {"patch_conv.weight": whole(self._patches)}
-        found |= prefixed("ln_pre", self._first_norm.targets())
-        for index, layer in enumerate(self._layers):
-            found |= prefixed(f"transformer.layers.{index}", layer.targets())
-        projector = prefixed("norm", self._norm.targets())
-        projector |= prefixed("patch_merger", self._merger.targets())
-        projector |= self._first.targets() | self._second.targets()
-        return prefixed("vision_tower", found) | prefixed("multi_modal_projector", projector)
 
-    def ignorable_tensors(self) -> tuple[str, ...]:
-        return ()
+class LightOnOcrTower(Mistral3Tower):
+    """The same under other names (Taghadouini et al. 2026, arXiv:2601.14251)."""
 
     def checkpoint_name(self, name: str) -> str:
-        return name.removeprefix("model.")
-
-    def finalize(self) -> None:
-        """Each layer is packed once it is filled."""
+        own = name.removeprefix("model.")
+        for theirs, ours in (
+            ("vision_encoder.", "vision_tower."),
+            ("vision_projection.", "multi_modal_projector."),
+        ):
+            if own.startswith(theirs):
+                return ours + own.removeprefix(theirs)
+        return own

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.texts import EqualTexts, group_texts
+from sapwood.kernels.texts import group_texts
 from sapwood.layers.build import Build
 from sapwood.layers.mlp import GatedMLP
-from sapwood.layers.named_linear import linear
 from sapwood.layers.norm import RMSNorm
-from sapwood.layers.targets import Target, once_filled, prefixed
+from sapwood.layers.targets import Target, prefixed
 from sapwood.models.hf_fields import activation, integer
-from sapwood.models.vision.blocks import FusedAttention
-from sapwood.models.vision.grid_tower import GridTower, frame_lengths
+from sapwood.models.vision.blocks import numbered
+from sapwood.models.vision.grid_tower import GridBlock, GridTower, Merger, frame_lengths
 from sapwood.models.vision.grids import Grid, rotation_table
 from sapwood.models.vision.prepared import tensor_of, why_malformed
 from sapwood.schema.media import Medium
@@ -27,46 +26,6 @@ from sapwood.schema.media import Medium
 _EPS = 1e-6
 _THETA = 10_000.0
 _STEP = "second_per_grid_ts"
-
-
-class Block:
-    """x + attention(norm1(x)), then y + mlp(norm2(y))."""
-
-    def __init__(self, build: Build, size: int, num_heads: int, inner: int, act: str) -> None:
-        self._norms = [RMSNorm(build, size, eps=_EPS) for _ in range(2)]
-        self._attention = FusedAttention(build, size, num_heads, names=("qkv", "proj"))
-        self._mlp = GatedMLP(build, size, inner, activation=Activation(act), bias=True)
-
-    def __call__(self, x: Tensor, pictures: Sequence[EqualTexts], cos_sin: Tensor) -> Tensor:
-        x = x + self._attention(self._norms[0](x), pictures, cos_sin)
-        return x + self._mlp(self._norms[1](x))
-
-    def targets(self) -> dict[str, Target]:
-        return {
-            **prefixed("norm1", self._norms[0].targets()),
-            **prefixed("norm2", self._norms[1].targets()),
-            **prefixed("attn", self._attention.targets()),
-            **prefixed("mlp", once_filled(self._mlp.targets(), self._mlp.pack)),
-        }
-
-
-class Merger:
-    """One vector of the decoder's size from `merge` x `merge` patches."""
-
-    def __init__(self, build: Build, size: int, merged: int, out_size: int) -> None:
-        self._merged = merged * size
-        self._norm = RMSNorm(build, size, eps=_EPS)
-        self._first = linear(build, "mlp.0", self._merged, self._merged)
-        self._second = linear(build, "mlp.2", self._merged, out_size)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [patches, size] -> [patches / merge², out_size]"""
-        x = self._norm(x).view(-1, self._merged)
-        return self._second(F.gelu(self._first(x)))
-
-    def targets(self) -> dict[str, Target]:
-        norm = prefixed("ln_q", self._norm.targets())
-        return norm | self._first.targets() | self._second.targets()
 
 
 class Qwen25VLTower(GridTower):
@@ -82,13 +41,19 @@ class Qwen25VLTower(GridTower):
         merge, patch = self._form.merge, integer(hf, "patch_size", default=14)
         self._window = integer(hf, "window_size", default=112) // merge // patch
         self._whole = frozenset(hf.get("fullatt_block_indexes") or (7, 15, 23, 31))
-        act = activation(hf, "hidden_act", default="silu")
+        act = Activation(activation(hf, "hidden_act", default="silu"))
         inner = integer(hf, "intermediate_size", default=3420)
+        norm = partial(RMSNorm, build, size, eps=_EPS)
+
+        def mlp() -> GatedMLP:
+            return GatedMLP(build, size, inner, activation=act, bias=True)
+
+        kv_heads = hf.get("num_key_value_heads")
         self._blocks = [
-            Block(build, size, num_heads, inner, act)
+            GridBlock(build, size, num_heads, mlp(), norm=norm, num_kv_heads=kv_heads)
             for _ in range(integer(hf, "depth", default=32))
         ]
-        self._merger = Merger(build, size, merge**2, out_size)
+        self._merger = Merger(build, size, merge**2, out_size, norm=("ln_q", norm()))
 
     def why_unfit(self, medium: Medium) -> str | None:
         wrong = super().why_unfit(medium)
@@ -117,10 +82,7 @@ class Qwen25VLTower(GridTower):
         return self._merger(x)[there.argsort()]
 
     def _own_targets(self) -> dict[str, Target]:
-        found = prefixed("merger", self._merger.targets())
-        for index, block in enumerate(self._blocks):
-            found |= prefixed(f"blocks.{index}", block.targets())
-        return found
+        return prefixed("merger", self._merger.targets()) | numbered("blocks", self._blocks)
 
 
 def window_order(grids: Sequence[Grid], merge: int, side: int) -> tuple[Tensor, list[int]]:
@@ -146,3 +108,9 @@ def window_order(grids: Sequence[Grid], merge: int, side: int) -> tuple[Tensor, 
 def _by_blocks(x: Tensor, order: Tensor, size: int) -> Tensor:
     """x [patches, ...] with its blocks of `size` patches in that order"""
     return x.view(-1, size, x.shape[1])[order].flatten(0, 1)
+
+
+class Exaone45Tower(Qwen25VLTower):
+    """EXAONE 4.5's: fewer heads of keys and values; a token has one position."""
+
+    has_axes = False

@@ -3,75 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import isqrt
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sapwood.kernels.activations import Activation
-from sapwood.kernels.texts import EqualTexts, group_texts
+from sapwood.kernels.texts import group_texts
 from sapwood.layers.build import Build
 from sapwood.layers.mlp import PlainMLP
-from sapwood.layers.named_linear import linear
 from sapwood.layers.norm import LayerNorm
-from sapwood.layers.targets import Target, once_filled, prefixed, whole
+from sapwood.layers.targets import Target, prefixed, whole
 from sapwood.models.hf_fields import activation, integer
-from sapwood.models.vision.blocks import FusedAttention
-from sapwood.models.vision.grid_tower import GridTower, frame_lengths
+from sapwood.models.vision.blocks import numbered
+from sapwood.models.vision.grid_tower import GridBlock, GridTower, Merger, frame_lengths
 from sapwood.models.vision.grids import Grid, block_places, rotation_table
 
 _EPS = 1e-6
 _THETA = 10_000.0
-
-
-class Block:
-    """x + attention(norm1(x)), then y + mlp(norm2(y))."""
-
-    def __init__(self, build: Build, size: int, num_heads: int, inner: int, act: str) -> None:
-        self._norms = [LayerNorm(build, size, eps=_EPS) for _ in range(2)]
-        self._attention = FusedAttention(build, size, num_heads, names=("qkv", "proj"))
-        names = ("linear_fc1", "linear_fc2")
-        self._mlp = PlainMLP(build, size, inner, activation=Activation(act), bias=True, names=names)
-
-    def __call__(self, x: Tensor, pictures: Sequence[EqualTexts], cos_sin: Tensor) -> Tensor:
-        x = x + self._attention(self._norms[0](x), pictures, cos_sin)
-        return x + self._mlp(self._norms[1](x))
-
-    def targets(self) -> dict[str, Target]:
-        return {
-            **prefixed("norm1", self._norms[0].targets()),
-            **prefixed("norm2", self._norms[1].targets()),
-            **prefixed("attn", self._attention.targets()),
-            **prefixed("mlp", once_filled(self._mlp.targets(), self._mlp.pack)),
-        }
-
-
-class Merger:
-    """One vector of the decoder's size from `merge` x `merge` patches."""
-
-    def __init__(
-        self, build: Build, size: int, merged: int, out_size: int, *, norms_blocks: bool
-    ) -> None:
-        """norms_blocks: whether the norm is over a whole block; else over each patch"""
-        self._merged = merged * size
-        self._norms_blocks = norms_blocks
-        self._norm = LayerNorm(build, self._merged if norms_blocks else size, eps=_EPS)
-        self._first = linear(build, "linear_fc1", self._merged, self._merged)
-        self._second = linear(build, "linear_fc2", self._merged, out_size)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [patches, size] -> [patches / merge², out_size]"""
-        if self._norms_blocks:
-            x = self._norm(x.view(-1, self._merged))
-        else:
-            x = self._norm(x).view(-1, self._merged)
-        return self._second(F.gelu(self._first(x)))
-
-    def targets(self) -> dict[str, Target]:
-        norm = prefixed("norm", self._norm.targets())
-        return norm | self._first.targets() | self._second.targets()
+_LAYERS = ("linear_fc1", "linear_fc2")
 
 
 class Qwen3VLTower(GridTower):
@@ -97,17 +49,34 @@ class Qwen3VLTower(GridTower):
         num_places = integer(hf, "num_position_embeddings", default=2304)
         self._side = isqrt(num_places)
         self._places = build.empty(num_places, size)
-        act = activation(hf, "hidden_act", default="gelu_pytorch_tanh")
+        act = Activation(activation(hf, "hidden_act", default="gelu_pytorch_tanh"))
         inner = integer(hf, "intermediate_size", default=4304)
+        norm = partial(LayerNorm, build, size, eps=_EPS)
+
+        def mlp() -> PlainMLP:
+            return PlainMLP(build, size, inner, activation=act, bias=True, names=_LAYERS)
+
         self._blocks = [
-            Block(build, size, num_heads, inner, act)
+            GridBlock(build, size, num_heads, mlp(), norm=norm)
             for _ in range(integer(hf, "depth", default=27))
         ]
-        merged = self._form.merge**2
-        self._merger = Merger(build, size, merged, out_size, norms_blocks=False)
+        self._merger = self._merger_of(build, size, out_size, norms_blocks=False)
         self._stack_mergers = [
-            Merger(build, size, merged, out_size, norms_blocks=True) for _ in self._stacked
+            self._merger_of(build, size, out_size, norms_blocks=True) for _ in self._stacked
         ]
+
+    def _merger_of(self, build: Build, size: int, out_size: int, *, norms_blocks: bool) -> Merger:
+        merged = self._form.merge**2
+        norm = LayerNorm(build, size * merged if norms_blocks else size, eps=_EPS)
+        return Merger(
+            build,
+            size,
+            merged,
+            out_size,
+            norm=("norm", norm),
+            names=_LAYERS,
+            norms_blocks=norms_blocks,
+        )
 
     def _encoded(self, x: Tensor, grids: Sequence[Grid]) -> Tensor:
         merge = self._form.merge
@@ -143,11 +112,8 @@ class Qwen3VLTower(GridTower):
     def _own_targets(self) -> dict[str, Target]:
         found = {"pos_embed.weight": whole(self._places)}
         found |= prefixed("merger", self._merger.targets())
-        for index, merger in enumerate(self._stack_mergers):
-            found |= prefixed(f"deepstack_merger_list.{index}", merger.targets())
-        for index, block in enumerate(self._blocks):
-            found |= prefixed(f"blocks.{index}", block.targets())
-        return found
+        found |= numbered("deepstack_merger_list", self._stack_mergers)
+        return found | numbered("blocks", self._blocks)
 
 
 class Qwen35Tower(Qwen3VLTower):

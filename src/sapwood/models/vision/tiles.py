@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
+
+from torch import Tensor
 
 from sapwood.base.errors import ConfigError
 from sapwood.models.hf_fields import integer
@@ -70,6 +73,15 @@ class TileForm:
                 f"the prompt, not for {medium.num_tokens}"
             )
         return None
+
+
+def blocks_of(x: Tensor, scale: int) -> Tensor:
+    """States of `scale` x `scale` neighbours put together: x [tiles, side * side, size] -> [tokens
+    of all tiles, scale² * size]"""
+    side = isqrt(x.shape[1])
+    blocks = side // scale
+    x = x.reshape(len(x), blocks, scale, blocks, scale, x.shape[2])
+    return x.transpose(2, 3).reshape(len(x) * blocks**2, -1)
 
 
 def _side(hf: Mapping[str, Any], name: str) -> int:

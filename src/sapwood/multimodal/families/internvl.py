@@ -32,18 +32,21 @@ class InternVL(OnlyImages):
         self._length = setting.processor.get("image_seq_length") or 256
 
     def image(self, pixels: Pixels, options: Mapping[str, Any]) -> Prepared:
-        most = min(MOST_TILES, int(options.get("max_dynamic_patch", self._most)))
-        least = min(most, int(options.get("min_dynamic_patch", self._least)))
-        splits = self._splits or "max_dynamic_patch" in options
-        tiles = self._tiles(pixels, least, most) if splits and most > 1 else []
-        if not tiles:
-            tiles = [self._pixels.resized(pixels, self._height, self._width)]
+        tiles = self.cut(pixels, options)
         token = self.tokens["image"]
         return Prepared(
             tensors={"pixel_values": np.stack([self._pixels.channels_first(t) for t in tiles])},
             replacement=f"<img>{token}</img>",
             counts=(self._length * len(tiles),),
         )
+
+    def cut(self, pixels: Pixels, options: Mapping[str, Any]) -> list[Pixels]:
+        """Tiles, then the whole picture if there are several."""
+        most = min(MOST_TILES, int(options.get("max_dynamic_patch", self._most)))
+        least = min(most, int(options.get("min_dynamic_patch", self._least)))
+        splits = self._splits or "max_dynamic_patch" in options
+        tiles = self._tiles(pixels, least, most) if splits and most > 1 else []
+        return tiles or [self._pixels.resized(pixels, self._height, self._width)]
 
     def _tiles(self, pixels: Pixels, least: int, most: int) -> list[Pixels]:
         tall, wide = self._height, self._width
@@ -59,18 +62,24 @@ class InternVL(OnlyImages):
         return tiles
 
     def _grid(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
-        """(columns, rows) whose shape is nearest to the picture's; of equal ones the larger, while
-        the picture has half of its pixels."""
-        grids = [
-            (columns, rows)
-            for columns in range(1, most + 1)
-            for rows in range(1, most + 1)
-            if least <= columns * rows <= most
-        ]
-        best, nearest = (1, 1), float("inf")
-        for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-            distance = abs(width / height - columns / rows)
-            is_filled = width * height > 0.5 * self._height * self._width * columns * rows
-            if distance < nearest or (distance == nearest and is_filled):
-                best, nearest = (columns, rows), distance
-        return best
+        return nearest_grid(height, width, least, most, (self._height, self._width))
+
+
+def nearest_grid(
+    height: int, width: int, least: int, most: int, tile: tuple[int, int]
+) -> tuple[int, int]:
+    """(columns, rows) of so many tiles whose shape is nearest to the picture's; of equal ones the
+    larger, while the picture has half of its pixels."""
+    grids = [
+        (columns, rows)
+        for columns in range(1, most + 1)
+        for rows in range(1, most + 1)
+        if least <= columns * rows <= most
+    ]
+    best, nearest = (1, 1), float("inf")
+    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        distance = abs(width / height - columns / rows)
+        is_filled = width * height > 0.5 * tile[0] * tile[1] * columns * rows
+        if distance < nearest or (distance == nearest and is_filled):
+            best, nearest = (columns, rows), distance
+    return best

@@ -36,19 +36,29 @@ class Pixtral(OnlyImages):
         rows, columns = self._grid(*pixels.shape[:2])
         height, width = rows * self._step, columns * self._step
         values = self._pixels.channels_first(self._pixels.resized(pixels, height, width))
-        line = self.tokens["image"] + self._break
-        text = line * (rows - 1) + self.tokens["image"] + self._end
+        text, counts = self._text(rows, columns)
         return Prepared(
             tensors={
                 "pixel_values": values[None],
                 "image_sizes": np.array([[height, width]], dtype=np.int64),
             },
             replacement=text,
-            counts=(columns,) * rows,
+            counts=counts,
         )
+
+    def _text(self, rows: int, columns: int) -> tuple[str, tuple[int, ...]]:
+        line = self.tokens["image"] + self._break
+        return line * (rows - 1) + self.tokens["image"] + self._end, (columns,) * rows
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         ratio = max(height / self._most[0], width / self._most[1])
         if ratio > 1:
             height, width = math.floor(height / ratio), math.floor(width / ratio)
         return max(1, -(-height // self._step)), max(1, -(-width // self._step))
+
+
+class LightOnOcr(Pixtral):
+    """Nothing stands between the rows."""
+
+    def _text(self, rows: int, columns: int) -> tuple[str, tuple[int, ...]]:
+        return self.tokens["image"], (rows * columns,)

@@ -38,16 +38,21 @@ class Qwen2VL:
         video = setting.video or image
         self._pixels = PixelSettings.of(image, mean=self.mean, std=self.std)
         self._video_pixels = PixelSettings.of(video, mean=self.mean, std=self.std)
-        self._area = _area(image, self.image_area)
-        self._video_area = _area(setting.video, self.video_area)
+        self._area = area_of(image, self.image_area)
+        self._video_area = area_of(setting.video, self.video_area)
         self._video = video
         self._patch = image.get("patch_size", self.default_patch)
         self._merge = image.get("merge_size", 2)
         self._frames = image.get("temporal_patch_size", 2)
 
     def image(self, pixels: Pixels, options: Mapping[str, Any]) -> Prepared:
-        area = _area(options, self._area)
-        height, width = fitted(*pixels.shape[:2], factor=self._factor, area=area)
+        area = area_of(options, self._area)
+        size = fitted(*pixels.shape[:2], factor=self._factor, area=area)
+        return self.of_size(pixels, size)
+
+    def of_size(self, pixels: Pixels, size: tuple[int, int]) -> Prepared:
+        """A picture that is to have that height and width."""
+        height, width = size
         frame = self._pixels.normalized(self._pixels.resized(pixels, height, width))
         patches = self._patches(np.stack([frame] * self._frames))
         grid = np.array([[1, height // self._patch, width // self._patch]], dtype=np.int64)
@@ -87,7 +92,7 @@ class Qwen2VL:
         )
 
     def _of_frames(self, clip: Clip, options: Mapping[str, Any]) -> tuple[Floats, Any]:
-        height, width = self._video_size(clip, _area(options, self._video_area))
+        height, width = self._video_size(clip, area_of(options, self._video_area))
         frames = [
             self._video_pixels.normalized(self._video_pixels.resized(frame, height, width))
             for frame in clip.frames
@@ -115,6 +120,35 @@ class Qwen2VL:
         ordered = split.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
         num_patches = num_frames // step * rows * columns
         return np.ascontiguousarray(ordered).reshape(num_patches, channels * step * patch * patch)
+
+
+class PaddleOcr(Qwen2VL):
+    """PaddleOCR-VL: patches of one frame, row by row, each a square of pixels; no videos."""
+
+    image_area = (384 * 384, 1536 * 1536)
+
+    def __init__(self, setting: FamilySetting) -> None:
+        super().__init__(setting)
+        self._frames = 1
+        for of_kind in (self.tokens, self.markers):
+            of_kind.pop("video")
+
+    def image(self, pixels: Pixels, options: Mapping[str, Any]) -> Prepared:
+        height, width = pixels.shape[:2]
+        factor = self._factor
+        if height < factor:
+            height, width = factor, round(width * factor / height)
+        if width < factor:
+            height, width = round(height * factor / width), factor
+        area = area_of(options, self._area)
+        return self.of_size(pixels, fitted(height, width, factor=factor, area=area))
+
+    def _patches(self, frames: Floats) -> Floats:
+        _, height, width, _ = frames.shape
+        patch = self._patch
+        split = frames[0].reshape(height // patch, patch, width // patch, patch, 3)
+        ordered = np.ascontiguousarray(split.transpose(0, 2, 4, 1, 3))
+        return ordered.reshape(-1, 3, patch, patch)
 
 
 class Qwen3VL(Qwen2VL):
@@ -203,7 +237,7 @@ def fitted(
     return tall, wide
 
 
-def _area(settings: Mapping[str, Any], otherwise: tuple[int, int]) -> tuple[int, int]:
+def area_of(settings: Mapping[str, Any], otherwise: tuple[int, int]) -> tuple[int, int]:
     size = settings.get("size") or {}
     least = settings.get("min_pixels") or size.get("shortest_edge") or otherwise[0]
     most = settings.get("max_pixels") or size.get("longest_edge") or otherwise[1]

@@ -12,6 +12,7 @@ STAT, STAT_APPROX, PER_PASS, PER_TOKEN = RECORDER_MODES = (
 )
 
 CPU_PRODUCTS = ("exact", "fast")
+DEFAULT_CPU_PRODUCTS = "fast"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +25,20 @@ class ExecutionConfig:
     num_threads: int | None = option(
         None, "Threads that compute a step on a CPU; default: the usable cores.", unit="threads"
     )
-    cpu_products: str = option(
-        "fast",
+    cpu_products: str | None = option(
+        None,
         "What a product on a CPU may depend on. fast: kernels that round otherwise serve where a "
         "step has many rows. exact: a row's result depends on that row and the weights alone, "
         "whatever is cached or runs beside it; prompts take longer with weights in 4 to 8 bits "
-        "(docs/determinism.md).",
+        "(docs/determinism.md). Default: exact with --enable-deterministic-inference, else "
+        f"{DEFAULT_CPU_PRODUCTS}.",
         choices=CPU_PRODUCTS,
+    )
+    enable_deterministic_inference: bool = option(
+        False,
+        "An answer depends on its request alone, bit by bit: not on what is cached, who else is "
+        "served, or how prompts are cut. On CPUs that takes exact products, hence no "
+        "--cpu-products fast; on GPUs it is refused (docs/determinism.md).",
     )
     kernels: str | None = option(
         None,

@@ -9,6 +9,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
 
 BACKENDS = ("auto", "sapwood", "diffusers")
+DIT_QUANTIZATIONS = ("none", "fp8", "w8a16", "w8a8_int8", "w4a8")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _AT_LEAST_1 = (
     "max_running_pictures",
@@ -34,6 +35,17 @@ class PaintingConfig:
         "auto",
         "In which the transformer computes; auto: as its weights are stored.",
         choices=PRECISIONS,
+    )
+    dit_quantization: str = option(
+        "none",
+        "In how many bits the transformer's weights are kept; none: as --dit-precision says, or as "
+        "the blocks of a GGUF file.",
+        choices=DIT_QUANTIZATIONS,
+    )
+    dit_path: str | None = option(
+        None,
+        "The transformer's or U-Net's weights, instead of those in the folder: one safetensors "
+        "file as ComfyUI has it, or a GGUF file. All else comes from the folder.",
     )
     text_encoder_precisions: str = option(
         "auto",

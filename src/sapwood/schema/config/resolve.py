@@ -12,7 +12,11 @@ from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import CacheKind, CachePlan, Demand, within
 from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
-from sapwood.schema.config.execution import ResolvedExecution
+from sapwood.schema.config.execution import (
+    DEFAULT_CPU_PRODUCTS,
+    ExecutionConfig,
+    ResolvedExecution,
+)
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
 from sapwood.schema.config.features import (
     check_adapters,
@@ -118,10 +122,7 @@ def _resolve_execution(
             f"{', '.join(asked.capture_options)} does nothing on a CPU, whose kernels record steps "
             "of all sizes; leave it out"
         )
-    if asked.cpu_products != "fast" and device != "cpu":
-        raise ConfigError(
-            f"--cpu-products {asked.cpu_products} does nothing on {device}; leave it out"
-        )
+    cpu_products = _choose_products(asked, device, decisions)
     num_threads = asked.num_threads
     if num_threads is None:
         num_threads = machine.num_cores
@@ -129,7 +130,43 @@ def _resolve_execution(
         num_sharing = parallel.ranks_per_node * parallel.dp_size
         shared = f", shared by {num_sharing} ranks or replicas" if num_sharing > 1 else ""
         decisions.append(Decision("num_threads", num_threads, f"the usable cores{shared}"))
-    return decided(ResolvedExecution, asked, device=device, num_threads=num_threads)
+    return decided(
+        ResolvedExecution,
+        asked,
+        device=device,
+        num_threads=num_threads,
+        cpu_products=cpu_products,
+    )
+
+
+def _choose_products(asked: ExecutionConfig, device: str, decisions: list[Decision]) -> str | None:
+    """What products on a CPU depend on; None elsewhere. ConfigError for what cannot be."""
+    products = asked.cpu_products
+    if device != "cpu":
+        if products is not None:
+            raise ConfigError(f"--cpu-products {products} does nothing on {device}; leave it out")
+        if asked.enable_deterministic_inference:
+            raise ConfigError(
+                "--enable-deterministic-inference holds on CPUs only: products and attention on "
+                f"{device} add in an order that depends on the batch; leave it out"
+            )
+        return None
+    if asked.enable_deterministic_inference:
+        if products == "fast":
+            raise ConfigError(
+                "--cpu-products fast lets a row depend on how many there are, which "
+                "--enable-deterministic-inference rules out; leave one of them out"
+            )
+        decisions.append(
+            Decision("cpu_products", "exact", "--enable-deterministic-inference wants it")
+        )
+        return "exact"
+    if products is not None:
+        return products
+    exact = DEFAULT_CPU_PRODUCTS == "exact"
+    why = "an answer depends on its request alone" if exact else "prompts take less time"
+    decisions.append(Decision("cpu_products", DEFAULT_CPU_PRODUCTS, why))
+    return DEFAULT_CPU_PRODUCTS
 
 
 def resolve_model(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
@@ -20,6 +23,43 @@ class WritePolicy(StrEnum):
     WRITE_THROUGH = "write_through"
     WRITE_THROUGH_SELECTIVE = "write_through_selective"
     WRITE_BACK = "write_back"
+
+
+class PrefetchPolicy(StrEnum):
+    """How long a request waits for pages from the storage.
+
+    BEST_EFFORT    not at all: it takes what is there when it is its turn
+    WAIT_COMPLETE  until all are there
+    TIMEOUT        so long, but no longer than a time that grows with its pages
+    """
+
+    BEST_EFFORT = "best_effort"
+    WAIT_COMPLETE = "wait_complete"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefetchRules:
+    """When pages are read ahead from the storage, and how long a request waits for them.
+
+    threshold  tokens that must be missing
+    base_s, per_ki_token_s  the longest wait, with the policy TIMEOUT
+    """
+
+    policy: PrefetchPolicy
+    threshold: int = 256
+    base_s: float = 1.0
+    per_ki_token_s: float = 0.25
+
+    def wait_s(self, num_tokens: int) -> float:
+        """How long a request waits at most for the pages of so many tokens."""
+        match self.policy:
+            case PrefetchPolicy.BEST_EFFORT:
+                return 0.0
+            case PrefetchPolicy.WAIT_COMPLETE:
+                return math.inf
+            case PrefetchPolicy.TIMEOUT:
+                return self.base_s + self.per_ki_token_s * num_tokens / 1024
 
 
 MOST_GIB = 1 << 20
@@ -47,6 +87,27 @@ class TiersConfig:
         "the KV pool gives it away.",
         choices=tuple(WritePolicy),
     )
+    hicache_storage_backend: str | None = option(
+        None,
+        "Where the host's copies outlive the server, and from where other servers take them: file, "
+        "in a directory; redis, on a server of Redis or Valkey; dynamic, by a class of yours. "
+        "Default: nowhere.",
+        choices=("file", "redis", "dynamic"),
+    )
+    hicache_storage_prefetch_policy: str = option(
+        "timeout",
+        "How long a request waits for pages from the storage: best_effort, not at all; "
+        "wait_complete, until all are there; timeout, no longer than a time that grows with them.",
+        choices=tuple(PrefetchPolicy),
+    )
+    hicache_storage_backend_extra_config: str | None = option(
+        None,
+        "Settings of the storage, as JSON: prefetch_threshold, prefetch_timeout_base and "
+        "prefetch_timeout_per_ki_token; directory and max_gb of file; url, prefix, ttl_s and "
+        "timeout_s of redis; backend_name, module_path and class_name of dynamic; encryption_key "
+        "of all.",
+        secret=True,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -58,6 +119,23 @@ class TiersConfig:
             raise ConfigError(
                 f"--hicache-size is {self.hicache_size} but must be from 0 to {MOST_GIB} gigabytes"
             )
+
+        check_storage(self)
+
+    @property
+    def prefetch(self) -> PrefetchRules:
+        extra = self.extra
+        return PrefetchRules(
+            policy=PrefetchPolicy(self.hicache_storage_prefetch_policy),
+            threshold=int(extra.get("prefetch_threshold", 256)),
+            base_s=float(extra.get("prefetch_timeout_base", 1.0)),
+            per_ki_token_s=float(extra.get("prefetch_timeout_per_ki_token", 0.25)),
+        )
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Of --hicache-storage-backend-extra-config."""
+        return extra_of(self.hicache_storage_backend_extra_config)
 
     @property
     def given_in_vain(self) -> list[str]:
@@ -73,3 +151,64 @@ class TiersConfig:
     @property
     def write_policy(self) -> WritePolicy:
         return WritePolicy(self.hicache_write_policy)
+
+
+_FLAG = "--hicache-storage-backend-extra-config"
+_NUMBERS = {
+    "prefetch_threshold": 1e9,
+    "prefetch_timeout_base": 3600.0,
+    "prefetch_timeout_per_ki_token": 3600.0,
+    "max_gb": 1e9,
+    "ttl_s": 1e9,
+    "timeout_s": 3600.0,
+}
+"""What is a number in the JSON, and the largest."""
+_TEXTS = {
+    "directory", "url", "prefix", "backend_name", "module_path", "class_name", "encryption_key"
+}  # fmt: skip
+
+
+def extra_of(text: str | None) -> dict[str, Any]:
+    """What that JSON says; ConfigError if it is none, or says what nobody knows."""
+    if not text:
+        return {}
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{_FLAG} is no JSON") from None
+    if not isinstance(told, dict):
+        raise ConfigError(f'{_FLAG} must be a JSON object, such as {{"max_gb": 10}}')
+    for name, value in told.items():
+        if name in _NUMBERS:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not 0 <= value <= _NUMBERS[name]:
+                raise ConfigError(
+                    f"{_FLAG} has {name} {str(value)[:40]!r} but must have a number from 0 to "
+                    f"{_NUMBERS[name]:g}"
+                )
+        elif name in _TEXTS:
+            if not isinstance(value, str) or not value or "\0" in value or len(value) > 4096:
+                raise ConfigError(f"{_FLAG} has a {name} that is no text")
+        elif name == "hicache_storage_pass_prefix_keys" and value is False:
+            continue
+        elif name not in _CLASS_SETTINGS and told.get("class_name") is None:
+            known = ", ".join(sorted({*_NUMBERS, *_TEXTS}))
+            raise ConfigError(f"{_FLAG} has {name[:80]!r}, but knows only {known}")
+    return told
+
+
+_CLASS_SETTINGS = frozenset({"interface_v1"})
+"""What SGLang's own extra configuration may have besides, and changes nothing."""
+
+
+def check_storage(config: TiersConfig) -> None:
+    """ConfigError if the options of the storage contradict each other."""
+    extra, backend = config.extra, config.hicache_storage_backend
+    if backend == "dynamic" and not (extra.get("module_path") and extra.get("class_name")):
+        raise ConfigError(
+            f"the storage backend dynamic needs module_path and class_name in {_FLAG}"
+        )
+    if backend == "redis" and not extra.get("url"):
+        raise ConfigError(
+            f'the storage backend redis needs its url in {_FLAG}: {{"url": "redis://…"}}'
+        )

@@ -14,7 +14,7 @@ export class ApiError extends Error {
   }
 }
 
-/** The models that can chat: {id, contextLength, hasReasoning}. */
+/** The models that can chat: {id, contextLength, hasReasoning, seesImages}. */
 export async function listModels() {
   const response = await ask("v1/models", {});
   const { data } = await response.json();
@@ -24,6 +24,8 @@ export async function listModels() {
       id: card.id,
       contextLength: card.max_model_len ?? null,
       hasReasoning: card.has_reasoning === true,
+      // Other servers do not say so, and then the server decides.
+      seesImages: card.media?.includes("image") ?? true,
     }));
 }
 

@@ -1,9 +1,15 @@
-// Text files that go along with the next message. The server takes no others, and the page says so.
+// Text files and pictures that go along with the next message. The page says why others do not.
 
 import { button, byId, element, notice } from "./dom.js";
+import { seesImages } from "./models.js";
 
 const MAX_BYTES = 256 * 1024;
 const MAX_FILES = 10;
+const MAX_IMAGE_BYTES = 50 * 1024 * 1024;
+/** A picture with a longer side, or a larger file, is drawn anew: the history has not much room. */
+const MAX_SIDE = 1600;
+const KEPT_BYTES = 1024 * 1024;
+const AS_IT_IS = "image/png, image/jpeg, image/webp, image/gif".split(", ");
 const NO_TEXT = "application/pdf, application/zip, application/msword".split(", ");
 
 let attached = [];
@@ -31,7 +37,7 @@ export function acceptFiles(composer) {
 
 export const hasFiles = () => attached.length > 0;
 
-/** The files of the message that is sent now: [{name, text}]. */
+/** The files of the message that is sent now: [{name, text}], and [{name, image}] with a data URL. */
 export function takeFiles() {
   const files = attached;
   attached = [];
@@ -43,7 +49,8 @@ async function add(files) {
   for (const file of files) {
     try {
       if (attached.length === MAX_FILES) throw new Error(`a message takes ${MAX_FILES} files at most`);
-      attached.push({ name: file.name, text: await textOf(file) });
+      const isImage = file.type.startsWith("image/");
+      attached.push({ name: file.name, ...(isImage ? { image: await imageOf(file) } : { text: await textOf(file) }) });
     } catch (error) {
       notice(`${file.name} was not attached: ${error.message}.`, { isError: true });
     }
@@ -52,9 +59,38 @@ async function add(files) {
   byId("prompt").focus();
 }
 
+/** The picture as a data URL, small enough to be kept. */
+async function imageOf(file) {
+  if (!seesImages()) throw new Error("this model takes text only, and this is an image");
+  if (file.size > MAX_IMAGE_BYTES) throw new Error(`${MAX_IMAGE_BYTES / 1024 / 1024} MB is the limit of an image`);
+  let drawn;
+  try {
+    drawn = await createImageBitmap(file);
+  } catch {
+    throw new Error("it is no image that this browser can read");
+  }
+  const scale = Math.min(1, MAX_SIDE / Math.max(drawn.width, drawn.height));
+  if (scale === 1 && file.size <= KEPT_BYTES && AS_IT_IS.includes(file.type)) return dataUrl(file);
+  const size = [drawn.width, drawn.height].map((side) => Math.max(1, Math.round(side * scale)));
+  const canvas = new OffscreenCanvas(...size);
+  const paper = canvas.getContext("2d");
+  paper.fillStyle = "white"; // as the server has it where a picture is transparent
+  paper.fillRect(0, 0, ...size);
+  paper.drawImage(drawn, 0, 0, ...size);
+  return dataUrl(await canvas.convertToBlob({ type: "image/jpeg", quality: 0.9 }));
+}
+
+const dataUrl = (blob) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(blob);
+  });
+
 async function textOf(file) {
-  const kind = /^(image|audio|video)\//.exec(file.type)?.[1];
-  if (kind) throw new Error(`the server takes text only, and this is ${kind === "image" ? "an image" : kind}`);
+  const kind = /^(audio|video)\//.exec(file.type)?.[1];
+  if (kind) throw new Error(`this page takes text and images, and this is ${kind}`);
   if (file.size > MAX_BYTES) {
     const kilobytes = Math.ceil(file.size / 1024);
     throw new Error(`it has ${kilobytes} KB, and ${MAX_BYTES / 1024} KB is the limit`);
@@ -78,8 +114,12 @@ function list() {
       list();
       byId("prompt").focus();
     };
-    return element("li", {}, file.name, button("×", drop, { ariaLabel: `Remove ${file.name}` }));
+    return element("li", {}, ...thumbnail(file), file.name, button("×", drop, { ariaLabel: `Remove ${file.name}` }));
   });
   byId("attached").replaceChildren(...chips);
   byId("attached").hidden = !chips.length;
 }
+
+/** A small view of a picture; nothing for a text. */
+export const thumbnail = ({ name, image }) =>
+  image ? [element("img", { class: "thumbnail", src: image, alt: name })] : [];

@@ -1,5 +1,6 @@
 // One message on the page: its text, its thinking, its figures, and what can be done with it.
 
+import { thumbnail } from "./attachments.js";
 import { button, copy, duration, element, fit } from "./dom.js";
 import { markdownView } from "./markdown.js";
 import { fullText } from "./tree.js";
@@ -23,9 +24,7 @@ export function messageView(message, acts) {
 }
 
 function userView(message, acts) {
-  const files = (message.files ?? []).map(({ name, text }) =>
-    element("details", { class: "file" }, element("summary", {}, `File ${name}`), element("pre", {}, text)),
-  );
+  const files = (message.files ?? []).map((file) => (file.image ? imageView(file) : textView(file)));
   const body = element("div", { class: "body" }, message.content);
   const actions = element("div", { class: "actions-of-message" });
   const box = element("article", { class: "message user" }, who("You"), ...files, body, actions);
@@ -38,6 +37,18 @@ function userView(message, acts) {
   }
   return { box, actions, update() {} };
 }
+
+const textView = ({ name, text }) =>
+  element("details", { class: "file" }, element("summary", {}, `File ${name}`), element("pre", {}, text));
+
+/** A thumbnail, which opens to the whole picture. */
+const imageView = (file) =>
+  element(
+    "details",
+    { class: "file" },
+    element("summary", {}, ...thumbnail(file), `Image ${file.name}`),
+    element("img", { class: "whole", src: file.image, alt: file.name }),
+  );
 
 function editor(message, acts, restore) {
   const area = element("textarea", { value: message.content, ariaLabel: "Edit the message", rows: 3 });

@@ -20,6 +20,9 @@ byId("api-key").addEventListener("change", ({ target }) => {
 /** The id that requests name; "" while no model is known, which asks for whatever is served. */
 export const chosenModel = () => (models.length ? select.value : "");
 
+/** Whether the chosen model takes pictures, as far as is known. */
+export const seesImages = () => models.find(({ id }) => id === select.value)?.seesImages ?? true;
+
 /** List the models, and choose `wanted` if it is among them. */
 export async function showModels(wanted = "") {
   const before = chosenModel();

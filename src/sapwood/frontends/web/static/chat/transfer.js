@@ -87,10 +87,7 @@ function readMessage(given, where) {
   if (given.thinkingMs != null) message.thinkingMs = number(given.thinkingMs, `${where}: thinkingMs`);
   if (given.files != null) {
     if (!Array.isArray(given.files)) throw new Error(`${where}: files must be a list`);
-    message.files = given.files.map((file) => ({
-      name: string(file?.name, `${where}: the name of a file`),
-      text: string(file?.text, `${where}: the text of a file`),
-    }));
+    message.files = given.files.map((file) => readFile(file, where));
   }
   if (given.stats != null) {
     message.stats = {};
@@ -99,6 +96,17 @@ function readMessage(given, where) {
     }
   }
   return message;
+}
+
+function readFile(file, where) {
+  const name = string(file?.name, `${where}: the name of a file`);
+  if (file.image == null) return { name, text: string(file.text, `${where}: the text of a file`) };
+  const image = string(file.image, `${where}: the image of a file`);
+  // Another address would be fetched by this browser as soon as the chat is shown.
+  if (!/^data:image\/(png|jpeg|webp|gif);base64,/.test(image)) {
+    throw new Error(`${where}: the image of a file must be a data URL of an image`);
+  }
+  return { name, image };
 }
 
 function string(value, where) {

@@ -4,7 +4,7 @@
 //   chat     {id, title, createdMs, updatedMs, model, system, leaf, messages}
 //            leaf: id of the last message that is shown, or null; messages: in the order in which they came
 //   message  {id, parent, role, content, createdMs}; parent: id of the message before, or null
-//     user       files: [{name, text}]
+//     user       files: [{name, text}], of pictures [{name, image}] with a data URL
 //     assistant  model, reasoning, thinkingMs, finish, error, stats: {firstMs, numTokens, tokensPerS}
 
 const TITLE_LENGTH = 60;
@@ -72,16 +72,26 @@ export function requestMessages(chat, path) {
   path.forEach((message, i) => {
     const answer = message.role === "assistant" ? message : path[i + 1];
     if (answer && !answer.content && !answer.reasoning) return;
-    const one = { role: message.role, content: fullText(message) };
+    const one = { role: message.role, content: shownParts(message) };
     if (message.role === "assistant" && !message.content) one.reasoning_content = message.reasoning;
     sent.push(one);
   });
   return sent;
 }
 
-/** A message with its files, each in a fence that its text cannot close. */
+/** What a request says of a message: its text; if it shows pictures, they come before as parts. */
+function shownParts(message) {
+  const images = (message.files ?? []).filter(({ image }) => image);
+  const text = fullText(message);
+  if (!images.length) return text;
+  const shown = images.map(({ image }) => ({ type: "image_url", image_url: { url: image } }));
+  return text ? [...shown, { type: "text", text }] : shown;
+}
+
+/** A message with its text files, each in a fence that its text cannot close. */
 export function fullText({ content, files = [] }) {
-  const parts = files.map(({ name, text }) => {
+  const texts = files.filter(({ text }) => text !== undefined);
+  const parts = texts.map(({ name, text }) => {
     const runs = text.match(/`+/g) ?? [];
     const fence = "`".repeat(Math.max(3, ...runs.map((run) => run.length + 1)));
     return `File ${name}:\n${fence}\n${text}\n${fence}`;

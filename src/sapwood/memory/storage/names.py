@@ -1,0 +1,33 @@
+"""Names of page copies in a storage: what two engines must have in common to share one."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+
+from sapwood.schema.cache import CacheKind, CachePool
+
+IDENTITY_DIGITS = 16
+_UNFIT = re.compile(r"[^A-Za-z0-9.+@=-]")
+MOST_NAME = 60
+"""Characters of a model's name in the name of a copy."""
+
+
+class CopyNames:
+    """`{page key}_{model}-{identity}_{pool}_{rank}_{ranks}`, without the pool if it keeps every
+    token. The page key is SGLang's, if the namespace is empty."""
+
+    def __init__(self, model: str, identity: str, pools: Sequence[CachePool]) -> None:
+        """identity  a hexadecimal digest of all that the bytes of a page depend on besides its
+        tokens: weights, numbers, sizes, layout"""
+        self._model = _UNFIT.sub("-", model)[-MOST_NAME:]
+        self._identity = identity[:IDENTITY_DIGITS]
+        self._pools = ["" if pool.kind is CacheKind.FULL else f"_{pool.name}" for pool in pools]
+
+    def of(self, pool: int, digest: bytes) -> str:
+        return f"{digest.hex()}_{self._model}-{self._identity}{self._pools[pool]}_0_1"
+
+    def renew(self) -> None:
+        """The weights are others now, which nobody else has: no copy so far is theirs."""
+        self._identity = uuid.uuid4().hex[:IDENTITY_DIGITS]

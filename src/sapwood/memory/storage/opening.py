@@ -1,0 +1,77 @@
+"""Opens the storage that options or a request name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sapwood.base.errors import ConfigError
+from sapwood.base.registry import Registry
+from sapwood.memory.storage.interface import PageStorage, StorageUnavailable
+
+GB = 10**9
+
+
+def open_storage(backend: str, extra: Mapping[str, Any], *, default_directory: Path) -> PageStorage:
+    """The storage of that name.
+
+    extra              as TiersConfig.extra
+    default_directory  of files, if `extra` names none
+    Raises             ConfigError if there is none, or it cannot be used
+    """
+    try:
+        storage: PageStorage = STORAGES.get(backend)(extra, default_directory)
+    except StorageUnavailable as error:
+        raise ConfigError(f"the storage {backend} cannot be used: {error}") from error
+    key = extra.get("encryption_key")
+    if key is None:
+        return storage
+    try:
+        from sapwood.memory.storage.sealed import SealedStorage
+    except ImportError as error:
+        raise ConfigError(
+            "encryption_key needs the package cryptography; pip install 'sapwood[tiers]'"
+        ) from error
+    return SealedStorage(storage, key)
+
+
+def open_files(extra: Mapping[str, Any], default_directory: Path) -> PageStorage:
+    from sapwood.memory.storage.file import FileStorage
+
+    named = extra.get("directory")
+    directory = default_directory if named is None else Path(named).expanduser()
+    if directory.exists() and directory.stat().st_uid not in (os.getuid(), 0):
+        raise ConfigError(
+            f"{directory} belongs to another user, who could put other keys and values there; name "
+            "a directory of yours"
+        )
+    max_gb = extra.get("max_gb")
+    return FileStorage(directory, max_bytes=None if not max_gb else int(max_gb * GB))
+
+
+def open_redis(extra: Mapping[str, Any], default_directory: Path) -> PageStorage:
+    try:
+        from sapwood.memory.storage.redis import RedisStorage
+    except ImportError as error:
+        raise ConfigError(
+            "the storage redis needs the package redis; pip install 'sapwood[redis]'"
+        ) from error
+    return RedisStorage.of(extra)
+
+
+def open_plug_in(extra: Mapping[str, Any], default_directory: Path) -> PageStorage:
+    from sapwood.memory.storage.dynamic import DynamicStorage
+
+    return DynamicStorage.of(extra)
+
+
+STORAGES: Registry[Any] = Registry(
+    "storage",
+    {
+        "file": "sapwood.memory.storage.opening:open_files",
+        "redis": "sapwood.memory.storage.opening:open_redis",
+        "dynamic": "sapwood.memory.storage.opening:open_plug_in",
+    },
+)
