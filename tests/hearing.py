@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,28 +17,30 @@ from tests.tiny import VOCAB, write_tokenizer
 BINS, VECTORS = 16, 24
 
 
-def save(directory: Path) -> Path:
+def save(directory: Path, **fields: Any) -> Path:
+    """fields: of config.json, instead of the usual ones"""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     torch.manual_seed(5)
-    config = WhisperConfig(
-        vocab_size=VOCAB,
-        num_mel_bins=BINS,
-        d_model=48,
-        encoder_layers=2,
-        decoder_layers=3,
-        encoder_attention_heads=3,
-        decoder_attention_heads=3,
-        encoder_ffn_dim=80,
-        decoder_ffn_dim=80,
-        max_source_positions=VECTORS,
-        max_target_positions=128,
-        bos_token_id=256,
-        eos_token_id=257,
-        pad_token_id=0,
-        decoder_start_token_id=1,
-        init_std=0.3,
-    )
+    usual: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "num_mel_bins": BINS,
+        "d_model": 48,
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 3,
+        "decoder_attention_heads": 3,
+        "encoder_ffn_dim": 80,
+        "decoder_ffn_dim": 80,
+        "max_source_positions": VECTORS,
+        "max_target_positions": 128,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 1,
+        "init_std": 0.3,
+    }
+    config = WhisperConfig(**{**usual, **fields})
     model = WhisperForConditionalGeneration(config).eval()
     for name, one in model.named_parameters():
         if name.endswith("bias"):

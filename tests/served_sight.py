@@ -11,6 +11,7 @@ from tests.seeing import FAMILIES, IMAGE, VIDEO, save
 
 MARKER = "<|image_pad|>"
 TEMPLATE = (
+    "{% for t in tools or [] %}{{ t['function']['name'] }}{% endfor %}"
     "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
     "{% for part in m['content'] %}{% if part['type'] == 'image' %}<|image_pad|>"
     "{% elif part['type'] == 'video' %}<|video_pad|>"

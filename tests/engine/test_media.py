@@ -7,7 +7,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapwood.engine.media import MediaVectors
+from sapwood.engine.media import REST_STEPS, MediaVectors
 from sapwood.engine.request_state import RequestState
 from sapwood.schema.media import Medium
 from sapwood.schema.request import Generate, RequestOptions
@@ -161,3 +161,21 @@ def test_refusals_say_why() -> None:
     assert "32 bytes" in refusal([short])
     video = Medium(kind="video", digest=bytes(32), tensors={}, spans=((0, 1),))
     assert refusal([video]) == "it is no image"
+
+
+def test_steps_rest_from_encoding_while_others_decode() -> None:
+    vectors = account()
+    one = state("a", pictures([(1, 20), (2, 15)]))
+
+    def granted(start: int, *, others_decode: bool) -> int:
+        vectors.begin_step(others_decode=others_decode)
+        found = vectors.grant(one, start, 39 - start)
+        vectors.computed(one, start + found)
+        return found
+
+    assert granted(0, others_decode=True) == 22
+    assert [granted(22, others_decode=True) for _ in range(REST_STEPS)] == [0] * REST_STEPS
+    assert granted(22, others_decode=True) == 17
+    other = state("b", [medium(7, 0, 10)])
+    vectors.begin_step(others_decode=False)
+    assert vectors.grant(other, 0, 12) == 12, "nobody waits for a token"

@@ -40,6 +40,10 @@ NOTHING_HEARD = (
 )
 
 
+REST_STEPS = 4
+"""Steps without encoding after one with it, while requests decode."""
+
+
 @dataclass(slots=True)
 class Vectors:
     """Of one medium.
@@ -81,6 +85,7 @@ class MediaVectors:
         self._encodes: dict[bytes, Medium] = {}
         self._forgets: list[bytes] = []
         self._num_patches = 0
+        self._rest = 0
         self.num_bytes = 0
         self.num_encoded = 0
         self.num_shared = 0
@@ -135,7 +140,15 @@ class MediaVectors:
 
     # ---- steps -------------------------------------------------------------------------------
 
-    def begin_step(self) -> None:
+    def begin_step(self, *, others_decode: bool = False) -> None:
+        """others_decode: then the steps after one that encodes only decode, so that most gaps
+        between two tokens are as long as ever, however many pictures wait."""
+        if not others_decode:
+            self._rest = 0
+        elif self._num_patches:
+            self._rest = REST_STEPS
+        elif self._rest:
+            self._rest -= 1
         self._num_patches = 0
 
     def grant(self, state: RequestState, start: int, num_new: int) -> int:
@@ -204,6 +217,8 @@ class MediaVectors:
 
     def _ordered(self, medium: Medium) -> Vectors | None:
         """Order that medium's vectors; None if this step cannot encode it."""
+        if self._rest:
+            return None
         num_patches = self._facts.num_patches(medium)
         if self._num_patches and self._num_patches + num_patches > self._patches_per_step:
             return None

@@ -261,7 +261,12 @@ class Scheduler:
             return None
         shares: list[tuple[RequestState, int]] = []
         if self._media is not None:
-            self._media.begin_step()
+            # Those that have computed their prompts: every token of theirs is a gap that is seen.
+            self._media.begin_step(
+                others_decode=any(
+                    one.num_computed_tokens >= len(one.prompt_ids) for one in self._running
+                )
+            )
         num_retractions = self._counts["retracted"]
         preferred = self._preempt() if self.admits else None
         budget = self._serve_running(

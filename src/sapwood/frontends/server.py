@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.frontends.anthropic.routes import anthropic_dialect
+from sapwood.frontends.audio.routes import audio_dialect
 from sapwood.frontends.batches.routes import batches_dialect
 from sapwood.frontends.batches.store import BatchStore
 from sapwood.frontends.hosts.routes import hosts_dialect
@@ -83,6 +84,7 @@ def inner_app(
     chat_app = _app_of([openai_dialect(services)], services, BodyLimits())
     dialects = [
         openai_dialect(services),
+        audio_dialect(services),
         responses_dialect(services, stores.responses, chat_app),
         batches_dialect(services, stores.batches),
         native_dialect(services),

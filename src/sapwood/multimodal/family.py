@@ -46,11 +46,14 @@ class Prepared:
     replacement  the text in place of the medium's marker in the prompt
     counts       for each of the family's tokens in `replacement`, how often it is repeated: the
                  medium has a vector for each
+    parts        into how many media of their own this one may be cut, evenly along the first
+                 dimension of all tensors and along `counts`, since its tower sees each part alone
     """
 
     tensors: Mapping[str, Tensor]
     replacement: str
     counts: tuple[int, ...]
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

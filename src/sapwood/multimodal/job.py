@@ -67,3 +67,4 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tensors: dict[str, MediaTensor] = {}
     replacement: str = ""
     counts: tuple[int, ...] = ()
+    parts: int = 1

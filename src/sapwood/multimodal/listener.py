@@ -75,7 +75,13 @@ class Listener:
 
     async def piece(self, recording: Recording, index: int) -> Medium:
         """What the model reads of that piece."""
-        start, end = recording.cuts[index]
+        return await self._of_samples(recording, *recording.cuts[index])
+
+    async def between(self, recording: Recording, start: float, end: float) -> Medium:
+        """What the model reads of these seconds, which must not be more than a piece has."""
+        return await self._of_samples(recording, round(start * RATE), round(end * RATE))
+
+    async def _of_samples(self, recording: Recording, start: int, end: int) -> Medium:
         samples = memoryview(recording.samples)[start * _SAMPLE_BYTES : end * _SAMPLE_BYTES]
         job = Job(id=0, kind="audio", is_samples=True)
         result = await self._pool.prepare(job, [bytes(samples)])

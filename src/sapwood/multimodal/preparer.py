@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from sapwood.base.errors import InvalidRequest, Overloaded, SapwoodError, UnsupportedFeature
 from sapwood.multimodal.family import FamilySetting, family_of
@@ -12,7 +13,7 @@ from sapwood.multimodal.fetch import Fetcher
 from sapwood.multimodal.job import Job, Result
 from sapwood.multimodal.pool import PreparingPool
 from sapwood.observe.preparing import PreparingFigures
-from sapwood.schema.media import Medium
+from sapwood.schema.media import MediaTensor, Medium
 from sapwood.schema.media_source import MAX_MEDIA, MediaKind, MediaSource
 
 Encode = Callable[[str, bool], Awaitable[list[int]]]
@@ -216,7 +217,7 @@ class MediaPreparer:
                     return None
                 spans.append((first, count))
                 done += count
-            media.append(_medium(kind, result, spans))
+            media += _media(kind, result, spans)
         return list(prompt), media
 
     def _expanded(
@@ -244,14 +245,37 @@ class MediaPreparer:
             expanded += [token_id] * count
         if position != len(places):
             raise _miscounted("the placeholder token", position, len(ordered))
-        media = [
-            _medium(kind, one, of_one) for (kind, one), of_one in zip(ordered, spans, strict=True)
-        ]
+        media: list[Medium] = []
+        for (kind, one), of_one in zip(ordered, spans, strict=True):
+            media += _media(kind, one, of_one)
         return expanded, media
 
 
-def _medium(kind: MediaKind, result: Result, spans: Sequence[tuple[int, int]]) -> Medium:
-    return Medium(kind=kind, digest=result.digest, tensors=result.tensors, spans=tuple(spans))
+def _media(kind: MediaKind, result: Result, spans: Sequence[tuple[int, int]]) -> Iterator[Medium]:
+    """The medium, or its parts, which are encoded one by one."""
+    if result.parts == 1:
+        yield Medium(kind=kind, digest=result.digest, tensors=result.tensors, spans=tuple(spans))
+        return
+    step = len(spans) // result.parts
+    for part in range(result.parts):
+        yield Medium(
+            kind=kind,
+            digest=hashlib.sha256(result.digest + part.to_bytes(4, "little")).digest(),
+            tensors={
+                name: _rows(tensor, part, result.parts) for name, tensor in result.tensors.items()
+            },
+            spans=tuple(spans[part * step : (part + 1) * step]),
+        )
+
+
+def _rows(tensor: MediaTensor, part: int, parts: int) -> MediaTensor:
+    count, *others = tensor.shape
+    size = len(tensor.data) // parts
+    return MediaTensor(
+        dtype=tensor.dtype,
+        shape=(count // parts, *others),
+        data=tensor.data[part * size : (part + 1) * size],
+    )
 
 
 def _miscounted(what: str, found: int, wanted: int) -> InvalidRequest:

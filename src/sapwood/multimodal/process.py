@@ -159,6 +159,7 @@ def prepared(
         tensors=_tensors(outcome.tensors),
         replacement=outcome.replacement,
         counts=outcome.counts,
+        parts=outcome.parts,
     )
 
 

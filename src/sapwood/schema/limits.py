@@ -312,6 +312,13 @@ INPUT_PICTURES = Limit(
     fields=("image",),
     why="all are in memory at once; as in OpenAI's API",
 )
+SPEECH_PROMPT = Limit(
+    name="The prompt of a transcription",
+    most=10_000,
+    unit="characters",
+    fields=("prompt of /v1/audio/*",),
+    why="it is encoded for each file, and the model reads its last 200 tokens",
+)
 BODY_BYTES = Limit(
     name="A request's body",
     most=64 * MiB,

@@ -67,6 +67,7 @@ class TextRequest:
                         endian, one piece per token
     add_special_tokens  whether the tokenizer adds BOS or EOS to a text
     media               pictures and videos, whose markers stand in the prompt in their order
+    prepared            media that the engine takes as they are; the prompt is token ids
     options             what else the request asks for
     stream_interval     tokens that every chunk but the last has at least
     n                   number of samples; with a seed, sample i takes seed + i
@@ -83,6 +84,7 @@ class TextRequest:
     n: int = 1
     input_embeds: Sequence[bytes] = ()
     media: Sequence[MediaSource] = ()
+    prepared: Sequence[Medium] = ()
     trace: RequestTrace | None = None
     allowance: AnswerAllowance | None = None
     turn: TurnOfSession | None = None
@@ -216,7 +218,7 @@ class TextGenerator:
     async def _with_media(self, request: TextRequest) -> tuple[TextRequest, list[Medium]]:
         """The request with its prompt as token ids that have places for its media, and these."""
         if not request.media:
-            return request, []
+            return request, list(request.prepared)
         if self._preparer is None:
             raise UnsupportedFeature(
                 f"{request.media[0].where} is of the kind {request.media[0].kind}, but this model "

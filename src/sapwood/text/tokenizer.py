@@ -202,6 +202,10 @@ class Tokenizer:
             return self.texts.without_gaps(token_ids)
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of the token of exactly that text; None: there is none."""
+        return self._backend.token_to_id(token)
+
     def _id_of(self, role: str) -> int | None:
         token = self.special_tokens.get(role)
         return None if token is None else self._backend.token_to_id(token)

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from msgspec.structs import replace
 
 from sapwood.app.serving.media import _changed, build_fetcher, build_preparer
 from sapwood.base.errors import ConfigError, InvalidRequest
 from sapwood.multimodal.family import FamilySetting
 from sapwood.multimodal.fetch import Fetcher
-from sapwood.multimodal.preparer import MediaPreparer
+from sapwood.multimodal.job import Result
+from sapwood.multimodal.preparer import MediaPreparer, _media
 from sapwood.schema.config.media import MediaConfig
 from sapwood.schema.config.options import gather
 from sapwood.schema.config.vision import VisionConfig
+from sapwood.schema.media import MediaTensor
 from sapwood.schema.media_source import MediaKind, MediaSource
 
 
@@ -128,3 +131,16 @@ def test_the_cache_of_vectors_has_sglangs_variable_too() -> None:
     assert gather([VisionConfig], flags={}, env=env, file={}) == {"vlm_cache_size_mb": 7}
     env["SAPWOOD_VLM_CACHE_SIZE_MB"] = "8"
     assert gather([VisionConfig], flags={}, env=env, file={}) == {"vlm_cache_size_mb": 8}
+
+
+def test_tiles_that_a_tower_sees_alone_are_media_of_their_own() -> None:
+    pixels = MediaTensor(dtype="float32", shape=(3, 2), data=bytes(range(24)))
+    result = Result(digest=bytes(32), tensors={"pixel_values": pixels}, counts=(4, 4, 4), parts=3)
+    spans = [(1, 4), (6, 4), (11, 4)]
+    parts = list(_media("image", result, spans))
+    assert [one.spans for one in parts] == [((1, 4),), ((6, 4),), ((11, 4),)]
+    assert [one.tensors["pixel_values"].shape for one in parts] == [(1, 2)] * 3
+    assert b"".join(one.tensors["pixel_values"].data for one in parts) == pixels.data
+    assert len({one.digest for one in parts}) == 3
+    whole = list(_media("image", replace(result, parts=1), spans))
+    assert [one.spans for one in whole] == [tuple(spans)]

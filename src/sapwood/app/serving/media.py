@@ -12,6 +12,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.multimodal.family import FAMILIES, ONE_TOKEN, TOKENS, FamilySetting
 from sapwood.multimodal.fetch import Fetcher
 from sapwood.multimodal.limits import MediaLimits
+from sapwood.multimodal.listener import Listener
 from sapwood.multimodal.preparer import MediaPreparer
 from sapwood.schema.config.media import MediaConfig
 from sapwood.schema.config.options import option_specs
@@ -86,6 +87,28 @@ def build_preparer(
     )
 
 
+def build_listener(model: Mapping[str, Any], config: MediaConfig) -> Listener | None:
+    """None if the model hears nothing."""
+    if model.get("model_type") != "whisper":
+        return None
+    return Listener(
+        FamilySetting(model_type="whisper", model=dict(model)),
+        build_limits(config),
+        num_copies=max(1, (os.cpu_count() or 1) // 2),
+        num_vectors=int(model.get("max_source_positions", 1500)),
+    )
+
+
+def build_limits(config: MediaConfig) -> MediaLimits:
+    return MediaLimits(
+        max_image_bytes=config.max_image_bytes,
+        max_video_bytes=config.max_video_bytes,
+        max_audio_bytes=config.max_audio_bytes,
+        max_audio_seconds=config.max_audio_seconds,
+        prepare_s=config.mm_per_request_timeout,
+    )
+
+
 _SIZES = ("size", "min_pixels", "max_pixels")
 _ANYWHERE = frozenset((*_SIZES, "fps", "num_frames", "min_frames", "max_frames"))
 """Settings that a model's files may leave out and its family reads all the same."""
@@ -118,11 +141,7 @@ def _refuse_options(config: MediaConfig) -> None:
 def build_fetcher(config: MediaConfig) -> Fetcher:
     folder = config.allowed_local_media_path
     return Fetcher(
-        limits=MediaLimits(
-            max_image_bytes=config.max_image_bytes,
-            max_video_bytes=config.max_video_bytes,
-            prepare_s=config.mm_per_request_timeout,
-        ),
+        limits=build_limits(config),
         local_folder=None if folder is None else Path(folder),
         allowed=config.domains,
     )

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sapwood.app.building.model_defaults import read_json_if_there, reading, sampling_defaults
-from sapwood.app.serving.media import build_preparer
+from sapwood.app.serving.media import build_listener, build_preparer
 from sapwood.app.serving.observability import build_observer
 from sapwood.frontends.serving.adapters import AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
@@ -24,6 +24,7 @@ from sapwood.store import ModelFiles, load_catalogue
 from sapwood.store.summary import summarize
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
+from sapwood.text.speech import SpeechVocabulary
 from sapwood.text.template import ChatTemplate
 from sapwood.text.tokenizer import Tokenizer
 
@@ -55,6 +56,11 @@ def build_services(
     template = ChatTemplate.of_model(
         tokenizer, override=config.model.chat_template, architectures=architectures
     )
+    listener = build_listener(model, config.media)
+    speech = None
+    if listener is not None:
+        generation = read_json_if_there(files.path / "generation_config.json")
+        speech = SpeechVocabulary.of_model(tokenizer, model, generation)
     preparer = build_preparer(
         files.path,
         model,
@@ -66,6 +72,8 @@ def build_services(
         observer.metrics.preparing = preparer.figures
     return Services(
         engine=engine,
+        listener=listener,
+        speech=speech,
         media_markers={} if preparer is None else preparer.markers,
         replicas=tuple(replicas),
         generator=TextGenerator(

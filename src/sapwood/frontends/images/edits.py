@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 from starlette.datastructures import FormData
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.images.generations import Brought
 from sapwood.frontends.images.pictures import decoded, decoded_mask
 from sapwood.frontends.images.protocol import EDIT_FIELDS, EditRequest
-from sapwood.http.body import read_bytes
+from sapwood.http.form import opened_form
 from sapwood.schema.fields import parse
 from sapwood.schema.limits import INPUT_PICTURES, PICTURE_PROMPT
 
@@ -26,18 +23,14 @@ _FIELD_BYTES = 4 * PICTURE_PROMPT.most
 
 async def read_edit(request: Request, *, max_pixels: int) -> tuple[EditRequest, Brought]:
     """InvalidRequest names what is missing, too large or no picture."""
-    async with aclosing(_Closing(await _form(request))) as opened:
-        return await _read(opened.form, max_pixels)
-
-
-class _Closing:
-    """A form whose files are closed afterwards; large ones lie on the disk."""
-
-    def __init__(self, form: FormData) -> None:
-        self.form = form
-
-    async def aclose(self) -> None:
-        await self.form.close()
+    async with opened_form(
+        request,
+        parts="image and prompt",
+        max_files=INPUT_PICTURES.most + 1,
+        max_fields=len(EDIT_FIELDS.names),
+        max_field_bytes=_FIELD_BYTES,
+    ) as form:
+        return await _read(form, max_pixels)
 
 
 async def _read(form: FormData, max_pixels: int) -> tuple[EditRequest, Brought]:
@@ -69,34 +62,3 @@ def _brought(
     size = (found[0].width, found[0].height)
     mask = decoded_mask(masks[0], "mask", size, max_pixels=max_pixels) if masks else None
     return Brought(pictures=found, mask=mask, strength=strength)
-
-
-async def _form(request: Request) -> FormData:
-    kind = request.headers.get("content-type", "")
-    if not kind.lower().startswith("multipart/form-data"):
-        raise InvalidRequest(
-            f"the content type is {kind[:80]!r} but must be multipart/form-data, with the parts "
-            "image and prompt"
-        )
-    raw = await read_bytes(request)
-
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield raw
-        yield b""
-
-    parser = MultiPartParser(
-        request.headers,
-        whole(),
-        max_files=INPUT_PICTURES.most + 1,
-        max_fields=len(EDIT_FIELDS.names),
-        max_part_size=_FIELD_BYTES,
-    )
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
-        why = getattr(error, "message", str(error))
-        raise InvalidRequest(
-            f"the form cannot be read: {why}; it may have {INPUT_PICTURES.most} pictures and a "
-            f"mask, and fields of {_FIELD_BYTES} bytes"
-        ) from None
-    return form

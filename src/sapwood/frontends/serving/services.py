@@ -12,6 +12,7 @@ from sapwood.frontends.serving.adapters import NOT_ENABLED, AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.limits import RequestLimits
 from sapwood.frontends.serving.sessions import Sessions
+from sapwood.multimodal.listener import Listener
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
 from sapwood.schema.media_source import MediaKind
@@ -21,6 +22,7 @@ from sapwood.schema.unsupported import OnUnsupported
 from sapwood.schema.weight_summary import WeightSummary
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
+from sapwood.text.speech import SpeechVocabulary
 from sapwood.text.template import ChatTemplate
 from sapwood.text.tokenizer import Tokenizer
 
@@ -64,6 +66,8 @@ class Services:
     on_unsupported    what becomes of a call with a field that asks for what the server does not do
     pooling           how the model makes embeddings or scores; None: the model generates
     adapters          the LoRA adapters by name
+    listener          decodes files of sound; None: the model hears nothing
+    speech            the tokens of a model that transcribes
     media_markers     kind -> the text that stands for a picture or a video in a prompt; none: the
                       model takes only text
     served            which weights the engine has now
@@ -97,6 +101,8 @@ class Services:
     on_unsupported: OnUnsupported = "error"
     adapters: AdapterRegistry | None = None
     replicas: tuple[EngineClient, ...] = ()
+    listener: Listener | None = None
+    speech: SpeechVocabulary | None = None
     media_markers: Mapping[MediaKind, str] = field(default_factory=dict)
     served: ServedWeights = field(default_factory=ServedWeights)
     sessions: Sessions = field(default_factory=lambda: Sessions(MonotonicClock()))
@@ -116,8 +122,10 @@ class Services:
             ) from error
 
     def close(self) -> None:
-        """End the processes that prepare pictures and videos. May be called twice."""
+        """End the processes that prepare pictures, videos and sounds. May be called twice."""
         self.generator.close()
+        if self.listener is not None:
+            self.listener.close()
 
     def check_task(self, wanted: Task | Literal["tokens"]) -> None:
         """Raises InvalidRequest, with the way out, unless the model can do the task."""

@@ -58,6 +58,7 @@ class Idefics3(OnlyImages):
             tensors={"pixel_values": values, "pixel_attention_mask": mask},
             replacement=self._text(rows, columns),
             counts=(self._length,) * len(tiles),
+            parts=len(tiles),
         )
 
     def _text(self, rows: int, columns: int) -> str:

@@ -1,0 +1,1 @@
+"""OpenAI's routes for speech: files of sound become text."""
