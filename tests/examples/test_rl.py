@@ -1,11 +1,10 @@
-"""examples/rl at the size of a test: a tiny model learns while a real server follows it."""
+"""The parts of examples/rl that learn: losses, advantages and rewards."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.e2e.server import serving
 from tests.tiny import save_llama
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rl"
@@ -29,37 +27,6 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield train
     for name in names:
         sys.modules.pop(name, None)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    prompt: str
-
-
-def test_a_model_learns_and_the_server_follows_in_each_way(example: Any, tmp_path: Path) -> None:
-    """The reward rises, and the server samples with the trainer's weights at every step."""
-    folder = save_llama(tmp_path / "start", num_hidden_layers=1, tie_word_embeddings=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    settings = example.Settings(
-        prompts=2, samples=32, max_new_tokens=4, learning_rate=1e-2, trained_layers=1
-    )
-    flags = ("--dtype", "bfloat16", "--max-total-tokens", "2048", "--skip-server-warmup")
-    with serving("--model", str(folder), *flags) as server:
-        trainer = example.Trainer(folder, example.Server(server.url), settings)
-        steps = [
-            trainer.step(
-                number,
-                example.WAYS[number % 3],
-                [Prompt("ab"), Prompt("xy")],
-                lambda _, answer: sum(letter < "a" for letter in answer) / 4,
-            )
-            for number in range(12)
-        ]
-        trainer.close()
-    rewards = [step.reward for step in steps]
-    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15
-    assert {step.way for step in steps} == {"disk", "tensor", "group"}
 
 
 def test_the_loss_is_that_of_every_sample_alone(example: Any, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,19 +258,3 @@ def test_every_rank_joins_a_trainers_group(two: Any) -> None:
     assert numbers(llm) == expected
     order(llm, LeaveUpdateGroup(group_name="trainers"))
     order(llm, UpdateFromDisk(path=str(a)))
-
-
-def test_replicas_take_updates(tmp_path: Path) -> None:
-    a = save_llama(tmp_path / "a", num_hidden_layers=1)
-    b = other_weights(a, tmp_path / "b")
-    text = [7, 40, 200, 31]
-    greedy = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
-
-    def answers(llm: LLM) -> list[tuple[int, ...]]:
-        return [one.token_ids for one in llm.generate([text] * 4, greedy)]
-
-    with llms_of(a, page_size=4) as make:
-        expected: Callable[[], Any] = lambda: answers(make(b))  # noqa: E731
-        replicas = make(dp_size=2)
-        order(replicas, UpdateFromDisk(path=str(b)))
-        assert answers(replicas) == expected()
