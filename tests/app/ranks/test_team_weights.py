@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sapwood import LLM
 from sapwood.app.ranks.team_weights import RankMemory, TeamWeights, do_task
 from sapwood.base.errors import InvalidRequest, WeightError
 from sapwood.engine.steering import NO_WEIGHTS
