@@ -33,6 +33,7 @@ ADMIN_PATHS = {
     "/update_weights_from_tensor",
     "/init_weights_update_group",
     "/update_weights_from_distributed",
+    "/update_weights_from_ipc",
     "/destroy_weights_update_group",
     "/update_weight_version",
     "/get_weights_by_name",

@@ -69,6 +69,7 @@ FIELD_TABLES: Mapping[str, Tables] = {
         weights.FROM_TENSOR_FIELDS,
         weights.INIT_GROUP_FIELDS,
         weights.FROM_GROUP_FIELDS,
+        weights.FROM_IPC_FIELDS,
         weights.DESTROY_GROUP_FIELDS,
         weights.VERSION_FIELDS,
         weights.READ_FIELDS,
