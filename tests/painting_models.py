@@ -174,6 +174,71 @@ def qwen_image() -> Any:
     )
 
 
+def qwen_image_edit(pipeline: str = "QwenImageEditPipeline") -> Any:
+    import diffusers
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    parts = dict(qwen_image().components)
+    tokenizer = parts["tokenizer"]
+    tokens = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    text = {
+        "vocab_size": VOCAB + len(tokens),
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 1200,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+        "patch_size": 4,
+        "window_size": 16,
+    }
+    named = {
+        name: tokenizer.convert_tokens_to_ids(token)
+        for name, token in zip(
+            ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
+            tokens,
+            strict=True,
+        )
+    }
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **named)
+    parts["text_encoder"] = _random(transformers.Qwen2_5_VLForConditionalGeneration(config), 1)
+    images = Qwen2VLImageProcessorPil(patch_size=4, min_pixels=8 * 8, max_pixels=4096)
+    parts["processor"] = SeeingProcessor(images, tokenizer)
+    return getattr(diffusers, pipeline)(**parts)
+
+
+class SeeingProcessor:
+    """What Qwen2VLProcessor does with pictures, which wants torchvision for videos."""
+
+    def __init__(self, images: Any, tokenizer: Any) -> None:
+        self.images, self.tokenizer = images, tokenizer
+
+    def __call__(self, *, text: list[str], images: Any, **kwargs: Any) -> Any:
+        found = self.images(images=images, return_tensors="pt")
+        (whole,) = text
+        for grid in found["image_grid_thw"]:
+            count = int(grid.prod()) // self.images.merge_size**2
+            whole = whole.replace("<|image_pad|>", "<|placeholder|>" * count, 1)
+        whole = whole.replace("<|placeholder|>", "<|image_pad|>")
+        return transformers.BatchFeature({**self.tokenizer([whole], return_tensors="pt"), **found})
+
+    def save_pretrained(self, folder: Any, **kwargs: Any) -> None:
+        self.tokenizer.save_pretrained(folder)
+        self.images.save_pretrained(folder)
+
+
 def z_image() -> Any:
     import diffusers
 

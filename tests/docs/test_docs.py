@@ -38,6 +38,8 @@ EMBEDDING_URL = "http://127.0.0.1:30001"
 PAINTING_URL = "http://127.0.0.1:30002"
 AUDIO_URL = "http://127.0.0.1:30003"
 """Its forms are sent by tests/e2e/test_audio.py."""
+SIGHT_URL = "http://127.0.0.1:30004"
+"""Its requests are sent by tests/e2e/test_images.py, with pictures that need no Internet."""
 GATEWAY_URL = "http://127.0.0.1:8000"
 """Where the pages have a server of an embedding model."""
 ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
@@ -80,11 +82,13 @@ def own_words(page: Path) -> str:
     """The page without what it says about other servers and clients.
 
     In a page about coming from another server the first cell of a table's row is about that server;
-    and so are the commands and settings of clients.
+    and so are the commands and settings of clients, and the last section about pictures.
     """
     text = page.read_text("utf-8")
     if page.name.startswith("coming-from-"):
         return re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)
+    if page.name == "images.md":
+        return text.partition("## From SGLang")[0]
     if page.name == "clients.md":
         return re.sub(r"^\|.*\|$", "", text, flags=re.MULTILINE)
     return text
@@ -377,7 +381,7 @@ def curl_requests(text: str, server: str) -> Iterator[tuple[str, str, str | None
         (url,) = [word for word in words if word.startswith("http")]
         body = words[words.index("-d") + 1] if "-d" in words else None
         method = words[words.index("-X") + 1] if "-X" in words else "POST" if body else "GET"
-        known = (EXAMPLE_URL, EMBEDDING_URL, PAINTING_URL, AUDIO_URL, GATEWAY_URL)
+        known = (EXAMPLE_URL, EMBEDDING_URL, PAINTING_URL, AUDIO_URL, SIGHT_URL, GATEWAY_URL)
         assert url.startswith(known), url
         if url.startswith(server):
             yield method, url.removeprefix(server), body

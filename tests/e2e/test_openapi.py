@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sapwood.schema import limits
 from tests.e2e.server import Server, serving
 from tests.tiny import write_llama
 
@@ -78,3 +79,21 @@ def test_every_route_tells_what_it_answers(fuzzed: Server) -> None:
     assert lacking == []
     references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert references <= set(document["components"]["schemas"])
+
+
+def test_limits_of_texts_are_told(fuzzed: Server) -> None:
+    """Under the numbers of docs/limits.md, wherever a body has such a field."""
+    document = httpx.get(f"{fuzzed.url}/openapi.json").json()
+    most = {"rid": limits.REQUEST_ID.most, "routing_key": limits.ROUTING_KEY.most}
+    most |= dict.fromkeys(("extra_key", "cache_salt"), limits.CACHE_KEY.most)
+    told = [
+        (name, text["maxLength"])
+        for schema in document["components"]["schemas"].values()
+        for name, field in schema.get("properties", {}).items()
+        if name in most
+        for one in [field, *field.get("anyOf", ())]
+        for text in (one, one.get("items", {}))
+        if text.get("type") == "string"
+    ]
+    assert len(told) > 12
+    assert [one for one in told if one[1] != most[one[0]]] == []

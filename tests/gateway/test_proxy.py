@@ -8,6 +8,7 @@ import json
 import httpx
 import pytest
 
+from sapwood.schema.limits import ROUTING_KEY
 from tests.gateway.stubs import Stub, bench
 
 
@@ -306,6 +307,19 @@ def test_the_gateways_key_does_not_reach_the_workers() -> None:
         async with bench(stub := Stub("a"), api_key="user") as made:
             await made.post(headers={"x-api-key": "user"})
             assert not {"authorization", "x-api-key"} & set(stub.posts[0].headers)
+
+    asyncio.run(run())
+
+
+def test_a_routing_key_is_as_short_as_a_worker_takes_it() -> None:
+    async def run() -> None:
+        async with bench(stub := Stub("a")) as made:
+            most = ROUTING_KEY.most
+            taken = await made.post(headers={"x-smg-routing-key": "k" * most})
+            refused = await made.post(headers={"x-smg-routing-key": "k" * (most + 1)})
+            assert (taken.status_code, refused.status_code) == (200, 400)
+            assert f"{most + 1} characters but at most {most}" in refused.text
+            assert len(stub.posts) == 1
 
     asyncio.run(run())
 

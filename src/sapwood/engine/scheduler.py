@@ -432,6 +432,7 @@ class Scheduler:
             self._speculation,
             self._adapters,
             self._media,
+            self._tiers,
             running=self._running.states,
             num_waiting=len(self._waiting),
             open_requests=self._open.values(),

@@ -341,6 +341,7 @@ class Exchange(Generic[A]):
         log.warning("worker %s failed a request: %s", worker.url, error)
 
     def _call_and_model(self, fields: RoutingFields | None) -> tuple[Call, str | None]:
+        """InvalidRequest if the routing key is longer than a worker would take."""
         fleet, body = self.proxy.fleet, self._way.body
         if fields is None:
             is_needed = body and (fleet.needs_text or len(fleet.models) > 1)
@@ -351,10 +352,9 @@ class Exchange(Generic[A]):
                 fields = form_fields(body, kind)
             else:
                 fields = routing_fields(body)
-        key = find(self._headers, _ROUTING_KEY, b"")
-        return Call(
-            text=fields.text, ids=fields.ids, key=key[: ROUTING_KEY.most].decode("latin-1")
-        ), fields.model
+        key = find(self._headers, _ROUTING_KEY, b"").decode("latin-1")
+        ROUTING_KEY.check(len(key), f"the header {ROUTING_KEY_HEADER}")
+        return Call(text=fields.text, ids=fields.ids, key=key), fields.model
 
     def _give_back(self, taken: Taken[A]) -> None:
         """This answer is not passed on; the request is sent again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -119,14 +119,10 @@ class ComponentFolder:
 
         head_dim  of its attention over pages, if it has any, for the choice of kernels
         """
-        need = Need(device=self.device.type, dtype=dtype, head_dim=head_dim, page_size=_PAGE_SIZE)
-        kernels = select_kernels(need, self.kernels).kernels
         config = self.config(name)
         adapters = self.adapters if _takes_adapters(name, config) else None
-        build = Build(
-            kernels=kernels,
-            device=self.device,
-            dtype=dtype,
+        build = replace(
+            self.build(dtype, head_dim=head_dim),
             scheme=scheme,
             adapters=None if adapters is None else adapters.context,
         )
@@ -141,6 +137,12 @@ class ComponentFolder:
                 model.targets(), config, rename, dtype=dtype, device=self.device
             )
         return model
+
+    def build(self, dtype: torch.dtype, *, head_dim: int = _HEAD_DIM) -> Build:
+        """What a component's layers are built with. head_dim: as of `load`"""
+        need = Need(device=self.device.type, dtype=dtype, head_dim=head_dim, page_size=_PAGE_SIZE)
+        kernels = select_kernels(need, self.kernels).kernels
+        return Build(kernels=kernels, device=self.device, dtype=dtype)
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer

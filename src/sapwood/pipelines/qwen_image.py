@@ -33,12 +33,26 @@ NUM_DROPPED = 34
 """Tokens of the template before the prompt."""
 
 
-class QwenImagePipeline(TokenPipeline[QwenImageTransformer, AutoencoderKLQwenImage]):
-    """Qwen-Image of a diffusers folder."""
+class QwenImageGuided(TokenPipeline[QwenImageTransformer, AutoencoderKLQwenImage]):
+    """What Qwen's pipelines have alike: guidance by a second pass, with a negative prompt alone."""
 
     default_steps = 50
     default_guidance = 4.0
     usual_text, max_text = 512, 1024
+
+    def _told_guidance(self) -> float | None:
+        return None
+
+    def _guidance(self, request: PictureRequest) -> float:
+        scale = request.true_cfg_scale
+        return self.default_guidance if scale is None else scale
+
+    def _is_guided(self, request: PictureRequest) -> bool:
+        return request.negative_prompt is not None and self._guidance(request) > 1.0
+
+
+class QwenImagePipeline(QwenImageGuided):
+    """Qwen-Image of a diffusers folder."""
 
     def __init__(self, folder: ComponentFolder, precisions: Precisions) -> None:
         super().__init__(folder, precisions, QwenImageTransformer, AutoencoderKLQwenImage)
@@ -86,13 +100,3 @@ class QwenImagePipeline(TokenPipeline[QwenImageTransformer, AutoencoderKLQwenIma
             scale=self._guidance(request),
             guide=guided_with_norm,
         )
-
-    def _told_guidance(self) -> float | None:
-        return None
-
-    def _guidance(self, request: PictureRequest) -> float:
-        scale = request.true_cfg_scale
-        return self.default_guidance if scale is None else scale
-
-    def _is_guided(self, request: PictureRequest) -> bool:
-        return request.negative_prompt is not None and self._guidance(request) > 1.0

@@ -18,6 +18,8 @@ PIPELINES: dict[str, str] = {
     "FluxFillPipeline": "sapwood.pipelines.flux:FluxFillPipeline",
     "FluxKontextPipeline": "sapwood.pipelines.flux:FluxKontextPipeline",
     "FluxPipeline": "sapwood.pipelines.flux:FluxPipeline",
+    "QwenImageEditPipeline": "sapwood.pipelines.qwen_image_edit:QwenImageEditPipeline",
+    "QwenImageEditPlusPipeline": "sapwood.pipelines.qwen_image_edit:QwenImageEditPlusPipeline",
     "QwenImagePipeline": "sapwood.pipelines.qwen_image:QwenImagePipeline",
     "StableDiffusion3Pipeline": "sapwood.pipelines.stable_diffusion_3:StableDiffusion3Pipeline",
     "StableDiffusionImg2ImgPipeline": "sapwood.pipelines.stable_diffusion:StableDiffusionPipeline",

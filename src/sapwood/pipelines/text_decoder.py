@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.attention_batch import AttentionBatch
 from sapwood.layers.build import Build
-from sapwood.layers.forward_batch import ForwardBatch
+from sapwood.layers.forward_batch import AxisPositions, ForwardBatch, InputEmbeds
 from sapwood.layers.targets import Target
 from sapwood.memory.buffers import allocate_caches
 from sapwood.models.config import DecoderConfig
@@ -42,10 +43,25 @@ class TextDecoder:
         self._caches: list[tuple[Tensor, ...]] = []
         self._num_pages = 0
 
-    def __call__(self, token_ids: Tensor, *, layers: Iterable[int] = ()) -> list[Tensor]:
+    def __call__(
+        self,
+        token_ids: Tensor,
+        *,
+        layers: Iterable[int] = (),
+        embeds: InputEmbeds | None = None,
+        axes: AxisPositions | None = None,
+    ) -> list[Tensor]:
         """token_ids [T] int64 of one text -> the states [T, size] that enter each of `layers`, in
-        ascending order; without any, the states after the last norm alone"""
+        ascending order; without any, the states after the last norm alone
+
+        embeds  in place of the embeddings of the tokens that show pictures
+        axes    positions of tokens, if the text shows pictures
+        """
         batch = self._batch(token_ids)
+        if embeds is not None:
+            batch = replace(batch, embeds=embeds)
+        if axes is not None:
+            batch = replace(batch, axes=axes, positions=axes.positions[0])
         wanted = sorted(set(layers))
         if not wanted:
             return [self._decoder.forward(batch)]

@@ -46,6 +46,7 @@ class TokenPipeline(Generic[M, V]):
     usual_latents            height and width, in latents, of the pictures that it was trained on
     usual_text, max_text     tokens of a prompt, without a wish and at most
     max_pictures             that a request may bring
+    needs_picture            whether it must bring one
     takes_mask               whether the first one needs a mask
     is_guided_from           guidance of more than this takes a second pass
     """
@@ -55,6 +56,7 @@ class TokenPipeline(Generic[M, V]):
     usual_latents = 128
     usual_text, max_text = 512, 512
     max_pictures = 0
+    needs_picture = False
     takes_mask = False
     is_guided_from = 1.0
 
@@ -86,7 +88,7 @@ class TokenPipeline(Generic[M, V]):
             ),
             size_multiple=self._multiple,
             max_input_pictures=self.max_pictures,
-            needs_picture=self.takes_mask,
+            needs_picture=self.needs_picture or self.takes_mask,
             takes_mask=self.takes_mask,
         )
 

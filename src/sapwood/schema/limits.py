@@ -339,6 +339,14 @@ BODY_DEPTH = Limit(
 LIMITS: tuple[Limit, ...] = tuple(one for one in list(globals().values()) if isinstance(one, Limit))
 """All of them, in the order in which this module has them."""
 
+# Checked where requests of all dialects meet, so these only tell the OpenAPI document.
+RequestId = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": REQUEST_ID.most})]
+RoutingKey = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": ROUTING_KEY.most})]
+CacheKey = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": CACHE_KEY.most})]
+ProcessorText = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": CUSTOM_PROCESSOR.most})]
+StopRegex = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": STOP_REGEX_LENGTH.most})]
+LineId = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": LINE_ID.most})]
+
 CallerText = Annotated[str, msgspec.Meta(max_length=CALLER.most)]
 AdapterName = Annotated[str, msgspec.Meta(max_length=ADAPTER_NAME.most)]
 AdapterSource = Annotated[str, msgspec.Meta(max_length=ADAPTER_SOURCE.most)]

@@ -220,6 +220,7 @@ def resolve_config(
     _refuse_split_pages(shape, config.memory.page_size)
     shapes = (shape,) if draft is None else (shape, draft.shape)
     kernels = _choose_kernels(config, shapes, platform, decisions)
+    config = _with_products(config, asked, shape, kernels.kernels.name, decisions)
     if pooling is not None:
         decisions.append(Decision("pooling_method", pooling.method, pooling.why))
         model = replace(config.model, is_embedding=True, pooling_method=pooling.method)
@@ -246,6 +247,39 @@ def resolve_config(
     _check_kv_events(resolved)
     _check_deepep(resolved)
     return resolved
+
+
+def _with_products(
+    config: ResolvedConfig,
+    asked: EngineConfig,
+    shape: Shape,
+    kernels: str,
+    decisions: list[Decision],
+) -> ResolvedConfig:
+    """Only the compiled kernels have exact products: others compute fast ones unless exact ones
+    were asked for. Then ConfigError."""
+    if config.execution.cpu_products != "exact":
+        return config
+    if isinstance(shape, ForeignConfig):
+        why = "the layers of the transformers library compute"
+    elif kernels != "cpu":
+        why = f"kernels {kernels} compute"
+    else:
+        return config
+    flags = {
+        "--enable-deterministic-inference": asked.execution.enable_deterministic_inference,
+        "--cpu-products exact": asked.execution.cpu_products == "exact",
+    }
+    given = [flag for flag, is_given in flags.items() if is_given]
+    if given:
+        raise ConfigError(
+            f"{given[0]} holds for sapwood's compiled kernels, but {why}; leave it out"
+        )
+    decisions[:] = [one for one in decisions if one.option != "cpu_products"]
+    decisions.append(
+        Decision("cpu_products", "fast", f"{why}; only compiled kernels have exact ones")
+    )
+    return replace(config, execution=replace(config.execution, cpu_products="fast"))
 
 
 def _check_deepep(resolved: Resolved) -> None:

@@ -56,7 +56,7 @@ def build_observer(config: ObservabilityConfig, engine: EngineConfig) -> Request
     about: dict[str, Any] = {
         "version": version("sapwood"),
         "model": model,
-        "options": engine.flat(),
+        "options": engine.shown(),
     }
     return RequestObserver(
         metrics,

@@ -103,7 +103,7 @@ def build_services(
         preferred_sampling=config.model.preferred_sampling,
         has_dialect_defaults=config.model.sampling_defaults == "model",
         weights=summarize(files),
-        options=config.flat(),
+        options=config.shown(),
         pooling=pooling,
         adapters=AdapterRegistry(engine, config.lora),
         observer=observer,

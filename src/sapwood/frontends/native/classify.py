@@ -19,6 +19,7 @@ from sapwood.http.errors import json_response
 from sapwood.http.routing import routing_key
 from sapwood.http.sse import until_disconnect
 from sapwood.schema.fields import FieldTable, Int64, TokenId, parse
+from sapwood.schema.limits import RequestId, RoutingKey
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
@@ -29,9 +30,9 @@ class ClassifyRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     input: str | list[str | TokenId | list[TokenId]]
     model: str = ""
-    rid: str | list[str] | None = None
+    rid: RequestId | list[RequestId] | None = None
     priority: Int64 | None = None
-    routing_key: str = ""
+    routing_key: RoutingKey = ""
     data_parallel_rank: Int64 | None = None
 
 

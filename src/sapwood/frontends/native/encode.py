@@ -28,6 +28,7 @@ from sapwood.http.errors import json_response
 from sapwood.http.routing import routing_key
 from sapwood.http.sse import until_disconnect
 from sapwood.schema.fields import Count, FieldTable, Int64, NotOffered, TokenId, parse
+from sapwood.schema.limits import RequestId, RoutingKey
 from sapwood.schema.pooling import Task
 from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, shortened
@@ -45,9 +46,9 @@ class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     input_ids: list[TokenId | list[TokenId]] | None = None
     is_cross_encoder_request: bool = False
     dimensions: Count | None = None
-    rid: str | list[str] | None = None
+    rid: RequestId | list[RequestId] | None = None
     priority: Int64 | None = None
-    routing_key: str = ""
+    routing_key: RoutingKey = ""
     data_parallel_rank: Int64 | None = None
 
 

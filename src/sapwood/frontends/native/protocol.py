@@ -15,7 +15,15 @@ from sapwood.schema.fields import (
     NotOffered,
     TokenId,
 )
-from sapwood.schema.limits import AdapterName, AdapterSource, NumSamples
+from sapwood.schema.limits import (
+    AdapterName,
+    AdapterSource,
+    CacheKey,
+    NumSamples,
+    ProcessorText,
+    RequestId,
+    RoutingKey,
+)
 
 
 class SessionFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +37,7 @@ class SessionFields(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str | None = None
-    rid: str | None = None
+    rid: RequestId | None = None
     offset: Int64 | None = None
     replace: bool = False
     drop_previous_output: bool = False
@@ -66,7 +74,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     image_data: str | dict[str, Any] | list[Any] | None = None
     video_data: str | dict[str, Any] | list[Any] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] = {}
-    rid: str | list[str] | None = None
+    rid: RequestId | list[RequestId] | None = None
     stream: bool = False
     return_logprob: bool | list[bool] = False
     logprob_start_len: Int64 | list[Int64] = -1
@@ -75,11 +83,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_text_in_logprobs: bool = False
     return_hidden_states: bool | list[bool] = False
     return_routed_experts: bool | list[bool] = False
-    custom_logit_processor: str | list[str | None] | None = None
-    extra_key: str | list[str] = ""
+    custom_logit_processor: ProcessorText | list[ProcessorText | None] | None = None
+    extra_key: CacheKey | list[CacheKey] = ""
     lora_path: str | list[str | None] | None = None
     priority: Int64 | None = None
-    routing_key: str = ""
+    routing_key: RoutingKey = ""
     data_parallel_rank: Int64 | None = None
     session_params: dict[str, Any] | list[dict[str, Any]] = {}
 
@@ -146,7 +154,7 @@ class UnloadAdapterRequest(msgspec.Struct, frozen=True, kw_only=True):
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /abort_request: ends every open request whose id begins with `rid`, or all requests."""
 
-    rid: str = ""
+    rid: RequestId = ""
     abort_all: bool = False
 
 

@@ -32,6 +32,7 @@ from sapwood.http.errors import json_response
 from sapwood.http.routing import routing_key
 from sapwood.http.sse import until_disconnect
 from sapwood.schema.fields import Alias, FieldTable, Int64, parse
+from sapwood.schema.limits import RequestId, RoutingKey
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.unsupported import refuse
 from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
@@ -60,9 +61,9 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_n: TopN | None = None
     return_documents: bool = True
     model: str = ""
-    rid: str | list[str] | None = None
+    rid: RequestId | list[RequestId] | None = None
     priority: Int64 | None = None
-    routing_key: str = ""
+    routing_key: RoutingKey = ""
     data_parallel_rank: Int64 | None = None
 
 

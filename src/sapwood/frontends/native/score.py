@@ -21,7 +21,7 @@ from sapwood.http.errors import json_response
 from sapwood.http.routing import routing_key
 from sapwood.http.sse import until_disconnect
 from sapwood.schema.fields import FieldTable, Int64, NotOffered, TokenId, parse
-from sapwood.schema.limits import LOGPROB_TOKEN_IDS
+from sapwood.schema.limits import LOGPROB_TOKEN_IDS, RequestId, RoutingKey
 from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest
 
@@ -42,9 +42,9 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     apply_softmax: bool = False
     item_first: bool = False
     model: str = ""
-    rid: str | list[str] | None = None
+    rid: RequestId | list[RequestId] | None = None
     priority: Int64 | None = None
-    routing_key: str = ""
+    routing_key: RoutingKey = ""
     data_parallel_rank: Int64 | None = None
 
 

@@ -24,6 +24,7 @@ from sapwood.http.errors import json_response
 from sapwood.http.routing import routing_key
 from sapwood.http.sse import until_disconnect
 from sapwood.schema.fields import Count, FieldTable, Int64, NotOffered, TokenId, parse
+from sapwood.schema.limits import RequestId, RoutingKey
 from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 
@@ -40,9 +41,9 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Count | None = None
-    rid: str | list[str] | None = None
+    rid: RequestId | list[RequestId] | None = None
     priority: Int64 | None = None
-    routing_key: str = ""
+    routing_key: RoutingKey = ""
     data_parallel_rank: Int64 | None = None
 
 

@@ -20,7 +20,7 @@ from sapwood.schema.fields import (
     PenaltyWindow,
     TokenId,
 )
-from sapwood.schema.limits import NumSamples
+from sapwood.schema.limits import CacheKey, NumSamples, ProcessorText, RequestId, RoutingKey
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -73,14 +73,14 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
     min_tokens: Count = 0
     repeat_last_n: PenaltyWindow = -1
     seed: int | None = None
-    custom_logit_processor: str | None = None
+    custom_logit_processor: ProcessorText | None = None
     custom_params: dict[str, Any] = {}
-    rid: str | list[str] | None = None
-    extra_key: str | list[str] = ""
+    rid: RequestId | list[RequestId] | None = None
+    extra_key: CacheKey | list[CacheKey] = ""
     lora_path: str | list[str | None] | None = None
-    cache_salt: str | list[str] = ""
+    cache_salt: CacheKey | list[CacheKey] = ""
     priority: Int64 | None = None
-    routing_key: str = ""
+    routing_key: RoutingKey = ""
     data_parallel_rank: Int64 | None = None
     return_hidden_states: bool = False
     return_routed_experts: bool = False

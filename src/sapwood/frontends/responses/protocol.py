@@ -20,7 +20,7 @@ from sapwood.schema.fields import (
     NotOffered,
     TokenId,
 )
-from sapwood.schema.limits import CallerText, Metadata
+from sapwood.schema.limits import CacheKey, CallerText, Metadata, RoutingKey
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -81,10 +81,10 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     structured_outputs: StructuredOutputs | None = None
     ignore_eos: bool = False
     priority: Int64 | None = None
-    routing_key: str = ""
+    routing_key: RoutingKey = ""
     data_parallel_rank: Int64 | None = None
-    extra_key: str = ""
-    cache_salt: str = ""
+    extra_key: CacheKey = ""
+    cache_salt: CacheKey = ""
     no_stop_trim: bool = False
 
 

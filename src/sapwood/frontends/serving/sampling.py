@@ -9,6 +9,7 @@ import msgspec
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.schema.fields import Int64, TokenId
+from sapwood.schema.limits import StopRegex
 from sapwood.schema.sampling import params_of_nothing
 from sapwood.schema.unsupported import refuse
 
@@ -30,7 +31,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[TokenId, float] = {}
     allowed_token_ids: list[TokenId] = []
     stop: str | list[str] = []
-    stop_regex: str | list[str] = []
+    stop_regex: StopRegex | list[StopRegex] = []
     stop_token_ids: list[TokenId] = []
     ignore_eos: bool = False
     no_stop_trim: bool = False
