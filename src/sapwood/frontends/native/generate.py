@@ -112,7 +112,7 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
     prompts, is_list = _prompts(asked)
     processors = _per_prompt(asked.custom_logit_processor, len(prompts), "custom_logit_processor")
     sampling = [
-        _sampling(given, where, processors[i][0])
+        _sampling({**services.preferred_sampling, **given}, where, processors[i][0])
         for i, (given, where) in enumerate(
             _per_prompt(asked.sampling_params, len(prompts), "sampling_params")
         )
