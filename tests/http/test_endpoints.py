@@ -42,6 +42,9 @@ ADMIN_PATHS = {
     "/continue_generation",
     "/release_memory_occupation",
     "/resume_memory_occupation",
+    "/hicache/storage-backend",
+    "/hicache/storage-backend/clear",
+    "/clear_hicache_storage_backend",
 }
 OPEN_PATHS = {
     "/",

@@ -21,6 +21,7 @@ from sapwood.frontends.native import (
     rerank,
     score,
     sessions,
+    tier_routes,
     tokens,
     weights,
 )
@@ -75,6 +76,7 @@ FIELD_TABLES: Mapping[str, Tables] = {
         weights.CHECKER_FIELDS,
         weights.PAUSE_FIELDS,
         weights.MEMORY_FIELDS,
+        tier_routes.ATTACH_FIELDS,
     ),
     "OpenAI: chat, completions, embeddings": (
         openai.CHAT_FIELDS,

@@ -14,7 +14,7 @@ from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.runners import StepRunner, build_runner
 from sapwood.app.building.speculation import build_speculation
-from sapwood.app.building.tiers import cache_tiers, host_tier
+from sapwood.app.building.tiers import cache_tiers, host_tier, tier_desk
 from sapwood.app.building.towers import media_vectors
 from sapwood.app.ranks.member import ALONE, facts_of, lead
 from sapwood.app.ranks.ranks import RankTeam, explained_by
@@ -232,6 +232,7 @@ def _build_engine(
             _memory(runner, team),
             why_none=NO_WEIGHTS if runner.tower is None else NO_WEIGHTS_OF_TOWERS,
         ),
+        tiers=tier_desk(resolved, tiers),
     )
     return Engine(
         loop=loop,
@@ -283,7 +284,7 @@ def _ready(resolved: Resolved, watch: LoadWatch, ranks: Sequence[RankFacts]) -> 
         max_total_tokens=config.memory.max_total_tokens,
         page_size=config.memory.page_size,
         notes=[str(decision) for decision in resolved.decisions],
-        options=config.flat(),
+        options=config.shown(),
         max_running_requests=config.scheduler.max_running_requests,
         load_s=watch.load_s,
         weight_bytes=watch.weight_bytes,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from sapwood.app.building.engine_process import import_ahead
+from sapwood.app.building.engine_process import bind_as_asked, import_ahead
 from sapwood.app.ranks.ranks import RankArgs
 from sapwood.app.serving.observability import print_stacks_on_signal
 from sapwood.base.errors import StartupError
@@ -133,6 +133,8 @@ def serve_rank(args: RankArgs, leader: _Leader, own_host: str) -> None:
     from sapwood.distributed.meeting import Meeting
 
     start = leader.awaited(RankStart)
+    if (error := bind_as_asked(start.asked.execution.numa_node, args.rank)) is not None:
+        raise error
     resolved = resolve_config(
         _own_options(start.asked, args),
         home=Path(args.home),
