@@ -6,7 +6,7 @@ INPUTS := scripts/install.py pyproject.toml CMakeLists.txt $(wildcard src/sapwoo
 # Packages are installed without bytecode, so Python must be free to write that of what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve paint test test-long test-clients kernels lint format docs pictures web clean
+.PHONY: serve paint test test-long test-clients kernels wheel wheel-check lint format docs pictures web clean
 
 serve: $(VENV)/.installed  ## install, fetch the default model, serve it on 127.0.0.1:30000
 	$(BIN)/sapwood serve $(ARGS)
@@ -30,6 +30,12 @@ test-clients: $(VENV)/.installed-dev  ## run others' clients against live server
 
 kernels:  ## compile the kernels that this machine runs best: after a move, a new compiler
 	$(PYTHON) scripts/install.py $(VENV)
+
+wheel: $(VENV)/.installed-dev  ## build sdist, wheels for x86-64 and ARM, and their index in dist/
+	$(BIN)/python -m scripts.wheels.build $(WHEEL_ARGS)
+
+wheel-check: wheel  ## use the wheels alone: fresh environment, no compiler, emulated processors
+	$(BIN)/python -m scripts.wheels.check dist
 
 lint: $(VENV)/.installed-dev  ## format check, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

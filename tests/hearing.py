@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 
 from sapwood.schema.media import MediaTensor, Medium
 from tests.seeing import Shown
-from tests.tiny import VOCAB, write_tokenizer
+from tests.tiny import write_tokenizer
 
 BINS, VECTORS = 16, 24
+SPECIAL = (
+    *("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>"),
+    *("<|transcribe|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"),
+)
+FIRST, TIMES = 256, 101
+"""The first special token, after one per byte; tokens that stand for times."""
 
 
 def save(directory: Path, **fields: Any) -> Path:
@@ -23,7 +31,7 @@ def save(directory: Path, **fields: Any) -> Path:
 
     torch.manual_seed(5)
     usual: dict[str, Any] = {
-        "vocab_size": VOCAB,
+        "vocab_size": FIRST + len(SPECIAL) + TIMES,
         "num_mel_bins": BINS,
         "d_model": 48,
         "encoder_layers": 2,
@@ -34,10 +42,10 @@ def save(directory: Path, **fields: Any) -> Path:
         "decoder_ffn_dim": 80,
         "max_source_positions": VECTORS,
         "max_target_positions": 128,
-        "bos_token_id": 256,
-        "eos_token_id": 257,
+        "bos_token_id": FIRST,
+        "eos_token_id": FIRST,
         "pad_token_id": 0,
-        "decoder_start_token_id": 1,
+        "decoder_start_token_id": FIRST + 1,
         "init_std": 0.3,
     }
     config = WhisperConfig(**{**usual, **fields})
@@ -46,8 +54,27 @@ def save(directory: Path, **fields: Any) -> Path:
         if name.endswith("bias"):
             torch.nn.init.normal_(one, std=0.2)
     model.save_pretrained(directory)
-    write_tokenizer(directory)
+    _write_tokenizer(directory)
+    generation = {
+        "eos_token_id": FIRST,
+        "is_multilingual": True,
+        # Only letters are heard, so that every text can be read.
+        "suppress_tokens": [*range(32), *range(94, FIRST)],
+        "begin_suppress_tokens": [FIRST],
+    }
+    (directory / "generation_config.json").write_text(json.dumps(generation))
     return directory
+
+
+def _write_tokenizer(directory: Path) -> None:
+    write_tokenizer(directory)
+    config = json.loads((directory / "tokenizer.json").read_text())
+    config["added_tokens"] = []
+    backend = tokenizers.Tokenizer.from_str(json.dumps(config))
+    backend.add_special_tokens([*SPECIAL, *(f"<|{step / 50:.2f}|>" for step in range(TIMES))])
+    assert backend.token_to_id("<|0.00|>") == FIRST + len(SPECIAL)
+    backend.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text("{}")
 
 
 def sound(seed: int) -> Medium:

@@ -16,14 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from sapwood.app.building.resolving import Resolved, resolve_config
+from sapwood.base.errors import ConfigError
 from sapwood.kernels.cpu import CpuKernels
+from sapwood.schema.config.engine import EngineConfig
 from tests.adapters import OPTIONS as ADAPTERS
 from tests.adapters import VOCABULARY, save_adapters
 from tests.app.turned_engine import Answer, Question, TurnedEngine
 from tests.models.lm.cases import CASES, peer_of
 from tests.models.lm.peer import SIZES
 from tests.tiers import examples
-from tests.tiny import save_qwen3, write_tokenizer
+from tests.tiny import save_qwen3, write_llama, write_tokenizer
 
 ISAS = CpuKernels.usable_isas()
 pytestmark = pytest.mark.skipif(not ISAS, reason="the native kernels are not built")
@@ -254,3 +257,25 @@ def test_any_schedule(saved_model: Callable[[str], Path], data: st.DataObject) -
                 [replace(questions[which], arrives=arrives) for which, arrives in asked]
             )
             assert_same(found, [expected[which] for which, _ in asked], f"{options}{again}")
+
+
+def test_products_of_other_kernels_are_not_called_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_llama(tmp_path / "model")
+
+    def resolved(**options: Any) -> Resolved:
+        values = {"model": str(path), "load_format": "dummy", "device": "cpu", **options}
+        return resolve_config(EngineConfig.of(values), home=tmp_path)
+
+    name = "--enable-deterministic-inference"
+    for kernels in ("torch", "reference"):
+        with pytest.raises(ConfigError, match=f"{name} holds for .* kernels {kernels} compute"):
+            resolved(kernels=kernels, enable_deterministic_inference=True)
+        with pytest.raises(ConfigError, match="--cpu-products exact holds for"):
+            resolved(kernels=kernels, cpu_products="exact")
+        assert resolved(kernels=kernels).config.execution.cpu_products == "fast"
+    monkeypatch.setattr("sapwood.schema.config.resolve.DEFAULT_CPU_PRODUCTS", "exact")
+    assert resolved(kernels="torch").config.execution.cpu_products == "fast"
+    found = resolved()
+    assert found.config.execution.cpu_products == "exact"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,43 +12,14 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import tokenizers
 
 from tests.e2e.server import Server, serving
 from tests.hearing import save
 
-SPECIAL = (
-    *("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>"),
-    *("<|transcribe|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"),
-)
-FIRST = 256
-TIMES = 101
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = save(
-        tmp_path_factory.mktemp("whisper") / "model",
-        vocab_size=FIRST + len(SPECIAL) + TIMES,
-        eos_token_id=FIRST,
-        decoder_start_token_id=FIRST + 1,
-    )
-    config = json.loads((directory / "tokenizer.json").read_text())
-    config["added_tokens"] = []
-    backend = tokenizers.Tokenizer.from_str(json.dumps(config))
-    backend.add_special_tokens([*SPECIAL, *(f"<|{step / 50:.2f}|>" for step in range(TIMES))])
-    assert backend.token_to_id("<|0.00|>") == FIRST + len(SPECIAL)
-    backend.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text("{}")
-    generation = {
-        "eos_token_id": FIRST,
-        "is_multilingual": True,
-        # Only letters are heard, so that every text can be read.
-        "suppress_tokens": [*range(32), *range(94, FIRST)],
-        "begin_suppress_tokens": [FIRST],
-    }
-    (directory / "generation_config.json").write_text(json.dumps(generation))
-    return directory
+    return save(tmp_path_factory.mktemp("whisper") / "model")
 
 
 @pytest.fixture(scope="module")

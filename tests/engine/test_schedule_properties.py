@@ -152,6 +152,8 @@ def scenarios(
         "low_first": draw(st.booleans()),
         "aging": draw(st.sampled_from([0.0, 1.0, 5.0])),
         "delayer": draw(st.booleans()),
+        "prefill_tokens": draw(st.none() | st.integers(1, 40)),
+        "prefill_requests": draw(st.none() | st.integers(1, 3)),
         "feed": draw(st.sampled_from([TokenFeed.ROW, TokenFeed.ROW, TokenFeed.SCHEDULER])),
         "stages": draw(st.integers(1, 3)),  # of an engine whose scheduler feeds tokens
         "most_decodes": draw(st.none() | st.integers(1, 4)),
@@ -233,6 +235,8 @@ class World:
                 priority_scheduling_preemption_threshold=scenario["preemption"],
                 schedule_low_priority_values_first=scenario["low_first"],
                 priority_aging_interval=scenario["aging"],
+                max_prefill_tokens=scenario["prefill_tokens"],
+                prefill_max_requests=scenario["prefill_requests"],
                 enable_prefill_delayer=scenario["delayer"],
                 prefill_delayer_max_delay_passes=3,
             ),

@@ -100,6 +100,27 @@ def test_a_long_prompt_comes_in_chunks_beside_decodes() -> None:
     assert engine.tokens("b") == expected_outputs(list(range(20)), 4, set())
 
 
+def test_prompts_take_no_more_of_a_step_than_their_share() -> None:
+    engine = Engine(max_prefill_tokens=8, chunked_prefill_size=64)
+    engine.add("a", [1, 2, 3])
+    engine.add("b", [4, 5, 6])
+    engine.add("c", list(range(20)))
+    assert engine.step() == [3, 3, 2]
+    assert engine.step() == [1, 1, 8]
+    assert engine.step() == [1, 1, 8]
+    engine.run()
+    assert engine.tokens("c") == expected_outputs(list(range(20)), 4, set())
+
+
+def test_a_step_computes_the_prompts_of_so_many_requests() -> None:
+    engine = Engine(prefill_max_requests=2)
+    for name, first in (("a", 1), ("b", 2), ("c", 3)):
+        engine.add(name, [first] * 5, max_new_tokens=2)
+    assert engine.step() == [5, 5]
+    assert engine.step() == [1, 1, 5]
+    engine.run()
+
+
 def test_one_prefix_of_many_waiting_requests_is_computed_once() -> None:
     engine = Engine(num_pages=128)
     prefix = [index % 7 for index in range(60)]

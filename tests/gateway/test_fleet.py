@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import pytest
 
 from sapwood.gateway.worker import WorkerState
+from sapwood.history.sqlite import SqliteHistory
 from tests.gateway.stubs import Running, Stub, bench
 
 
@@ -310,11 +312,14 @@ def test_a_stored_response_is_found_where_it_is() -> None:
     asyncio.run(run())
 
 
-def test_a_picture_is_found_where_it_is() -> None:
+@pytest.mark.parametrize("has_history", [False, True])
+def test_a_picture_is_found_where_it_is(has_history: bool, tmp_path: Path) -> None:
+    history = SqliteHistory(tmp_path / "history", retention_days=1.0) if has_history else None
+
     async def run() -> None:
         one, other = Stub("one"), Stub("other")
         one.behaviour = 404
-        async with bench(one, other) as made:
+        async with bench(one, other, history=history) as made:
             got = await made.client.get("/v1/images/img_1/content")
             assert got.json()["worker"] == "other"
             other.behaviour = 404
@@ -323,6 +328,8 @@ def test_a_picture_is_found_where_it_is() -> None:
             assert "picture" in missing.text
 
     asyncio.run(run())
+    if history is not None:
+        history.close()
 
 
 def test_a_gateway_that_drains_takes_no_requests() -> None:

@@ -33,6 +33,7 @@ ADMIN_PATHS = {
     "/update_weights_from_tensor",
     "/init_weights_update_group",
     "/update_weights_from_distributed",
+    "/update_weights_from_ipc",
     "/destroy_weights_update_group",
     "/update_weight_version",
     "/get_weights_by_name",
@@ -41,6 +42,9 @@ ADMIN_PATHS = {
     "/continue_generation",
     "/release_memory_occupation",
     "/resume_memory_occupation",
+    "/hicache/storage-backend",
+    "/hicache/storage-backend/clear",
+    "/clear_hicache_storage_backend",
 }
 OPEN_PATHS = {
     "/",

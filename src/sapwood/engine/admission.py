@@ -81,6 +81,44 @@ def has_room(
     return all(map(le, map(add, missing, kept_back), available))
 
 
+class PrefillShare:
+    """What prompts may take of a step besides its token budget.
+
+    most_tokens    prompt tokens per step; None: any number
+    most_requests  requests whose prompts a step computes; None: any number
+    """
+
+    def __init__(self, most_tokens: int | None, most_requests: int | None) -> None:
+        self._most_tokens = most_tokens
+        self._most_requests = most_requests
+        self._num_tokens = 0
+        self._num_requests = 0
+        self.keeps_place = False
+        """Whether a token of one more request is kept back: for it others were preempted."""
+
+    def begin_step(self) -> None:
+        self._num_tokens = self._num_requests = 0
+        self.keeps_place = False
+
+    def of(self, num_wanted: int) -> int:
+        """How many of one more request's tokens the step may take."""
+        kept = int(self.keeps_place)
+        if self._most_requests is not None and self._num_requests + kept >= self._most_requests:
+            return 0
+        if self._most_tokens is None:
+            return num_wanted
+        left = self._most_tokens - self._num_tokens - kept
+        return max(0, min(num_wanted, left))  # a picture that is not cut may have taken more
+
+    def has_room_for_all(self, num_tokens: int) -> bool:
+        """Whether a request fits whose tokens cannot be divided: the step's first one always."""
+        return self._num_requests == 0 or self.of(num_tokens) == num_tokens
+
+    def take(self, num_tokens: int) -> None:
+        self._num_tokens += num_tokens
+        self._num_requests += 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precedence:
     """How urgent a request is; larger is sooner.

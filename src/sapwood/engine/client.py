@@ -39,6 +39,7 @@ from sapwood.schema.request import (
     SentAdapter,
     SlowDown,
     StartProfile,
+    SteerTiers,
     StopProfile,
     UnloadAdapter,
 )
@@ -157,6 +158,11 @@ class AsyncEngineClient:
     async def order_weights(self, order: OrderWeights) -> CallDone:
         return await self._call(
             lambda call_id: msgspec.structs.replace(order, call_id=call_id), CallDone
+        )
+
+    async def steer_tiers(self, message: SteerTiers) -> CallDone:
+        return await self._call(
+            lambda call_id: msgspec.structs.replace(message, call_id=call_id), CallDone
         )
 
     async def pause(self, mode: str) -> CallDone:

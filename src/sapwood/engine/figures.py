@@ -10,6 +10,7 @@ from sapwood.engine.media import MediaVectors
 from sapwood.engine.queue_order import per_routing_key
 from sapwood.engine.request_state import RequestState
 from sapwood.engine.speculation import Speculation
+from sapwood.engine.tiers import CacheTiers
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.output import EngineStatus, PoolUse
 
@@ -21,6 +22,7 @@ def engine_status(
     speculation: Speculation | None,
     adapters: AdapterSlots,
     media: MediaVectors | None,
+    tiers: CacheTiers | None,
     *,
     running: Sequence[RequestState],
     num_waiting: int,
@@ -54,6 +56,7 @@ def engine_status(
         speculated=None if speculation is None else speculation.total,
         adapters=adapters.use if adapters.max_bytes else None,
         media=None if media is None else media.use,
+        tiers=None if tiers is None else tiers.use,
         new_token_ratio=new_token_ratio,
         routing_key_running_counts=per_routing_key(running),
         routing_key_all_counts=per_routing_key(open_requests),

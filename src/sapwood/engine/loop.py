@@ -21,6 +21,7 @@ from sapwood.engine.instruments import Instruments
 from sapwood.engine.joint_steps import JointSteps
 from sapwood.engine.scheduler import Scheduler
 from sapwood.engine.steering import NO_WEIGHTS, Steering
+from sapwood.engine.tier_desk import TierDesk
 from sapwood.schema.output import (
     CacheFlushed,
     CallDone,
@@ -46,6 +47,7 @@ from sapwood.schema.request import (
     RecordExperts,
     SlowDown,
     StartProfile,
+    SteerTiers,
     StepBegun,
     StopProfile,
     UnloadAdapter,
@@ -55,6 +57,7 @@ from sapwood.schema.step import IDLE_STEP, StepHandle, StepPlan
 DRAIN_POLL_S = 0.1
 GRAMMAR_POLL_S = 0.001
 """Seconds between two looks at what is compiled or loaded, while there is nothing else to do."""
+NO_TIERS = "this engine keeps no prefixes in further tiers"
 NO_ADAPTERS = "this server was started without LoRA adapters; start it with --enable-lora"
 
 
@@ -104,6 +107,7 @@ class EngineLoop:
         experts: ChoiceRecord | None = None,
         kv_events: Published | None = None,
         steering: Steering | None = None,
+        tiers: TierDesk | None = None,
     ) -> None:
         """A loop that has not begun.
 
@@ -111,7 +115,9 @@ class EngineLoop:
         experts    records which experts are chosen; None: it cannot be asked for
         kv_events  counts what is published of the prefix cache; None: nothing is
         steering   carries out orders about weights; None: one that refuses them
+        tiers      carries out orders about the storage tier; None: they are refused
         """
+        self._tiers = tiers
         self._steering = steering or Steering(scheduler, None)
         self._instruments = instruments or Instruments()
         self._adapters = adapters
@@ -142,6 +148,7 @@ class EngineLoop:
             OrderWeights: self._on_order,
             Pause: self._on_pause,
             Continue: self._on_continue,
+            SteerTiers: self._on_tiers,
             Drain: self._on_drain,
         }
         if joint is not None:
@@ -312,6 +319,13 @@ class EngineLoop:
 
     def _on_continue(self, message: Continue) -> None:
         self._tell(message.call_id, True, self._steering.go_on())
+
+    def _on_tiers(self, message: SteerTiers) -> None:
+        if self._tiers is None:
+            self._tell(message.call_id, False, NO_TIERS)
+            return
+        is_idle = not (self._scheduler.has_open_requests or self._in_flight)
+        self._tell(message.call_id, *self._tiers.steer(message, is_idle=is_idle))
 
     def _tell(self, call_id: str, done: bool, message: str) -> None:
         self._sender.send(CallDone(call_id, done, message))

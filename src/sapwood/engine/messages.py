@@ -107,6 +107,7 @@ def request_output(
         token_ids=token_ids,
         num_prompt_tokens=state.num_prompt_tokens,
         num_cached_tokens=state.num_cached_tokens or 0,
+        tier_tokens=state.tier_tokens,
         queue_time_s=state.queue_time_s,
         logprobs=logprobs,
         prompt_logprobs=state.prompt_logprobs_to_tell(),

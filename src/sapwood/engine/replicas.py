@@ -28,6 +28,7 @@ from sapwood.schema.request import (
     RecordExperts,
     SentAdapter,
     StartProfile,
+    SteerTiers,
 )
 
 log = logging.getLogger(__name__)
@@ -198,6 +199,9 @@ class ReplicatedClient:
         """Every replica carries it out. One that fails where others do not has other weights: the
         answer says which."""
         return _all_done(await self._each(lambda replica: replica.client.order_weights(order)))
+
+    async def steer_tiers(self, message: SteerTiers) -> CallDone:
+        return _all_done(await self._each(lambda replica: replica.client.steer_tiers(message)))
 
     async def pause(self, mode: str) -> CallDone:
         return _all_done(await self._each(lambda replica: replica.client.pause(mode)))

@@ -24,6 +24,7 @@ from sapwood.engine.admission import (
     OutputReserve,
     Precedence,
     PrefillDelayer,
+    PrefillShare,
     has_room,
 )
 from sapwood.engine.deadlines import Deadlines
@@ -150,6 +151,7 @@ class Scheduler:
         self._counts: Counter[str] = Counter()
         self._feeds_rows = token_feed is TokenFeed.ROW
         self._most_decodes = most_decodes
+        self._prefill_share = PrefillShare(config.max_prefill_tokens, config.prefill_max_requests)
         self._step_time = StepTimeTarget(config.max_step_time_ms / 1000, clock)
         self._speculation = speculation
         self.admits = True
@@ -260,6 +262,7 @@ class Scheduler:
         if speculation is not None and self._in_flight and speculation.waits:
             return None
         shares: list[tuple[RequestState, int]] = []
+        self._prefill_share.begin_step()
         if self._media is not None:
             # Those that have computed their prompts: every token of theirs is a gap that is seen.
             self._media.begin_step(
@@ -269,6 +272,7 @@ class Scheduler:
             )
         num_retractions = self._counts["retracted"]
         preferred = self._preempt() if self.admits else None
+        self._prefill_share.keeps_place = preferred is not None
         budget = self._serve_running(
             self._step_time.budget(self._running, self._token_budget), shares
         )
@@ -428,6 +432,7 @@ class Scheduler:
             self._speculation,
             self._adapters,
             self._media,
+            self._tiers,
             running=self._running.states,
             num_waiting=len(self._waiting),
             open_requests=self._open.values(),
@@ -547,8 +552,11 @@ class Scheduler:
                 continue
             if self._speculation is not None and self._speculation.is_held_back(state):
                 continue
-            num_new = min(state.num_missing_tokens, budget)
             is_decode = state.num_missing_tokens == 1
+            num_new = min(state.num_missing_tokens, budget)
+            num_new = num_new if is_decode else self._prefill_share.of(num_new)
+            if num_new == 0:
+                continue
             if is_decode and decodes_left == 0:
                 continue
             if self._keeps_states:
@@ -558,6 +566,8 @@ class Scheduler:
                 shares.append((state, num_new))
                 budget = max(0, budget - num_new)  # a picture that is not cut may exceed it
                 decodes_left -= is_decode
+                if not is_decode:
+                    self._prefill_share.take(num_new)
         return budget
 
     def _up_to_state(self, state: RequestState, start: int, num_new: int) -> int:
@@ -612,6 +622,7 @@ class Scheduler:
         preferred  the request for which others were preempted; it comes before all others
         """
         starts: list[RequestState] = []
+        self._prefill_share.keeps_place = False
         if budget == 0 or not self._waiting or not self._running.free_rows:
             return starts
         growth = ExpectedGrowth(self._ledger, self._reserve)
@@ -622,7 +633,7 @@ class Scheduler:
             order = [preferred, *(state for state in order if state is not preferred)]
         turns = AdapterTurns(self._adapters, self._clock.now_s())
         for state in order:
-            if budget == 0 or not self._running.free_rows:
+            if budget == 0 or not self._running.free_rows or self._prefill_share.of(1) == 0:
                 break
             if state.num_pending_outputs or self._gate.holds(state) or turns.passes_over(state):
                 continue
@@ -630,13 +641,16 @@ class Scheduler:
                 continue
             if self._prefixes.are_worth_waiting_for(state, self._ledger):
                 continue
-            if self._whole_prompts and state.num_missing_tokens > budget:
+            share = self._prefill_share
+            wants = state.num_missing_tokens
+            if self._whole_prompts and (wants > budget or not share.has_room_for_all(wants)):
                 break
             # The lease locks the prefix before room is counted: locked pages are not evictable.
             lease, num_hit = self._ledger.lease(state.namespace, state.matchable_key())
             if self._tiers is not None:
                 num_hit = self._tiers.extend(state, lease)
             num_new = min(state.num_tokens - num_hit, budget)
+            num_new = num_new if self._whole_prompts else share.of(num_new)
             if self._keeps_states:
                 num_new = self._up_to_state(state, num_hit, num_new)
             num_new = self._seen(state, num_hit, num_new)
@@ -662,6 +676,7 @@ class Scheduler:
             starts.append(state)
             shares.append((state, num_new))
             budget = max(0, budget - num_new)
+            share.take(num_new)
         return starts
 
     # ---- lifecycle ---------------------------------------------------------------------------

@@ -22,8 +22,9 @@ Tell = Callable[[str, bool, str], None]
 """Answers a call: its id, whether it is done, and what there is to say."""
 
 NO_WEIGHTS = (
-    "weights can be changed and memory be released only where one process computes the model: "
-    "without --tp-size, --pp-size, --ep-size and --enable-dp-attention"
+    "the weights of this model cannot be changed while it is served, nor its memory be released: "
+    "it makes embeddings or scores, is computed by transformers, or was started with "
+    "--enable-dp-attention or --enable-eplb"
 )
 NO_WEIGHTS_OF_TOWERS = (
     "weights cannot be changed, nor memory be released, while the server sees or hears: what makes "

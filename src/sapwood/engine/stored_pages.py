@@ -76,7 +76,6 @@ class StoredCounts:
     bytes_read: int = 0
     read_s: float = 0.0
     write_s: float = 0.0
-    num_read_tokens: int = 0
 
 
 @dataclass(slots=True)

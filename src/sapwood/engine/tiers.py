@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from sapwood.base.clock import Clock
 from sapwood.engine.request_state import RequestState
@@ -15,6 +15,7 @@ from sapwood.memory.node import TOKEN_BYTES
 from sapwood.memory.prefix_tree import first_needed_page
 from sapwood.memory.tiers.host import HostTier
 from sapwood.memory.tiers.rates import CostRule
+from sapwood.schema.output import TierUse
 from sapwood.schema.step import CopiedPage
 
 LEAST_TOKENS = 10
@@ -73,6 +74,25 @@ class CacheTiers:
     def has_orders(self) -> bool:
         """Whether the next plan has something to copy."""
         return self._host.has_orders
+
+    @property
+    def use(self) -> TierUse:
+        host, stored = self._host, self._stored
+        counts = {} if stored is None else asdict(stored.counts)
+        return TierUse(
+            num_host_tokens=self.num_hit_tokens - self.num_stored_tokens,
+            num_stored_tokens=self.num_stored_tokens,
+            num_host_pages=sum(map(len, host.slots)),
+            num_host_slots=sum(slots.num_slots for slots in host.slots),
+            num_saved=host.num_saved,
+            num_restored=host.num_restored,
+            storage="" if stored is None else stored.backend or "",
+            **counts,
+        )
+
+    @property
+    def host(self) -> HostTier:
+        return self._host
 
     @property
     def stored(self) -> StoredPages | None:

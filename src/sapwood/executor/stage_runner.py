@@ -49,6 +49,13 @@ class StageRunner:
         self._places = places
         self._adapters = adapters
 
+    @property
+    def kv_caches(self) -> Sequence[tuple[Tensor, ...]]:
+        return self._kv_caches
+
+    def renew(self) -> None:
+        """The model was filled again; no steps are recorded here that would have to follow."""
+
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step; plans come in the order in which they were made. The result is empty."""

@@ -21,6 +21,7 @@ from sapwood.frontends.native import (
     rerank,
     score,
     sessions,
+    tier_routes,
     tokens,
     weights,
 )
@@ -68,12 +69,14 @@ FIELD_TABLES: Mapping[str, Tables] = {
         weights.FROM_TENSOR_FIELDS,
         weights.INIT_GROUP_FIELDS,
         weights.FROM_GROUP_FIELDS,
+        weights.FROM_IPC_FIELDS,
         weights.DESTROY_GROUP_FIELDS,
         weights.VERSION_FIELDS,
         weights.READ_FIELDS,
         weights.CHECKER_FIELDS,
         weights.PAUSE_FIELDS,
         weights.MEMORY_FIELDS,
+        tier_routes.ATTACH_FIELDS,
     ),
     "OpenAI: chat, completions, embeddings": (
         openai.CHAT_FIELDS,

@@ -18,6 +18,7 @@ from sapwood.frontends.hosts.routes import hosts_dialect
 from sapwood.frontends.native.pooling_routes import pooling_dialect
 from sapwood.frontends.native.routes import native_dialect
 from sapwood.frontends.native.sessions import session_dialect
+from sapwood.frontends.native.tier_routes import tier_dialect
 from sapwood.frontends.native.weight_routes import weight_dialect
 from sapwood.frontends.observability.calls import ObservedCalls
 from sapwood.frontends.observability.routes import observability_dialect
@@ -65,6 +66,7 @@ def create_app(
     """
     app = inner_app(services, body_limits=body_limits, stores=stores)
     endpoints: EndpointTable = app.state.endpoints
+    app.state.has_admin_key = access is not None and access.admin_api_key is not None
     endpoints.check_routes(app.routes)
     app.add_middleware(Guarded, access=access or Access(), endpoints=endpoints)
     # Outermost, so that refused calls are counted too.
@@ -90,6 +92,7 @@ def inner_app(
         native_dialect(services),
         session_dialect(services),
         weight_dialect(services),
+        tier_dialect(services),
         hosts_dialect(services),
         pooling_dialect(services),
         anthropic_dialect(services),
@@ -111,6 +114,7 @@ def _app_of(dialects: list[Dialect], services: Services, body_limits: BodyLimits
     endpoints = EndpointTable([*dialects, _documents(app, services)])
     endpoints.mount(app)
     app.state.body_limits = body_limits
+    app.state.has_admin_key = False
     answer_errors(app, endpoints)
     return app
 

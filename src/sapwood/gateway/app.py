@@ -18,7 +18,7 @@ from sapwood.gateway.dashboard import dashboard_dialect
 from sapwood.gateway.exchange import Proxy, ProxyLimits, StickyKeys
 from sapwood.gateway.fleet import Fleet
 from sapwood.gateway.forwarded import forwarded_dialect
-from sapwood.gateway.found import found_dialect
+from sapwood.gateway.found import found_dialect, pictures_dialect
 from sapwood.gateway.gate import Gate
 from sapwood.gateway.kv_watch import KVWatch
 from sapwood.gateway.metrics import GatewayMetrics
@@ -166,6 +166,7 @@ class Gateway:
             found_dialect(proxy, respond)
             if history is None
             else responses_dialect(proxy, history, self._tools, respond),
+            pictures_dialect(proxy),
             conversations_dialect(history),
             steering_dialect(self.fleet),
             dashboard_dialect(self.fleet, self.gate, self.metrics),
@@ -344,7 +345,7 @@ def _tokenizers(config: GatewayConfig) -> ServedTokenizers | None:
     return ServedTokenizers(config)
 
 
-_THROUGH_MODULES = frozenset({"forwarded", "found", "responses"})
+_THROUGH_MODULES = frozenset({"forwarded", "found", "pictures", "responses"})
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"})
 
 

@@ -25,6 +25,7 @@ from sapwood.gateway.proxy import Forwarded
 from sapwood.gateway.worker import Worker, WorkerState
 from sapwood.http.body import read_bytes
 from sapwood.http.endpoints import Dialect, Endpoint
+from sapwood.http.errors import OPENAI_ERRORS
 
 ASK_TIMEOUT_S = 10.0
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
@@ -37,16 +38,6 @@ def found_dialect(proxy: Proxy, answer: Respond | None = None) -> Dialect:
     async def forward(request: Request) -> Response:
         id_ = request.path_params["response_id"]
         return Forwarded(proxy, request, worker=await owner(proxy, request, id_))
-
-    async def forward_picture(request: Request) -> Response:
-        id_ = request.path_params["picture_id"]
-        worker = await owner(proxy, request, id_, kind="picture", prefix="/v1/images/")
-        return Forwarded(proxy, request, worker=worker)
-
-    for path in ("/v1/images/{picture_id}", "/v1/images/{picture_id}/content"):
-        dialect.serves(
-            Endpoint(paths=(path,), methods=("GET",), access="user", is_documented=False)
-        )(forward_picture)
 
     @dialect.serves(
         Endpoint(paths=("/v1/responses",), methods=("POST",), access="user", is_documented=False)
@@ -67,6 +58,23 @@ def found_dialect(proxy: Proxy, answer: Respond | None = None) -> Dialect:
         dialect.serves(
             Endpoint(paths=(path,), methods=methods, access="user", is_documented=False)
         )(forward)
+    return dialect
+
+
+def pictures_dialect(proxy: Proxy) -> Dialect:
+    """Pictures that workers keep for a while."""
+    dialect = Dialect("pictures", errors={"/v1": OPENAI_ERRORS})
+
+    async def forward_picture(request: Request) -> Response:
+        id_ = request.path_params["picture_id"]
+        worker = await owner(proxy, request, id_, kind="picture", prefix="/v1/images/")
+        return Forwarded(proxy, request, worker=worker)
+
+    for path in ("/v1/images/{picture_id}", "/v1/images/{picture_id}/content"):
+        dialect.serves(
+            Endpoint(paths=(path,), methods=("GET",), access="user", is_documented=False)
+        )(forward_picture)
+
     return dialect
 
 

@@ -69,8 +69,10 @@ class CrossAttention:
             if own is not None:
                 keys, values = own[self._layer].to(q.dtype)
                 rows = slice(start, start + length)
-                mixed = F.scaled_dot_product_attention(q[rows].transpose(0, 1), keys, values)
-                out[rows] = mixed.transpose(0, 1)
+                # With a dimension for the batch torch takes its fused form, many times as fast.
+                asked = q[rows].transpose(0, 1)[None]
+                mixed = F.scaled_dot_product_attention(asked, keys[None], values[None])
+                out[rows] = mixed[0].transpose(0, 1)
             start += length
         return out.flatten(1)
 

@@ -32,6 +32,7 @@ from sapwood.observe.engine_facts import (
     EngineState,
     PoolConstants,
     PoolFigures,
+    TierFigures,
 )
 from sapwood.observe.histogram import Histogram, distribution
 from sapwood.observe.preparing import PreparingFigures
@@ -518,8 +519,17 @@ def _engine_counters(model_name: str, facts: EngineFacts) -> Iterator[Family]:
         text = "Bytes of the vectors of pictures and videos that are kept."
         rows_of_media = [(labels, float(media.num_bytes))]
         yield Family("gauge", "media_vector_bytes", text, ("model_name",), rows_of_media)
+    if facts.tiers is not None:
+        simple = (*simple, *_tier_counters(facts.tiers))
+        text = "Pages and states that the host has copies of."
+        rows_of_host = [(labels, float(facts.tiers.num_host_pages))]
+        yield Family("gauge", "host_tier_pages", text, ("model_name",), rows_of_host)
+        text = "Pages and states for which the host has room."
+        rows_of_slots = [(labels, float(facts.tiers.num_host_slots))]
+        yield Family("gauge", "host_tier_slots", text, ("model_name",), rows_of_slots)
     for name, text, value in simple:
         yield Family("counter", name, text, ("model_name",), [(labels, value)])
+
     num_decoded = facts.num_computed_tokens - facts.num_prefill_tokens
     modes = (
         ("prefill_compute", facts.num_prefill_tokens),
@@ -529,3 +539,22 @@ def _engine_counters(model_name: str, facts: EngineFacts) -> Iterator[Family]:
     rows = [((model_name, mode), value) for mode, value in modes]
     text = "Tokens that the engine computed, or found in its cache."
     yield Family("counter", "realtime_tokens", text, ("model_name", "mode"), rows)
+
+
+def _tier_counters(tiers: TierFigures) -> tuple[tuple[str, str, float], ...]:
+    """Of the tiers of the cache behind the pool."""
+    return (
+        ("host_hit_tokens", "Prompt tokens that came back from the host.", tiers.num_host_tokens),
+        ("prefetched_tokens", "Prompt tokens from the storage tier.", tiers.num_stored_tokens),
+        ("host_saved_pages", "Pages that were copied to the host.", tiers.num_saved),
+        ("host_restored_pages", "Pages that came back from there.", tiers.num_restored),
+        ("storage_written_pages", "Pages that the storage was given.", tiers.num_written),
+        ("storage_read_pages", "Pages that were read from there.", tiers.num_read),
+        ("storage_missed_pages", "Pages that were not there, or not whole.", tiers.num_missed),
+        ("storage_unwritten_pages", "Pages that were not written.", tiers.num_unwritten),
+        ("storage_failures", "Failures of the storage.", tiers.num_failures),
+        ("storage_written_bytes", "Bytes that the storage was given.", tiers.bytes_written),
+        ("storage_read_bytes", "Bytes that were read from there.", tiers.bytes_read),
+        ("storage_writing_seconds", "Time that writing took.", tiers.write_s),
+        ("storage_reading_seconds", "Time that reading took.", tiers.read_s),
+    )

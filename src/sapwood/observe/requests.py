@@ -17,11 +17,14 @@ from sapwood.observe.call import Call, current_call
 from sapwood.observe.crash_dump import RecentRequests, Record, RequestDump, write_crash_dump
 from sapwood.observe.histogram import LatencyWindow
 from sapwood.observe.metrics import Metrics, RequestSeries
-from sapwood.observe.request_log import RequestLog
+from sapwood.observe.request_log import LineSink, RequestLog, write_event
 from sapwood.observe.tracing import RequestTrace, Tracing
 
 WINDOW_TICKS = 60
 """The live percentiles cover this many ticks of one second each."""
+
+_TEXTS = frozenset({"prompt", "text"})
+"""What only a log that was asked for shows of a request."""
 
 Outcome = Literal["finished", "aborted", "failed", "refused"]
 
@@ -104,6 +107,7 @@ class AnswerFacts(Protocol):
 class RequestObserver:
     """Observes the text requests of one API process, on its event loop.
 
+    export  where a line goes for each request that has ended, without its texts
     about  version, model and options of the server, for a crash dump
     """
 
@@ -114,11 +118,13 @@ class RequestObserver:
         log: RequestLog | None = None,
         tracing: Tracing | None = None,
         crash_dump_folder: Path | None = None,
+        export: Sequence[LineSink] = (),
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.metrics = metrics or Metrics("")
         self.log = log or RequestLog()
         self.tracing = tracing
+        self.export = tuple(export)
         self.ttft = LatencyWindow(WINDOW_TICKS)
         self.itl = LatencyWindow(WINDOW_TICKS)
         self.dump: RequestDump | None = None
@@ -171,6 +177,8 @@ class RequestObserver:
             self.dump.flush()
         if self.tracing is not None:
             self.tracing.close()
+        for sink in self.export:
+            sink.close()
         self.log.close()
 
 
@@ -251,9 +259,16 @@ class ObservedRequest:
         message = None if outcome in ("finished", "aborted") else self._problem(error)
         if self.trace is not None:
             self.trace.end(outcome, self._trace_attributes(), error=message)
-        if not (observer.log.enabled or self._is_kept or observer.dump):
+        if not (observer.log.enabled or self._is_kept or observer.dump or observer.export):
             return
         output = self._out(outcome, message)
+        if observer.export:
+            figures = {
+                name: value
+                for name, value in (self._asked() | output).items()
+                if name not in _TEXTS
+            }
+            write_event(observer.export, "request", figures, as_json=True)
         observer.log.finished(self._request.request_id, self._asked(), output)
         if self._is_kept is not None or observer.dump is not None:
             record = self._asked() | output

@@ -12,6 +12,7 @@ from sapwood.schema.request import (
     RecordExperts,
     SentAdapter,
     StartProfile,
+    SteerTiers,
 )
 
 
@@ -66,6 +67,10 @@ class EngineClient(Protocol):
 
     async def order_weights(self, order: OrderWeights) -> CallDone:
         """Carry out an order about weights; the implementation fills in `order.call_id`."""
+        ...
+
+    async def steer_tiers(self, message: SteerTiers) -> CallDone:
+        """Carry an order about the storage tier out; the implementation fills in its `call_id`."""
         ...
 
     async def pause(self, mode: str) -> CallDone: ...

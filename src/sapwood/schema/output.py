@@ -68,6 +68,7 @@ class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     token_ids          new output tokens, including a matched stop token
     num_prompt_tokens  prompt length in tokens
     num_cached_tokens  prompt tokens that came from the prefix cache
+    tier_tokens        of these, those that came from the host and from the storage
     queue_time_s       seconds between arrival and the first step that computed something
     logprobs           log probabilities of `token_ids`, if the request wants them
     hidden_states      outputs of the last norm (fp32, little endian, one piece per token) for the
@@ -84,6 +85,7 @@ class OutputDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     token_ids: Sequence[int]
     num_prompt_tokens: int
     num_cached_tokens: int = 0
+    tier_tokens: tuple[int, int] = (0, 0)
     queue_time_s: float = 0.0
     logprobs: TokenLogprobs | None = None
     hidden_states: Sequence[bytes] = ()
@@ -252,6 +254,43 @@ class MediaUse(msgspec.Struct, frozen=True, kw_only=True):
     encoding_s: float
 
 
+class TierUse(msgspec.Struct, frozen=True, kw_only=True):
+    """The tiers of the cache behind the pools in which steps compute.
+
+    num_host_tokens      prompt tokens that came back from the host
+    num_stored_tokens    those that came from the storage
+    num_host_pages       pages and states that the host has
+    num_host_slots       for which it has room
+    num_saved            pages and states that were copied to the host
+    num_restored         that came back
+    num_written          that the storage was given
+    num_read             that were read from there
+    num_missed           that were not there, or not whole, when they were read
+    num_unwritten        that were not written: for want of time, or after a failure
+    num_failures         failures of the storage
+    bytes_written, bytes_read
+    write_s, read_s      seconds that this took
+    storage              its name; "": none is attached
+    """
+
+    num_host_tokens: int
+    num_stored_tokens: int
+    num_host_pages: int
+    num_host_slots: int
+    num_saved: int
+    num_restored: int
+    num_written: int = 0
+    num_read: int = 0
+    num_missed: int = 0
+    num_unwritten: int = 0
+    num_failures: int = 0
+    bytes_written: int = 0
+    bytes_read: int = 0
+    write_s: float = 0.0
+    read_s: float = 0.0
+    storage: str = ""
+
+
 class AdapterUse(msgspec.Struct, frozen=True, kw_only=True):
     """LoRA adapters in the memory that steps read.
 
@@ -303,6 +342,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     speculated           how all guesses have fared; None: the engine guesses nothing
     adapters             of LoRA; None: the engine serves none
     media                None: the engine takes only text
+    tiers                None: the cache has one tier
     kv_events            None: the engine publishes none
     routing_key_running_counts  running requests per routing key, for each key that has some
     routing_key_all_counts      running and waiting requests per routing key
@@ -333,6 +373,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     speculated: Speculated | None = None
     adapters: AdapterUse | None = None
     media: MediaUse | None = None
+    tiers: TierUse | None = None
     kv_events: KVEventCounts | None = None
     routing_key_running_counts: tuple[int, ...] = ()
     routing_key_all_counts: tuple[int, ...] = ()

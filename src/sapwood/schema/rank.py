@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from sapwood.schema.config.engine import EngineConfig, ResolvedConfig
@@ -9,6 +11,7 @@ from sapwood.schema.grammar import Grammar
 from sapwood.schema.output import Finish, RankFacts
 from sapwood.schema.request import LoadAdapter, UnloadAdapter
 from sapwood.schema.step import StepPlan
+from sapwood.schema.weights import WeightOrder
 
 
 class CompileGrammar(msgspec.Struct, frozen=True, kw_only=True, tag="compile_grammar"):
@@ -91,7 +94,18 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     failure: str | None = None
 
 
-RankReport = RankHello | RankPool | RankReady | Loaded | RankFailed
+class WeightsTold(msgspec.Struct, frozen=True, kw_only=True, tag="weights_told"):
+    """How an order about a rank's weights ended.
+
+    failure  why it could not be carried out; None: it was
+    """
+
+    number: int
+    message: str = ""
+    failure: str | None = None
+
+
+RankReport = RankHello | RankPool | RankReady | Loaded | WeightsTold | RankFailed
 
 
 class RankStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
@@ -110,8 +124,21 @@ class RunStep(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     plan: StepPlan
 
 
+class WeightsTask(msgspec.Struct, frozen=True, kw_only=True, tag="weights"):
+    """A part of an order about weights and memory, which all ranks carry out.
+
+    number  names it in the answer
+    part    check: refuse what cannot be, and change nothing; do: carry it out; undo: have the
+            weights from before the last update again
+    """
+
+    number: int
+    part: Literal["check", "do", "undo"]
+    order: WeightOrder
+
+
 class EndRank(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """No more steps will come."""
 
 
-RankOrder = RankStart | RankPool | RunStep | LoadAdapter | UnloadAdapter | EndRank
+RankOrder = RankStart | RankPool | RunStep | LoadAdapter | UnloadAdapter | WeightsTask | EndRank

@@ -240,6 +240,25 @@ class Continue(msgspec.Struct, frozen=True, tag=True):
     call_id: str
 
 
+class SteerTiers(msgspec.Struct, frozen=True, tag=True):
+    """Attach a storage to the tiers of the cache, detach or clear it, or tell what is attached;
+    answered by a `CallDone` with the same id.
+
+    action           attach, detach, clear or status
+    backend          the storage to attach
+    extra            its settings, as JSON; None: there are none
+    prefetch_policy  None: as it is
+    write_policy     None: as it is
+    """
+
+    call_id: str
+    action: str
+    backend: str | None = None
+    extra: str | None = None
+    prefetch_policy: str | None = None
+    write_policy: str | None = None
+
+
 class Drain(msgspec.Struct, frozen=True, tag=True):
     """Refuse new requests, finish the open ones, then end the loop.
 
@@ -275,6 +294,7 @@ EngineInput = (
     | OrderWeights
     | Pause
     | Continue
+    | SteerTiers
     | Drain
     | StepBegun
     | EngineEnds

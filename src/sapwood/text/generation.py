@@ -136,6 +136,7 @@ class TextGenerator:
     encode          encodes a text (text, whether to add BOS or EOS), where there is something
                     better than the tokenizer alone
     preparer        prepares pictures and videos; None: the model takes only text
+    stream_interval  tokens that a chunk has at least, but for the first and the last one
     """
 
     def __init__(
@@ -152,8 +153,10 @@ class TextGenerator:
         pooling: Pooling | None = None,
         encode: Encode | None = None,
         preparer: MediaPreparer | None = None,
+        stream_interval: int = 1,
     ) -> None:
         self._preparer = preparer
+        self._stream_interval = stream_interval
         self._engine = engine
         self._encode = encode
         self._tokenizer = tokenizer
@@ -200,7 +203,7 @@ class TextGenerator:
             parts = [
                 _engine_request(request, prompt_ids, media, index) for index in range(request.n)
             ]
-            every = request.stream_interval
+            every = max(request.stream_interval, self._stream_interval)
             chunks = (
                 self._one(0, parts[0], held, every)
                 if request.n == 1
@@ -451,6 +454,8 @@ class TextGenerator:
         opened.submitted.append(request.request_id)
         outputs = self._engine.generate(request)
         waiting: TextChunk | None = None
+        # What the server asks for never holds back the first token, for which somebody waits.
+        is_first = every == self._stream_interval
         try:
             async for output in outputs:
                 chunk = sample.advance(output)
@@ -459,9 +464,10 @@ class TextGenerator:
                 if chunk.finish is not None:
                     last = chunk
                     break
-                if every > 1 and len(chunk.token_ids) < every:
+                if every > 1 and len(chunk.token_ids) < (1 if is_first else every):
                     waiting = chunk
                 else:
+                    is_first = False
                     yield chunk
             else:
                 last = sample.ended(_lost(request.request_id))

@@ -118,6 +118,7 @@ class Sample:
             num_image_tokens=self._num_image_tokens,
             num_video_tokens=self._num_video_tokens,
             num_cached_tokens=output.num_cached_tokens,
+            tier_tokens=output.tier_tokens,
             queue_time_s=output.queue_time_s,
             speculated=output.speculated,
             logprobs=logprobs or None,

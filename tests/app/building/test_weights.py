@@ -295,20 +295,20 @@ def test_an_update_waits_for_running_requests(make_llm: Callable[..., LLM], dens
     assert of_b.token_ids == make_llm(dense.b).generate([TEXT], sampling)[0].token_ids
 
 
-def broadcast(path: str, port: int, flattened: bool) -> None:
+def broadcast(path: str, port: int, flattened: bool, size: int = 2) -> None:
     """A trainer: makes the group with torch's own functions and sends a checkpoint's tensors."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, 2, True)
+    store = dist.TCPStore("127.0.0.1", port, size, True)
     helper = dist.distributed_c10d._new_process_group_helper
     from datetime import timedelta
 
     group, _ = helper(
-        2, 0, [], dist.Backend("gloo"), dist.PrefixStore("trainers", store),
+        size, 0, [], dist.Backend("gloo"), dist.PrefixStore("trainers", store),
         group_name="trainers", timeout=timedelta(seconds=60),
     )  # fmt: skip
-    dist.distributed_c10d._world.pg_group_ranks[group] = {0: 0, 1: 1}
+    dist.distributed_c10d._world.pg_group_ranks[group] = {rank: rank for rank in range(size)}
     tensors = list(load_file(path).values())
     if flattened:
         tensors = [torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors])]

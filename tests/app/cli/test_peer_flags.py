@@ -74,10 +74,10 @@ def test_a_value_that_looks_like_a_hint_stays_a_value() -> None:
 
 
 def test_what_is_so_anyway_is_not_refused() -> None:
-    assert len(ask("--disaggregation-mode", "null", "--base-gpu-id=0").hints) == 2
+    assert len(ask("--disaggregation-mode", "null", "--gpu-id-step=1").hints) == 2
 
 
-@pytest.mark.parametrize("args", [["--stream-interval"], ["--enable-mixed-chunk=1"]])
+@pytest.mark.parametrize("args", [["--sampling-backend"], ["--enable-mixed-chunk=1"]])
 def test_wrong_numbers_of_values_are_refused(args: list[str]) -> None:
     with pytest.raises(click.UsageError, match=args[0].partition("=")[0]):
         ask(*args)
@@ -97,10 +97,10 @@ def test_the_keys_of_a_file(tmp_path: Path) -> None:
 
 
 def test_hints_are_said_and_strict_flags_refuse_them(capsys: pytest.CaptureFixture[str]) -> None:
-    hints = ask("--stream-interval", "4").hints
+    hints = ask("--sampling-backend", "4").hints
     say_hints(hints, is_strict=False)
-    assert "--stream-interval 4" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="--stream-interval 4"):
+    assert "--sampling-backend 4" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--sampling-backend 4"):
         say_hints(hints, is_strict=True)
 
 
@@ -110,10 +110,10 @@ def test_every_command_says_hints_and_serve_may_refuse_them() -> None:
     def command(asked: Asked) -> None:
         click.echo(asked.build(ServerConfig).port)
 
-    said = CliRunner().invoke(command, ["--stream-interval", "4"])
+    said = CliRunner().invoke(command, ["--sampling-backend", "4"])
     assert (said.exit_code, said.stdout) == (0, "30000\n")
-    assert "--stream-interval 4 has nothing to choose here" in said.stderr
-    refused = CliRunner().invoke(command, ["--stream-interval", "4", "--strict-flags"])
+    assert "--sampling-backend 4 has nothing to choose here" in said.stderr
+    refused = CliRunner().invoke(command, ["--sampling-backend", "4", "--strict-flags"])
     assert isinstance(refused.exception, ConfigError)
 
 

@@ -118,6 +118,17 @@ def test_a_stream_interval_joins_events(api, events):
     assert [len(event["meta_info"]["output_token_logprobs"]) for event in got] == [3, 6, 7]
 
 
+def test_the_servers_stream_interval_holds_back_all_but_the_first_token(
+    api_with, engine, tokenizer, events
+):
+    from sapwood.text.generation import TextGenerator
+
+    api = api_with(generator=TextGenerator(engine, tokenizer, stream_interval=3))
+    body = {"text": "Hi!", "sampling_params": {**GREEDY, "max_new_tokens": 8}, "stream": True}
+    got = events(api.post("/generate", body).text)
+    assert [len(event["output_ids"]) for event in got] == [1, 4, 7, 8]
+
+
 def test_what_is_wrong_with_the_model_at_hand_is_named_by_its_path(api):
     sampling = {"logit_bias": {"9999": 1}}
     for stream in (False, True):

@@ -129,3 +129,10 @@ def test_what_is_no_base64_is_refused(api: Any) -> None:
     answer = api.post("/update_weights_from_tensor", {"serialized_named_tensors": ["%"]})
     assert answer.status_code == 400
     assert "no base64" in answer.text
+
+
+def test_handles_to_another_process_are_refused_with_the_other_ways(api: Any, engine: Any) -> None:
+    answer = api.post("/update_weights_from_ipc", {"zmq_handles": {"GPU-0": "ipc:///tmp/x"}})
+    assert answer.status_code == 400
+    assert "_from_tensor" in answer.json()["message"]
+    assert engine.calls == []

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from sapwood.app.building.model_files import cache_of
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.store import Progress, open_store
 from sapwood.store.default_model import DEFAULT, choose_default
@@ -25,7 +26,9 @@ def with_named_model(
     if asked.model.model != DEFAULT or Path(DEFAULT).exists():
         return asked
     choice = choose_default(
-        open_store(home), offline=asked.model.offline, progress=progress or Silent()
+        open_store(cache_of(asked.model, home)),
+        offline=asked.model.offline,
+        progress=progress or Silent(),
     )
     _log.info("The model is %s: %s", choice.name, choice.why)
     return replace(asked, model=replace(asked.model, model=choice.name))

@@ -24,7 +24,8 @@ from sapwood.app.serving.observability import (
     print_stacks_on_signal,
 )
 from sapwood.base.channel import ZmqReceiver, ZmqSender
-from sapwood.base.errors import StartupError
+from sapwood.base.errors import ConfigError, StartupError
+from sapwood.base.numa import bind_to_node, nodes_of
 from sapwood.base.process import end_with_parent, leave_signals_to_parent, read_first_line
 from sapwood.observe.log import configure_logging
 from sapwood.observe.watchdog import Watchdog
@@ -70,12 +71,15 @@ def main() -> int:
     end_with_parent()
     configure_logging(args.log_level)
     print_stacks_on_signal()
+    numa_error = bind_as_asked(args.config.execution.numa_node, args.replica)
     outbox: ZmqSender[EngineOutput] = ZmqSender(args.outbox, bind=False)
     watchdog = build_watchdog(args.observability, "the engine", lambda why: _farewell(args, why))
     watchdog.beat("importing torch")
     watchdog.start()
     team: RankTeam | None = None
     try:
+        if numa_error is not None:
+            raise numa_error
         if args.config.parallel.num_ranks > 1:
             team = RankTeam(
                 args.config,
@@ -94,6 +98,22 @@ def main() -> int:
         team.close()
     outbox.close()
     return 1
+
+
+def bind_as_asked(numa_node: str | None, number: int) -> ConfigError | None:
+    """Bind this process to its node, the one of the list with its number; why that failed."""
+    if numa_node is None:
+        return None
+    nodes = nodes_of(numa_node)
+    try:
+        if len(nodes) > 1 and number >= len(nodes):
+            raise ConfigError(f"--numa-node has {len(nodes)} nodes, but none for part {number}")
+        node = nodes[number if len(nodes) > 1 else 0]
+        cores = bind_to_node(node)
+    except ConfigError as error:
+        return error
+    logging.getLogger(__name__).info("bound to NUMA node %d, %d cores", node, len(cores))
+    return None
 
 
 def import_ahead(module: str) -> Future[ModuleType]:

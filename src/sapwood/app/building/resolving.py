@@ -17,6 +17,7 @@ from sapwood.app.building.model_defaults import (
     read_json,
     reading,
 )
+from sapwood.app.building.model_files import open_model
 from sapwood.app.building.model_impl import TRANSFORMERS, choose_impl
 from sapwood.app.ranks.expert_location import initial_placements
 from sapwood.base.errors import ConfigError
@@ -44,7 +45,7 @@ from sapwood.schema.config.resolve import demand_of, resolve
 from sapwood.schema.kv_events import of_rank
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.stage import Stage
-from sapwood.store import ModelFiles, Progress, fetch_model
+from sapwood.store import ModelFiles, Progress
 
 Shape = DecoderConfig | EncoderConfig
 
@@ -219,6 +220,7 @@ def resolve_config(
     _refuse_split_pages(shape, config.memory.page_size)
     shapes = (shape,) if draft is None else (shape, draft.shape)
     kernels = _choose_kernels(config, shapes, platform, decisions)
+    config = _with_products(config, asked, shape, kernels.kernels.name, decisions)
     if pooling is not None:
         decisions.append(Decision("pooling_method", pooling.method, pooling.why))
         model = replace(config.model, is_embedding=True, pooling_method=pooling.method)
@@ -245,6 +247,39 @@ def resolve_config(
     _check_kv_events(resolved)
     _check_deepep(resolved)
     return resolved
+
+
+def _with_products(
+    config: ResolvedConfig,
+    asked: EngineConfig,
+    shape: Shape,
+    kernels: str,
+    decisions: list[Decision],
+) -> ResolvedConfig:
+    """Only the compiled kernels have exact products: others compute fast ones unless exact ones
+    were asked for. Then ConfigError."""
+    if config.execution.cpu_products != "exact":
+        return config
+    if isinstance(shape, ForeignConfig):
+        why = "the layers of the transformers library compute"
+    elif kernels != "cpu":
+        why = f"kernels {kernels} compute"
+    else:
+        return config
+    flags = {
+        "--enable-deterministic-inference": asked.execution.enable_deterministic_inference,
+        "--cpu-products exact": asked.execution.cpu_products == "exact",
+    }
+    given = [flag for flag, is_given in flags.items() if is_given]
+    if given:
+        raise ConfigError(
+            f"{given[0]} holds for sapwood's compiled kernels, but {why}; leave it out"
+        )
+    decisions[:] = [one for one in decisions if one.option != "cpu_products"]
+    decisions.append(
+        Decision("cpu_products", "fast", f"{why}; only compiled kernels have exact ones")
+    )
+    return replace(config, execution=replace(config.execution, cpu_products="fast"))
 
 
 def _check_deepep(resolved: Resolved) -> None:
@@ -382,13 +417,10 @@ def _attention_features(shape: Shape) -> frozenset[str]:
 def fetch_files(
     asked: EngineConfig, *, home: Path, progress: Progress | None = None, is_verified: bool = False
 ) -> ModelFiles:
-    return fetch_model(
-        asked.model.model,
+    return open_model(
+        asked.model,
         home=home,
-        revision=asked.model.revision,
-        load_format=asked.model.load_format,
-        offline=asked.model.offline,
-        checksum=None if is_verified else asked.model.model_checksum,
+        is_verified=is_verified,
         progress=progress,
     )
 
@@ -425,7 +457,13 @@ def on_own_device(
     execution, parallel = asked.execution, asked.parallel
     num_replicas, num_ranks = parallel.dp_size, parallel.ranks_per_node
     device = find_device(execution.device, platform)
-    if num_replicas * num_ranks == 1 or device.type == "cpu":
+    base = execution.base_gpu_id
+    if base and (device.type != "cuda" or execution.device not in (None, "auto", "cuda")):
+        raise ConfigError(
+            f"--base-gpu-id is {base}, but the device is {device}; leave one of --base-gpu-id and "
+            "--device out"
+        )
+    if device.type == "cpu" or num_replicas * num_ranks == 1 == 1 + base:
         return execution
     if num_replicas > 1 and num_ranks > 1:
         raise ConfigError(
@@ -434,13 +472,14 @@ def on_own_device(
         )
     is_named = device.index is not None and execution.device not in (None, "auto")
     num_devices = torch.cuda.device_count()
-    if is_named or num_replicas * num_ranks > num_devices:
+    if is_named or base + num_replicas * num_ranks > num_devices:
         raise ConfigError(
             f"each of {num_replicas * num_ranks} ranks or replicas on this machine takes a GPU of "
-            f"its own, but it has {num_devices}, and --device is {execution.device}; use "
-            "--device cuda and a smaller --tp-size or --dp-size"
+            f"its own, but it has {num_devices}, --base-gpu-id is {base}, and --device is "
+            f"{execution.device}; use --device cuda and a smaller --tp-size or --dp-size"
         )
-    return replace(execution, device=f"{device.type}:{replica + rank - parallel.own_ranks[0]}")
+    number = base + replica + rank - parallel.own_ranks[0]
+    return replace(execution, device=f"{device.type}:{number}")
 
 
 def of_one_rank(machine: MachineFacts, parallel: ParallelConfig) -> MachineFacts:

@@ -164,17 +164,24 @@ def build_runner(
     launch: Launch | None = None
     memory: ServedWeights | None = None
     caches = _kv_caches(resolved, watch, num_spare=0 if captures is None else 1)
+    renewing: Runner | StageRunner
+    recording = Recording(captures, why_not)
     if isinstance(model, Decoder) and not resolved.stage.is_last:
-        execute = _stage_runner(resolved, model, caches, adapters).execute
+        renewing = _stage_runner(resolved, model, caches, adapters)
+        execute = renewing.execute
     else:
         told = None if routes is None else RoutedExperts.of(resolved.decoder, routes, record)
-        recording = Recording(captures, why_not)
-        runner = _decoder_runner(
+        renewing = runner = _decoder_runner(
             resolved, models, recording, watch, caches, grammars, told, adapters, member
         )
         execute, launch = runner.execute, runner.launch if runs_ahead(resolved.device) else None
-        if member is ALONE and isinstance(model, Decoder) and models.fillable is not None:
-            memory = ServedWeights(resolved, model, models.fillable, runner, recording.captures)
+    # Engines that share feed-forwards, and experts that move, have no one moment for an update.
+    if member.counting is None and not experts.counts and isinstance(model, Decoder):
+        fillable = models.fillable
+        if fillable is not None:
+            memory = ServedWeights(
+                resolved, model, fillable, renewing, recording.captures, member.rank
+            )
     if member.counting is not None and isinstance(model, Decoder):
         execute = jointly(execute, model, lambda result: result)
         launch = None if launch is None else jointly(launch, model, Finished)

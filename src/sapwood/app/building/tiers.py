@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -15,9 +17,11 @@ from sapwood.base.clock import Clock
 from sapwood.base.errors import ConfigError
 from sapwood.engine.request_state import adapter_in
 from sapwood.engine.stored_pages import StoredPages
+from sapwood.engine.tier_desk import TierDesk
 from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.page_copies import PageCopies
 from sapwood.memory.ledger import Ledger
+from sapwood.memory.storage.interface import PageStorage
 from sapwood.memory.storage.names import CopyNames
 from sapwood.memory.storage.opening import open_storage
 from sapwood.memory.tiers.host import HostTier
@@ -107,17 +111,24 @@ def cache_tiers(
     )
     backend = config.tiers.hicache_storage_backend
     if backend is not None and stored is not None:
-        page_size = config.memory.page_size
-        if page_size < LEAST_PAGE:
-            raise ConfigError(
-                f"--hicache-storage-backend keeps each page by itself, and --page-size {page_size} "
-                f"makes them too small; take at least {LEAST_PAGE}"
-            )
-        directory = hicache_directory(environment())
-        stored.attach(
-            open_storage(backend, config.tiers.extra, default_directory=directory), backend
-        )
+        stored.attach(_opened(resolved, backend, config.tiers.extra), backend)
     return tiers
+
+
+def tier_desk(resolved: Resolved, tiers: CacheTiers | None) -> TierDesk:
+    """What carries out orders about the storage."""
+    return TierDesk(tiers, resolved.config.tiers, partial(_opened, resolved))
+
+
+def _opened(resolved: Resolved, backend: str, extra: Mapping[str, Any]) -> PageStorage:
+    """ConfigError if the storage cannot be used."""
+    page_size = resolved.config.memory.page_size
+    if page_size < LEAST_PAGE:
+        raise ConfigError(
+            f"a storage keeps each page by itself, and --page-size {page_size} makes them too "
+            f"small; take at least {LEAST_PAGE}"
+        )
+    return open_storage(backend, extra, default_directory=hicache_directory(environment()))
 
 
 def _is_shared(namespace: str, *, resolved: Resolved) -> bool:

@@ -30,7 +30,7 @@ def load_tower(resolved: Resolved, build: Build, watch: LoadWatch) -> Tower | No
         found = tower_class(hf_config)
     if found is None:
         return None
-    why_not = _why_not(resolved) or _why_not_both_ways(resolved, found)
+    why_not = _why_not(resolved) or _why_not_of(resolved, found)
     if why_not is not None:
         resolved.decisions.append(Decision("sees", "off", why_not))
         return None
@@ -71,7 +71,10 @@ def media_vectors(resolved: Resolved, tower: Tower | None) -> MediaVectors | Non
     )
 
 
-def _why_not_both_ways(resolved: Resolved, tower: type[Tower]) -> str | None:
+def _why_not_of(resolved: Resolved, tower: type[Tower]) -> str | None:
+    """Why that tower cannot be used here."""
+    if resolved.config.parallel.num_ranks > 1 and not tower.over_ranks:
+        return "this model's decoder hears nothing where several ranks share it"
     dtype = str(resolved.config.memory.kv_cache_dtype)
     if tower.attends_both_ways and dtype not in ("auto", str(resolved.dtype).split(".")[-1]):
         return (
@@ -89,8 +92,8 @@ def _why_not(resolved: Resolved) -> str | None:
         return "with a draft model, which sees nothing, models take only text"
     if isinstance(resolved.shape, DecoderConfig) and resolved.shape.switch_length is not None:
         return "models that rotate long texts otherwise take only text"
-    if resolved.config.parallel.num_ranks > 1:
-        return "models that several ranks share take only text"
+    if resolved.config.parallel.pp_size > 1:
+        return "models whose layers are split into stages (--pp-size) take only text"
     if resolved.config.parallel.enable_dp_attention:
         return "with --enable-dp-attention models take only text"
     return None

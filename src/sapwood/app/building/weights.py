@@ -37,6 +37,7 @@ from sapwood.models.loader.dummy import random_weights
 from sapwood.schema.config.model import GGUF_BLOCKS
 from sapwood.schema.env import environment, home
 from sapwood.schema.weights import (
+    UPDATES,
     CheckWeights,
     JoinUpdateGroup,
     LeaveUpdateGroup,
@@ -76,11 +77,14 @@ class ServedWeights:
         fillable: Packable,
         runner: Renewing,
         captures: CapturePlan | None,
+        rank: int = 0,
     ) -> None:
         """model     which is served
         fillable  the same, with the heads that its checkpoint has
         captures  the steps that the device captures; None: it captures none
+        rank      of those that share the model
         """
+        self._rank = rank
         self._resolved = resolved
         self._model = model
         self._fillable = fillable
@@ -88,6 +92,9 @@ class ServedWeights:
         self._captures = captures
         self._files: ModelFiles | None = resolved.files
         self._load_format = resolved.config.model.load_format
+        self._before: tuple[ModelFiles | None, str] = (self._files, self._load_format)
+        """Where the weights before the last update are; None: nowhere."""
+        self._checked: tuple[ModelFiles, str] | None = None
         self._groups: dict[str, UpdateGroup] = {}
         self._snapshot: dict[str, str] | None = None
         self._joins = ThreadPoolExecutor(1, "sapwood-join")
@@ -100,11 +107,38 @@ class ServedWeights:
         return self._memory.why_not_ready
 
     def perform(self, order: WeightOrder) -> str:
+        self.check(order)
+        try:
+            return self.carry_out(order)
+        except (SapwoodError, OSError) as error:
+            if not isinstance(order, UpdateFromDisk):
+                raise
+            self.undo()
+            raise WeightError(f"{error}; the old weights were read again") from error
+
+    def check(self, order: WeightOrder) -> None:
+        """SapwoodError if an update cannot be; nothing has changed then."""
         match order:
             case UpdateFromDisk():
-                return self._from_disk(order)
+                self._checked = self._fitting_files(order)
             case UpdateFromTensors():
-                return self._take(_tensors_of(order), "tensors")
+                self._check_given(self._tensors_of(order))
+            case UpdateFromGroup():
+                self._group(order)
+                self._check_given(_announced(order))
+
+    def carry_out(self, order: WeightOrder) -> str:
+        """What `check` has found right. An update that fails must be undone."""
+        if isinstance(order, UPDATES):
+            self._before = (self._files, self._load_format)
+        match order:
+            case UpdateFromDisk():
+                assert self._checked is not None, "an order is checked before it is carried out"
+                (files, load_format), self._checked = self._checked, None
+                self._files, self._load_format = files, load_format
+                return f"{self._load(files, load_format)} tensors were loaded from {files.path}"
+            case UpdateFromTensors():
+                return self._take(self._tensors_of(order), "tensors")
             case UpdateFromGroup():
                 return self._from_group(order)
             case LeaveUpdateGroup():
@@ -114,7 +148,7 @@ class ServedWeights:
             case ReadWeight():
                 return self._read(order)
             case CheckWeights():
-                return self._check(order.action)
+                return self._compare(order.action)
             case ReleaseMemory():
                 return self._release(order.tags)
             case ResumeMemory():
@@ -130,19 +164,31 @@ class ServedWeights:
             raise InvalidRequest(f"the group {order.group_name!r} exists; destroy it first")
         if len(self._groups) >= MAX_GROUPS:
             raise InvalidRequest(f"there are {MAX_GROUPS} groups already; destroy one first")
+        rank = order.rank + self._rank
         self._groups[order.group_name] = UpdateGroup(
             order.group_name,
             host=order.master_address,
             port=order.master_port,
-            rank=order.rank,
+            rank=rank,
             world_size=order.world_size,
             backend=order.backend,
         )
-        return f"joined the group {order.group_name} as rank {order.rank} of {order.world_size}"
+        return f"joined the group {order.group_name} as rank {rank} of {order.world_size}"
 
     # ---- updates -----------------------------------------------------------------------------
 
-    def _from_disk(self, order: UpdateFromDisk) -> str:
+    def undo(self) -> None:
+        """Read the weights from before the last update again; RuntimeError, which ends the engine,
+        if they are nowhere."""
+        self._files, self._load_format = self._before
+        if self._files is None:
+            raise RuntimeError(
+                "an update failed while weights were placed, and the weights before it are in no "
+                "checkpoint"
+            )
+        self._load(self._files, self._load_format)
+
+    def _fitting_files(self, order: UpdateFromDisk) -> tuple[ModelFiles, str]:
         self._refuse_unless_fillable()
         asked = self._resolved.asked
         load_format = order.load_format or "auto"
@@ -152,13 +198,7 @@ class ServedWeights:
         files = fetch_files(asked, home=home(environment()))
         self._refuse_other_model(files)
         self._check_stored(files, load_format)
-        try:
-            count = self._load(files, load_format)
-        except (SapwoodError, OSError) as error:
-            self._restore(error)
-            raise WeightError(f"{error}; the old weights were read again") from error
-        self._files, self._load_format = files, load_format
-        return f"{count} tensors were loaded from {files.path}"
+        return files, load_format
 
     def _load(self, files: ModelFiles, load_format: str) -> int:
         report = load_weights(
@@ -180,15 +220,6 @@ class ServedWeights:
             wanted=lambda name: not self._model.is_elsewhere(name),
         )
 
-    def _restore(self, error: Exception) -> None:
-        """Read the last checkpoint again; RuntimeError, which ends the engine, if there is none."""
-        if self._files is None:
-            raise RuntimeError(
-                f"an update failed while weights were placed ({error}), and the weights before it "
-                "are in no checkpoint"
-            ) from error
-        self._load(self._files, self._load_format)
-
     def _check_stored(self, files: ModelFiles, load_format: str) -> None:
         """WeightError, before anything is placed, if the checkpoint does not fit."""
         if load_format == "dummy":
@@ -200,6 +231,7 @@ class ServedWeights:
             weights = (
                 (name_of(name), torch.empty(shape, dtype=dtype, device="meta"))
                 for name, shape in stored_safetensors.shapes(files).items()
+                if not self._model.is_elsewhere(name_of(name))
             )
         check_weights(self._fillable, weights or self._stored(files, load_format), source=source)
 
@@ -228,16 +260,10 @@ class ServedWeights:
             )
 
     def _from_group(self, order: UpdateFromGroup) -> str:
-        group = self._groups.get(order.group_name)
-        if group is None:
-            raise InvalidRequest(
-                f"there is no group {order.group_name!r}; call /init_weights_update_group first"
-            )
-        empty = _announced(order)
-        self._check_given(empty)
+        group = self._group(order)
         tensors = [
             (name, torch.empty(told.shape, dtype=told.dtype, device=group.device))
-            for name, told in empty
+            for name, told in _announced(order)
         ]
         if order.is_flattened:
             num_bytes = sum(tensor.nbytes for _, tensor in tensors)
@@ -253,17 +279,24 @@ class ServedWeights:
                 group.receive(tensor)
         return self._take(tensors, f"the group {order.group_name}")
 
+    def _group(self, order: UpdateFromGroup) -> UpdateGroup:
+        group = self._groups.get(order.group_name)
+        if group is None:
+            raise InvalidRequest(
+                f"there is no group {order.group_name!r}; call /init_weights_update_group first"
+            )
+        return group
+
     def _take(self, tensors: Sequence[tuple[str, Tensor]], source: str) -> str:
         """Place tensors, which may be some of the model's."""
-        self._check_given(tensors)
         weight_dtype = self._weight_dtype
         if weight_dtype == torch.float16:
             for _, tensor in tensors:
                 check_range(tensor.to(weight_dtype), tensor)
-        count = place_some(self._fillable, self._named(tensors))
+        place_some(self._fillable, self._named(tensors))
         self._finish()
         self._files = None
-        return f"{count} tensors were taken from {source}"
+        return f"{len(tensors)} tensors were taken from {source}"
 
     def _check_given(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         self._refuse_unless_fillable()
@@ -280,10 +313,37 @@ class ServedWeights:
         except WeightError as error:
             raise InvalidRequest(error.message) from error
 
+    def _tensors_of(self, order: UpdateFromTensors) -> list[tuple[str, Tensor]]:
+        """Those of this rank's part; one part may be for all ranks."""
+        num_ranks = self._resolved.config.parallel.num_ranks
+        if len(order.parts) not in (1, num_ranks):
+            raise InvalidRequest(
+                f"serialized_named_tensors has {len(order.parts)} entries, but the model has "
+                f"{num_ranks} ranks; send one entry for all, or one for each"
+            )
+        data = order.parts[self._rank if len(order.parts) > 1 else 0]
+        try:
+            match order.form:
+                case "safetensors":
+                    return list(safetensors.torch.load(data).items())
+                case "pickle":
+                    return read_weights(data, UPDATE)
+                case _:
+                    return read_bucket(data, UPDATE)
+        except (SafetensorError, ValueError) as error:
+            raise InvalidRequest(
+                f"serialized_named_tensors is no safetensors file: {error}"
+            ) from None
+        except ConfigError as error:
+            raise InvalidRequest(error.message) from error
+
     def _named(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """By the model's names, and in the dtype in which a checkpoint's would come."""
+        """By the model's names, and in the dtype in which a checkpoint's would come; those of this
+        rank's layers."""
         dtype, name_of = self._resolved.dtype, self._model.checkpoint_name
         for name, tensor in tensors:
+            if self._model.is_elsewhere(name_of(name)):
+                continue
             is_wide = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
             yield name_of(name), tensor.to(dtype) if is_wide else tensor
 
@@ -318,6 +378,8 @@ class ServedWeights:
         target = self._fillable.targets().get(self._model.checkpoint_name(order.name))
         if target is None:
             raise InvalidRequest(f"there is no weight {order.name!r}; names are the checkpoint's")
+        if target.part is not None:
+            raise InvalidRequest(f"{order.name} lies in parts on several ranks")
         value = None if target.read is None else target.read()
         if value is None:
             raise InvalidRequest(
@@ -327,7 +389,7 @@ class ServedWeights:
             raise InvalidRequest(f"truncate_size is {order.most} but must be in 1 .. {MAX_READ}")
         return json.dumps(value[: order.most].float().tolist())
 
-    def _check(self, action: str) -> str:
+    def _compare(self, action: str) -> str:
         match action:
             case "snapshot":
                 self._snapshot = self._digests()
@@ -381,26 +443,6 @@ class ServedWeights:
             self._load(self._files, self._load_format)
             told += "; the weights were read from their checkpoint again"
         return told
-
-
-def _tensors_of(order: UpdateFromTensors) -> list[tuple[str, Tensor]]:
-    if len(order.parts) != 1:
-        raise InvalidRequest(
-            f"serialized_named_tensors has {len(order.parts)} entries, but there is one rank"
-        )
-    (data,) = order.parts
-    try:
-        match order.form:
-            case "safetensors":
-                return list(safetensors.torch.load(data).items())
-            case "pickle":
-                return read_weights(data, UPDATE)
-            case _:
-                return read_bucket(data, UPDATE)
-    except (SafetensorError, ValueError) as error:
-        raise InvalidRequest(f"serialized_named_tensors is no safetensors file: {error}") from None
-    except ConfigError as error:
-        raise InvalidRequest(error.message) from error
 
 
 def _announced(order: UpdateFromGroup) -> list[tuple[str, Tensor]]:

@@ -14,11 +14,12 @@ from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.runners import StepRunner, build_runner
 from sapwood.app.building.speculation import build_speculation
-from sapwood.app.building.tiers import cache_tiers, host_tier
+from sapwood.app.building.tiers import cache_tiers, host_tier, tier_desk
 from sapwood.app.building.towers import media_vectors
 from sapwood.app.ranks.member import ALONE, facts_of, lead
 from sapwood.app.ranks.ranks import RankTeam, explained_by
 from sapwood.app.ranks.team_adapters import TeamAdapters
+from sapwood.app.ranks.team_weights import TeamWeights
 from sapwood.app.serving.joint_engines import JointEngines
 from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import MonotonicClock
@@ -28,7 +29,12 @@ from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
-from sapwood.engine.steering import NO_WEIGHTS, NO_WEIGHTS_OF_TOWERS, Steering
+from sapwood.engine.steering import (
+    NO_WEIGHTS,
+    NO_WEIGHTS_OF_TOWERS,
+    ModelMemory,
+    Steering,
+)
 from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.grammar.compiler import GrammarCompiler
 from sapwood.executor.launch import (
@@ -223,9 +229,10 @@ def _build_engine(
         kv_events=kv_events,
         steering=Steering(
             scheduler,
-            runner.memory,
+            _memory(runner, team),
             why_none=NO_WEIGHTS if runner.tower is None else NO_WEIGHTS_OF_TOWERS,
         ),
+        tiers=tier_desk(resolved, tiers),
     )
     return Engine(
         loop=loop,
@@ -238,6 +245,13 @@ def _build_engine(
         kv_events=kv_events,
         tiers=tiers,
     )
+
+
+def _memory(runner: StepRunner, team: RankTeam | None) -> ModelMemory | None:
+    """The weights and caches of all ranks."""
+    if runner.memory is None or team is None:
+        return runner.memory
+    return TeamWeights(runner.memory, team)
 
 
 def _step_sizes(resolved: Resolved) -> list[int]:
@@ -270,7 +284,7 @@ def _ready(resolved: Resolved, watch: LoadWatch, ranks: Sequence[RankFacts]) -> 
         max_total_tokens=config.memory.max_total_tokens,
         page_size=config.memory.page_size,
         notes=[str(decision) for decision in resolved.decisions],
-        options=config.flat(),
+        options=config.shown(),
         max_running_requests=config.scheduler.max_running_requests,
         load_s=watch.load_s,
         weight_bytes=watch.weight_bytes,

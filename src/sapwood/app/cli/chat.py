@@ -56,6 +56,15 @@ class ChatOptions:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+image_option = click.option(
+    "--image",
+    "pictures",
+    multiple=True,
+    metavar="FILE",
+    help="Show this picture, a file or a URL, with the first message; may be given several times.",
+)
+
+
 @click.command(cls=ConfigCommand)
 @click.option(
     "--message",
@@ -65,13 +74,7 @@ class ChatOptions:
     metavar="TEXT",
     help="Ask this and end; may be given several times, for several turns.",
 )
-@click.option(
-    "--image",
-    "pictures",
-    multiple=True,
-    metavar="FILE",
-    help="Show this picture, a file or a URL, with the first message; may be given several times.",
-)
+@image_option
 @config_options(ChatOptions, *COMPONENTS)
 def chat(questions: tuple[str, ...], pictures: tuple[str, ...], asked: Asked) -> None:
     """Talk with a model in the terminal.

@@ -36,17 +36,9 @@ def engine_of(asked: Asked) -> EngineConfig:
 
 def fetch_with_bar(model: ModelConfig) -> ModelFiles:
     """The model's files, fetched unless they are cached, and verified if the options say so."""
-    from sapwood.store import fetch_model
+    from sapwood.app.building.model_files import open_model
 
-    return fetch_model(
-        model.model,
-        home=home(environment()),
-        revision=model.revision,
-        load_format=model.load_format,
-        offline=model.offline,
-        checksum=model.model_checksum,
-        progress=bar(),
-    )
+    return open_model(model, home=home(environment()), progress=bar())
 
 
 def open_llm(config: EngineConfig) -> LLM:

@@ -111,17 +111,17 @@ _HINTS = [
     *_hints(
         "a step takes prompt and output tokens together, as many as --chunked-prefill-size and "
         "--max-running-requests allow",
-        takes="max-prefill-tokens prefill-max-requests num-continuous-decode-steps "
-        "scheduler-recv-interval tbo-token-distribution-threshold pp-async-batch-depth",
+        takes="num-continuous-decode-steps scheduler-recv-interval "
+        "tbo-token-distribution-threshold pp-async-batch-depth",
         switches="enable-mixed-chunk enable-dynamic-chunking enable-two-batch-overlap "
         "enable-single-batch-overlap",
     ),
+    *_hints("an engine without requests always sleeps", switches="sleep-on-idle"),
     *_hints(
         "a page is copied whole, as it lies in the pool: all layers of a group one after the other",
         takes="hicache-io-backend hicache-mem-layout",
         switches="disable-hicache-numa-detect",
     ),
-    *_hints("the tokens of each step are sent as they come", takes="stream-interval"),
     *_hints("usage always has the cached tokens", switches="enable-cache-report"),
     *_hints(
         "towers of the checkpoint are loaded where sapwood has them", switches="enable-multimodal"
@@ -141,7 +141,6 @@ _REFUSED_SERVING = [
         "--grpc-mode",
         switches="skip-tokenizer-init",
     ),
-    *_refused("let the proxy strip the prefix of the path", takes="fastapi-root-path"),
     *_refused("there are no warm-ups of your own; send requests after /health", takes="warmups"),
     *_refused("ranks find a port by themselves; see --dist-init-addr", takes="nccl-port"),
     *_refused(
@@ -149,24 +148,17 @@ _REFUSED_SERVING = [
         "what is new",
         switches="stream-output",
     ),
-    *_refused("models are kept in SAPWOOD_HOME; set that in the environment", takes="download-dir"),
-    *_refused("choose the devices with CUDA_VISIBLE_DEVICES", takes="base-gpu-id", harmless="0"),
     *_refused("choose the devices with CUDA_VISIBLE_DEVICES", takes="gpu-id-step", harmless="1"),
-    *_refused("bind the process with numactl", many="numa-node"),
-    *_refused("the engine has no such mode; leave the flag out", switches="sleep-on-idle"),
     *_refused(
-        "it is an argument of SGLang's Engine in Python only", takes="custom-sigquit-handler"
-    ),
-    *_refused("one level is for all messages: --log-level", takes="log-level-http"),
-    *_refused(
-        "the log of accesses is printed with --log-level debug only, and whole",
-        many="uvicorn-access-log-exclude-prefixes",
+        "no handler can come by the command line; where the engine fails the server ends with "
+        "status 1 and --crash-dump-folder keeps its requests, and SIGUSR1 prints all stacks",
+        takes="custom-sigquit-handler",
     ),
     *_refused(
         "there is no such measurement; see --enable-metrics and /start_profile",
-        takes="gc-warning-threshold-secs export-metrics-to-file-dir",
+        takes="gc-warning-threshold-secs",
         switches="show-time-cost enable-metrics-for-all-schedulers collect-tokens-histogram "
-        "enable-request-time-stats-logging export-metrics-to-file enable-profile-cuda-graph "
+        "enable-request-time-stats-logging enable-profile-cuda-graph "
         "enable-layerwise-nvtx-marker enable-expert-distribution-metrics",
     ),
     *_refused(
@@ -175,14 +167,9 @@ _REFUSED_SERVING = [
     ),
     *_refused("give the template itself with --chat-template", takes="hf-chat-template-name"),
     *_refused("prompts of /v1/completions are taken as they are", takes="completion-template"),
-    *_refused("files are kept below --state-dir", takes="file-storage-path"),
     *_refused(
         "the engine's server calls no tools; `sapwood gateway` calls those of MCP servers",
         takes="tool-server",
-    ),
-    *_refused(
-        "put the values into generation_config.json of a copy of the model's folder",
-        takes="preferred-sampling-params",
     ),
     *_refused(
         "a request with a priority is not refused; see --enable-priority-scheduling",
@@ -196,9 +183,6 @@ _REFUSED_SERVING = [
 ]
 
 _REFUSED_MODEL = [
-    *_refused(
-        "change config.json in a copy of the model's folder", takes="json-model-override-args"
-    ),
     *_refused("no loader takes further settings", takes="model-loader-extra-config", harmless="{}"),
     *_refused(
         "weights are loaded from files before the server is ready; give their folder as --model",
@@ -208,7 +192,7 @@ _REFUSED_MODEL = [
         "remote-instance-weight-loader-backend",
         many="custom-weight-loader",
         switches="checkpoint-engine-wait-weights-before-ready weight-loader-disable-mmap "
-        "remote-instance-weight-loader-start-seed-via-transfer-engine delete-ckpt-after-loading",
+        "remote-instance-weight-loader-start-seed-via-transfer-engine",
     ),
     *_refused(
         "a draft model's weights are never released, so that they need no copy; leave it out",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from sapwood.app.cli.chat import ChatOptions, converse
+from sapwood.app.cli.chat import ChatOptions, converse, image_option
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.server import ServerConfig
@@ -15,13 +15,7 @@ from sapwood.schema.config.server import ServerConfig
 @click.command(cls=ConfigCommand)
 @click.argument("name", required=False)
 @click.argument("message", required=False)
-@click.option(
-    "--image",
-    "pictures",
-    multiple=True,
-    metavar="FILE",
-    help="Show this picture, a file or a URL, with the first message; may be given several times.",
-)
+@image_option
 @config_options(ChatOptions, *COMPONENTS)
 def run(name: str | None, message: str | None, pictures: tuple[str, ...], asked: Asked) -> None:
     """Chat with the model NAME in the terminal; with MESSAGE, only answer that.

@@ -299,10 +299,7 @@ class Engine:
     def update_weights_from_ipc(
         self, zmq_handles: Mapping[str, str], flush_cache: bool = True
     ) -> NoReturn:
-        raise UnsupportedFeature(
-            "update_weights_from_ipc takes handles to another process's GPU memory, which are not "
-            "read here; use update_weights_from_tensor or _distributed"
-        )
+        raise UnsupportedFeature(control.NO_IPC)
 
     def get_weights_by_name(self, name: str, truncate_size: int = 100) -> Any:
         """The first rows of a weight, by its name in the checkpoint."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from sapwood.app.building.engine_process import import_ahead
+from sapwood.app.building.engine_process import bind_as_asked, import_ahead
 from sapwood.app.ranks.ranks import RankArgs
 from sapwood.app.serving.observability import print_stacks_on_signal
 from sapwood.base.errors import StartupError
@@ -33,6 +33,7 @@ from sapwood.schema.rank import (
     RankReport,
     RankStart,
     RunStep,
+    WeightsTask,
 )
 from sapwood.schema.request import LoadAdapter, UnloadAdapter
 
@@ -132,6 +133,8 @@ def serve_rank(args: RankArgs, leader: _Leader, own_host: str) -> None:
     from sapwood.distributed.meeting import Meeting
 
     start = leader.awaited(RankStart)
+    if (error := bind_as_asked(start.asked.execution.numa_node, args.rank)) is not None:
+        raise error
     resolved = resolve_config(
         _own_options(start.asked, args),
         home=Path(args.home),
@@ -153,6 +156,8 @@ def serve_rank(args: RankArgs, leader: _Leader, own_host: str) -> None:
 
 def run_plans(runner: StepRunner, leader: _Leader) -> None:
     """Do what rank 0 says until it ends the engine. Adapters are loaded beside the steps."""
+    from sapwood.app.ranks.team_weights import do_task
+
     loader = None if runner.adapters is None else runner.adapters.loader
     if loader is not None:
         loader.tell(leader.say)
@@ -164,6 +169,8 @@ def run_plans(runner: StepRunner, leader: _Leader) -> None:
                 loader.load(order)
             case UnloadAdapter() if loader is not None:
                 loader.unload(order.adapter_id)
+            case WeightsTask():
+                do_task(runner.memory, order, leader.say)
             case _:
                 raise AssertionError(f"rank 0 sent {type(order).__name__}")
     if loader is not None:

@@ -38,6 +38,7 @@ from sapwood.schema.rank import (
     RankReport,
     RankStart,
     RunStep,
+    WeightsTold,
 )
 from sapwood.schema.step import StepPlan, StepResult
 
@@ -133,6 +134,7 @@ class RankTeam:
         self._pools: dict[int, int] = {}
         self._facts: dict[int, RankFacts] = {}
         self._loaded: queue.SimpleQueue[tuple[int, Loaded]] = queue.SimpleQueue()
+        self._told: dict[int, dict[int, WeightsTold]] = {}
         self._signs: list[tuple[bool, str]] = []
         self._failure: str | None = None
         self._stops: list[Callable[[], None]] = []
@@ -195,6 +197,13 @@ class RankTeam:
         found: list[tuple[int, Loaded]] = []
         while not self._loaded.empty():
             found.append(self._loaded.get())
+        return found
+
+    def told(self, number: int) -> dict[int, WeightsTold]:
+        """By rank: how an order about weights ended. Waits for all; RankLost if one is gone."""
+        found = self._told.setdefault(number, {})
+        self._wait_for(found, "carried out an order about their weights")
+        del self._told[number]
         return found
 
     def send(self, order: RankOrder) -> None:
@@ -269,6 +278,8 @@ class RankTeam:
                     self._facts[rank] = report.facts
                 elif isinstance(report, Loaded):
                     self._loaded.put((rank, report))
+                elif isinstance(report, WeightsTold):
+                    self._told.setdefault(report.number, {})[rank] = report
                 self._state.notify_all()
             if isinstance(report, RankFailed):
                 has_spoken = True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import ssl
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sapwood.base.errors import ConfigError
@@ -36,8 +37,12 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, config: ListeningConfig, drain: Callable[[], None]) -> None:
         """The server for `app`; ConfigError if the TLS files cannot be used."""
-        super().__init__(_uvicorn_config(app, config))
+        super().__init__(_uvicorn_config(below(app, config.root_path), config))
         self._drain = drain
+        if config.logs_access:
+            access = logging.getLogger("uvicorn.access")
+            access.setLevel(logging.INFO)
+            access.addFilter(AccessFilter(config.unlogged_paths))
 
     def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
         self._drain()
@@ -55,6 +60,39 @@ class HttpServer(uvicorn.Server):
                 host, port = socket.getsockname()[:2]
                 return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         return f"{scheme}://{self.config.host}:{self.config.port}"
+
+
+class AccessFilter(logging.Filter):
+    """Leaves out the requests of some paths, and of all below them."""
+
+    def __init__(self, prefixes: tuple[str, ...]) -> None:
+        super().__init__()
+        self._prefixes = prefixes
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        args = record.args
+        path = args[2] if isinstance(args, tuple) and len(args) > 2 else None
+        return not (isinstance(path, str) and self._prefixes and path.startswith(self._prefixes))
+
+
+def below(app: ASGIApp, root_path: str) -> ASGIApp:
+    """The app under `root_path` too: what is in front of a path is taken off before anything else
+    looks at it, so that access is decided by the route that answers."""
+    if not root_path:
+        return app
+    prefix = f"{root_path}/"
+
+    async def under_root(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path.startswith(prefix):
+            raw = scope.get("raw_path") or path.encode()
+            cut = len(root_path.encode())
+            known = raw.startswith(prefix.encode())
+            scope = {**scope, "path": path[len(root_path) :]}
+            scope["raw_path"] = raw[cut:] if known else scope["path"].encode()
+        await app(scope, receive, send)
+
+    return under_root
 
 
 class ImpatientProtocol(HttpToolsProtocol):
@@ -167,7 +205,7 @@ def _uvicorn_config(app: ASGIApp, config: ListeningConfig) -> uvicorn.Config:
         port=config.port,
         http=protocol,
         log_config=None,
-        access_log=config.log_level == "debug",
+        access_log=config.logs_access,
         log_level="warning",
         lifespan="off",
         ws="none",

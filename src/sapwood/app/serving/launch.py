@@ -22,6 +22,7 @@ from rich.console import Console
 from sapwood.app.building.default_model import with_named_model
 from sapwood.app.building.engine_process import EngineProcessArgs
 from sapwood.app.building.model_defaults import eos_token_ids
+from sapwood.app.building.model_files import check_deletable, delete_weights, open_model
 from sapwood.app.serving.engine_start import start_engine_process
 from sapwood.app.serving.http_server import HttpServer, access_of
 from sapwood.app.serving.observability import print_stacks_on_signal, run_while_watched
@@ -46,7 +47,7 @@ from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.parallel import LOCAL
 from sapwood.schema.config.server import ServerConfig
 from sapwood.schema.env import environment, home
-from sapwood.store import ModelFiles, fetch_model
+from sapwood.store import ModelFiles
 from sapwood.store.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -95,15 +96,9 @@ def serve(
     store = home(environment())
     progress = TerminalProgress(Console(stderr=True))
     engine = with_named_model(engine, home=store, progress=progress)
-    files = fetch_model(
-        engine.model.model,
-        home=store,
-        revision=engine.model.revision,
-        load_format=engine.model.load_format,
-        offline=engine.model.offline,
-        checksum=engine.model.model_checksum,
-        progress=progress,
-    )
+    if engine.model.delete_ckpt_after_loading:
+        check_deletable(engine, restarts=server.restart_engine)
+    files = open_model(engine.model, home=store, progress=progress)
     # Before there is anything to clean up: from here on a signal only asks for the end.
     stop = StopSignals()
     stop.install()
@@ -346,6 +341,8 @@ class _Session:
                 facts.weight_bytes / 1e6,
                 facts.load_s,
             )
+        if self.engine_config.model.delete_ckpt_after_loading:
+            delete_weights(self.files)
         name = self.engine_config.model.served_model_name or self.engine_config.model.model
         seconds = time.monotonic() - self.started_s
         dp_size = self.engine_config.parallel.dp_size

@@ -56,15 +56,21 @@ def build_observer(config: ObservabilityConfig, engine: EngineConfig) -> Request
     about: dict[str, Any] = {
         "version": version("sapwood"),
         "model": model,
-        "options": engine.flat(),
+        "options": engine.shown(),
     }
     return RequestObserver(
         metrics,
         log=log,
         tracing=_tracing(config, "sapwood-api"),
         crash_dump_folder=Path(config.crash_dump_folder) if config.crash_dump_folder else None,
+        export=open_sinks(folder, "metrics") if (folder := _export_folder(config)) else (),
         about=about,
     )
+
+
+def _export_folder(config: ObservabilityConfig) -> tuple[str, ...]:
+    folder = config.export_metrics_to_file_dir
+    return () if folder is None else (folder,)
 
 
 def build_instruments(

@@ -86,6 +86,7 @@ def build_services(
             tells_hidden=config.execution.enable_return_hidden_states,
             hidden_size=model.get("hidden_size"),
             preparer=preparer,
+            stream_interval=config.scheduler.stream_interval,
         ),
         tokenizer=tokenizer,
         template=template,
@@ -99,9 +100,10 @@ def build_services(
         created=int(time.time()),
         version=version("sapwood"),
         default_sampling=default_sampling(files.path, config.model),
+        preferred_sampling=config.model.preferred_sampling,
         has_dialect_defaults=config.model.sampling_defaults == "model",
         weights=summarize(files),
-        options=config.flat(),
+        options=config.shown(),
         pooling=pooling,
         adapters=AdapterRegistry(engine, config.lora),
         observer=observer,
@@ -112,12 +114,12 @@ def build_services(
 
 
 def default_sampling(directory: Path, config: ModelConfig) -> dict[str, float]:
-    """Of what a request leaves open: from the model's files, then from the catalogue."""
+    """Of what a request leaves open: from the options, the model's files, then the catalogue."""
     if config.sampling_defaults != "model":
-        return {}
+        return config.preferred_sampling
     entry = load_catalogue().get(config.model)
     advised = {} if entry is None else dict(entry.sampling)
-    return advised | sampling_defaults(directory)
+    return advised | sampling_defaults(directory) | config.preferred_sampling
 
 
 def decisions_about_answers(files: ModelFiles, config: ModelConfig) -> tuple[Decision, ...]:

@@ -30,7 +30,7 @@ def open_stores(server: ServerConfig, home: Path, model_name: str) -> Stores:
     try:
         return _open(server, directory.expanduser().absolute())
     except ConfigError as error:
-        if server.state_dir:
+        if server.state_dir or server.file_storage_path:
             raise
         log.warning("%s. Responses are kept in memory, and there are no batches", error)
         days = server.responses_retention
@@ -56,7 +56,9 @@ def batch_runner(
 
 
 def _open(server: ServerConfig, directory: Path) -> Stores:
-    batches = BatchStore(directory) if server.batch_concurrency else None
+    files = Path(server.file_storage_path) if server.file_storage_path else directory
+    kept = files.expanduser().absolute()
+    batches = BatchStore(kept) if server.batch_concurrency else None
     responses = None
     if server.responses_store != "none":
         kept_in = directory if server.responses_store == "sqlite" else None

@@ -112,7 +112,7 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
     prompts, is_list = _prompts(asked)
     processors = _per_prompt(asked.custom_logit_processor, len(prompts), "custom_logit_processor")
     sampling = [
-        _sampling(given, where, processors[i][0])
+        _sampling({**services.preferred_sampling, **given}, where, processors[i][0])
         for i, (given, where) in enumerate(
             _per_prompt(asked.sampling_params, len(prompts), "sampling_params")
         )
@@ -371,10 +371,20 @@ def _answer(
             "decode_throughput": choice.decode_throughput,
             "queue_time": whole.queue_time_s,
             **media_tokens([choice]),
+            **_by_tier(whole, services),
             **_speculated(whole),
             **(lists.fields() if lists is not None else {}),
         },
     }
+
+
+def _by_tier(whole: TextChunk, services: Services) -> dict[str, Any]:
+    """Where the cached tokens came from, of a server with several tiers."""
+    if not services.options.get("enable_hierarchical_cache"):
+        return {}
+    host, stored = whole.tier_tokens
+    device = max(whole.num_cached_tokens - host - stored, 0)
+    return {"cached_tokens_details": {"device": device, "host": host, "storage": stored}}
 
 
 def _speculated(whole: TextChunk) -> dict[str, Any]:

@@ -98,6 +98,16 @@ class UpdateFromGroupRequest(msgspec.Struct, frozen=True, kw_only=True):
     load_format: Literal["flattened_bucket"] | None = None
 
 
+class UpdateFromIpcRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /update_weights_from_ipc: refused, with the ways that there are.
+
+    zmq_handles  where a checkpoint engine hands out the memory of each GPU"""
+
+    zmq_handles: dict[str, str]
+    flush_cache: bool = True
+    weight_version: str | None = None
+
+
 class DestroyGroupRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /destroy_weights_update_group: leaves such a group."""
 
@@ -190,6 +200,7 @@ INIT_GROUP_FIELDS = FieldTable(title="POST /init_weights_update_group", shape=In
 FROM_GROUP_FIELDS = FieldTable(
     title="POST /update_weights_from_distributed", shape=UpdateFromGroupRequest
 )
+FROM_IPC_FIELDS = FieldTable(title="POST /update_weights_from_ipc", shape=UpdateFromIpcRequest)
 DESTROY_GROUP_FIELDS = FieldTable(
     title="POST /destroy_weights_update_group", shape=DestroyGroupRequest
 )
@@ -203,13 +214,13 @@ MEMORY_FIELDS = FieldTable(
 )
 
 
-async def update_from_disk(request: Request, services: Services) -> Response:
+async def update_weights_from_disk(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), FROM_DISK_FIELDS)
     order = UpdateFromDisk(path=asked.model_path, load_format=asked.load_format or "")
     return await _updated(services, order, asked)
 
 
-async def update_from_tensor(request: Request, services: Services) -> Response:
+async def update_weights_from_tensor(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), FROM_TENSOR_FIELDS)
     form = {None: "pickle", "direct": "pickle"}.get(asked.load_format, asked.load_format)
     assert form is not None
@@ -217,7 +228,7 @@ async def update_from_tensor(request: Request, services: Services) -> Response:
     return await _updated(services, UpdateFromTensors(parts=parts, form=form), asked)
 
 
-async def update_from_group(request: Request, services: Services) -> Response:
+async def update_weights_from_distributed(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), FROM_GROUP_FIELDS)
     order = UpdateFromGroup(
         group_name=asked.group_name,
@@ -229,7 +240,12 @@ async def update_from_group(request: Request, services: Services) -> Response:
     return await _updated(services, order, asked)
 
 
-async def init_group(request: Request, services: Services) -> Response:
+async def update_weights_from_ipc(request: Request, services: Services) -> Response:
+    parse(await read_json(request), FROM_IPC_FIELDS)
+    return _answer(CallDone("", False, control.NO_IPC))
+
+
+async def init_weights_update_group(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), INIT_GROUP_FIELDS)
     if len(services.replicas) > 1:
         raise InvalidRequest("one engine joins a group; start the server with --dp-size 1")
@@ -244,14 +260,14 @@ async def init_group(request: Request, services: Services) -> Response:
     return _answer(await control.order_weights(services, order))
 
 
-async def destroy_group(request: Request, services: Services) -> Response:
+async def destroy_weights_update_group(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request, optional=True), DESTROY_GROUP_FIELDS)
     return _answer(
         await control.order_weights(services, LeaveUpdateGroup(group_name=asked.group_name))
     )
 
 
-async def update_version(request: Request, services: Services) -> Response:
+async def update_weight_version(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), VERSION_FIELDS)
     if asked.abort_all_requests:
         for request_id in services.generator.open_ids(""):
@@ -261,7 +277,7 @@ async def update_version(request: Request, services: Services) -> Response:
     return json_response({"success": True, "message": message, "new_version": asked.new_version})
 
 
-async def read_weight(request: Request, services: Services) -> Response:
+async def get_weights_by_name(request: Request, services: Services) -> Response:
     """JSON numbers; of several replicas those of the first."""
     asked = parse(await read_json(request), READ_FIELDS)
     engine = services.replicas[0] if services.replicas else None
@@ -272,12 +288,12 @@ async def read_weight(request: Request, services: Services) -> Response:
     return json_response(json.loads(done.message))
 
 
-async def check(request: Request, services: Services) -> Response:
+async def weights_checker(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), CHECKER_FIELDS)
     return _answer(await control.order_weights(services, CheckWeights(action=asked.action)))
 
 
-async def pause(request: Request, services: Services) -> Response:
+async def pause_generation(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request, optional=True), PAUSE_FIELDS)
     done = await control.pause(services, asked.mode)
     if not done.done:
@@ -285,18 +301,18 @@ async def pause(request: Request, services: Services) -> Response:
     return json_response({"message": done.message, "status": "ok"})
 
 
-async def go_on(request: Request, services: Services) -> Response:
+async def continue_generation(request: Request, services: Services) -> Response:
     parse(await read_json(request, optional=True), CONTINUE_FIELDS)
     done = await control.go_on(services)
     return json_response({"message": done.message, "status": "ok"})
 
 
-async def release_memory(request: Request, services: Services) -> Response:
+async def release_memory_occupation(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request, optional=True), MEMORY_FIELDS)
     return await _memory(services, ReleaseMemory(tags=asked.tags or []))
 
 
-async def resume_memory(request: Request, services: Services) -> Response:
+async def resume_memory_occupation(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request, optional=True), MEMORY_FIELDS)
     return await _memory(services, ResumeMemory(tags=asked.tags or []))
 

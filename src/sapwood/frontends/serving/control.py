@@ -9,6 +9,11 @@ from sapwood.schema.output import CallDone
 from sapwood.schema.request import OrderWeights
 from sapwood.schema.weights import PAUSE_MODES, UpdateFromDisk, WeightOrder
 
+NO_IPC = (
+    "update_weights_from_ipc takes handles to another process's GPU memory, which are not read "
+    "here; use /update_weights_from_disk, _from_tensor or _from_distributed"
+)
+
 
 async def order_weights(
     services: Services,

@@ -52,6 +52,7 @@ class Services:
     model_name        the name that the API shows and accepts
     default_sampling  the model's own defaults of the parameters in DEFAULTABLE; a request's values
                       come first, and OpenAI's defaults last
+    preferred_sampling  those of the options, which hold in SGLang's own dialect too
     has_dialect_defaults  whether a dialect with sampling defaults of its own uses these for a model
                       without any; if not, OpenAI's hold in all dialects
     weights           a summary of the model's weight files
@@ -84,6 +85,7 @@ class Services:
     created: int
     version: str
     default_sampling: Mapping[str, float] = field(default_factory=dict)
+    preferred_sampling: Mapping[str, float] = field(default_factory=dict)
     has_dialect_defaults: bool = True
     weights: WeightSummary = field(default_factory=WeightSummary)
     formats: AnswerFormats = field(default_factory=AnswerFormats)

@@ -30,7 +30,14 @@ from sapwood.schema.output import (
     Finish,
     RequestOutput,
 )
-from sapwood.schema.request import Generate, OrderWeights, RecordExperts, SentAdapter, StartProfile
+from sapwood.schema.request import (
+    Generate,
+    OrderWeights,
+    RecordExperts,
+    SentAdapter,
+    StartProfile,
+    SteerTiers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -204,6 +211,9 @@ class PlainEngine:
         raise _not_here()
 
     async def order_weights(self, order: OrderWeights) -> CallDone:
+        raise _not_here()
+
+    async def steer_tiers(self, message: SteerTiers) -> CallDone:
         raise _not_here()
 
     async def pause(self, mode: str) -> CallDone:

@@ -174,6 +174,7 @@ class WhisperTower:
     """From log mel spectra to the keys and values that each layer of the decoder attends to."""
 
     attends_both_ways = False
+    over_ranks = False
 
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None:
         hf = hf_config

@@ -35,6 +35,7 @@ class GridTower(ABC):
     has_axes = True
     sees_videos = True
     attends_both_ways = False
+    over_ranks = True
 
     def __init__(
         self,

@@ -25,6 +25,9 @@ class Tower(Protocol):
     attends_both_ways: bool
     """Whether tokens of a picture see one another in the decoder, later ones too."""
 
+    over_ranks: bool
+    """Whether several ranks may share the decoder; each of them has the whole tower."""
+
     @property
     def vector_size(self) -> int:
         """Numbers of the vector of one token, those for later layers included."""

@@ -21,6 +21,7 @@ class PlainTower(ABC):
 
     vector_size: int
     attends_both_ways = False
+    over_ranks = True
 
     @abstractmethod
     def __init__(self, hf_config: Mapping[str, Any], build: Build) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sapwood.schema.config.drafting import DraftingConfig
@@ -57,6 +57,14 @@ class EngineConfig:
         """All components' options by name."""
         parts = asdict(self).values()
         return {name: value for part in parts for name, value in part.items()}
+
+    def shown(self) -> dict[str, Any]:
+        """The same for others to read: what is secret is only said to be there."""
+        secrets = {one.name for kind in COMPONENTS for one in fields(kind) if not one.repr}
+        return {
+            name: "(not shown)" if value is not None and name in secrets else value
+            for name, value in self.flat().items()
+        }
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> EngineConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
+from sapwood.base.numa import nodes_of
 from sapwood.schema.config.options import check_options, option
 
 STAT, STAT_APPROX, PER_PASS, PER_TOKEN = RECORDER_MODES = (
@@ -21,6 +22,17 @@ class ExecutionConfig:
 
     device: str | None = option(
         None, "Device of the model: cpu, cuda, cuda:0 …; auto, the default: the best."
+    )
+    base_gpu_id: int = option(
+        0,
+        "Number of the first CUDA device, for --device auto and cuda; those of further ranks "
+        "follow.",
+    )
+    numa_node: str | None = option(
+        None,
+        "Nodes of a NUMA machine on whose cores and memory the engine stays: one for it, or one "
+        "for each rank or replica; default: all that the process may use.",
+        many=True,
     )
     num_threads: int | None = option(
         None, "Threads that compute a step on a CPU; default: the usable cores.", unit="threads"
@@ -104,6 +116,10 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.numa_node is not None:
+            nodes_of(self.numa_node)
+        if self.base_gpu_id < 0:
+            raise ConfigError(f"--base-gpu-id is {self.base_gpu_id} but must be >= 0")
         if self.expert_distribution_recorder_buffer_size < 1 and (
             self.expert_distribution_recorder_buffer_size != -1
         ):

@@ -100,6 +100,21 @@ class ListeningConfig:
         self._check_origins()
         self._check_hosts()
 
+    @property
+    def logs_access(self) -> bool:
+        """Whether each HTTP request is a line of the log."""
+        return self.log_level == "debug"
+
+    @property
+    def unlogged_paths(self) -> tuple[str, ...]:
+        """Paths whose requests that log leaves out, and all below them."""
+        return ()
+
+    @property
+    def root_path(self) -> str:
+        """Path below which a proxy shows the server; "": none."""
+        return ""
+
     def _check_keys(self) -> None:
         for name in ("api_key", "admin_api_key"):
             key = getattr(self, name)

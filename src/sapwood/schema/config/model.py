@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from sapwood.base.dtypes import DTYPE_BYTES
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.options import check_options, option
+from sapwood.schema.sampling import DEFAULTABLE
 
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "pt", "dummy")
 SAMPLING_DEFAULTS = ("model", "openai")
@@ -124,6 +128,24 @@ class ModelConfig:
         "as text; call, it is a call like any other.",
         choices=UNKNOWN_TOOL_CALLS,
     )
+    download_dir: str | None = option(
+        None, "Directory in which models are cached; default: $SAPWOOD_HOME."
+    )
+    json_model_override_args: str = option(
+        "{}",
+        "JSON object whose values replace those of the model's config.json, which stays as it is; "
+        "an object in it is merged with the one there.",
+    )
+    preferred_sampling_params: str | None = option(
+        None,
+        'JSON object of sampling parameters that a request leaves open, such as {"temperature": '
+        "0.7}; they go before those of --sampling-defaults.",
+    )
+    delete_ckpt_after_loading: bool = option(
+        False,
+        "Delete the model's weight files from the disk when the engine is ready. Only for a model "
+        "that is given as a path; the server cannot load it again.",
+    )
     offline: bool = option(False, "Use only what is cached; never ask a source.")
     model_checksum: str | None = option(
         None,
@@ -148,6 +170,40 @@ class ModelConfig:
                 f"--context-length is {self.context_length} but must be >= 2: a prompt token and "
                 "an output token"
             )
+        _ = self.config_changes, self.preferred_sampling
+
+    @property
+    def config_changes(self) -> dict[str, Any]:
+        """What replaces values of config.json."""
+        return _json_object("--json-model-override-args", self.json_model_override_args)
+
+    @property
+    def preferred_sampling(self) -> dict[str, float]:
+        """Sampling parameters for requests that leave them open, by their names in the API."""
+        text = self.preferred_sampling_params
+        values = {} if text is None else _json_object("--preferred-sampling-params", text)
+        for name, value in values.items():
+            if name not in DEFAULTABLE:
+                raise ConfigError(
+                    f"--preferred-sampling-params has {name!r} but takes only: "
+                    f"{', '.join(DEFAULTABLE)}"
+                )
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value):
+                raise ConfigError(
+                    f"--preferred-sampling-params has {value!r} for {name}, which is no number"
+                )
+        return values
+
+
+def _json_object(flag: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{flag} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f'{flag} is {text!r} but must be a JSON object, such as {{"a": 1}}')
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

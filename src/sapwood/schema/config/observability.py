@@ -72,6 +72,14 @@ class ObservabilityConfig:
     log_requests_target: str = option(
         "stdout", "Where the request log goes: stdout, directories (a new file each hour), or both."
     )
+    export_metrics_to_file: bool = option(
+        False,
+        "Write a line of JSON for each request that has ended to --export-metrics-to-file-dir: "
+        "its lengths, its times and its sampling parameters, without prompt and output.",
+    )
+    export_metrics_to_file_dir: str | None = option(
+        None, "Directory of these files, a new one each hour."
+    )
     decode_log_interval: int = option(
         40, "The engine logs its state every so many steps. 0: never.", unit="steps"
     )
@@ -104,6 +112,11 @@ class ObservabilityConfig:
         if not 0 <= self.log_requests_level <= 3:
             raise ConfigError(
                 f"--log-requests-level is {self.log_requests_level} but must be from 0 to 3"
+            )
+        if self.export_metrics_to_file != (self.export_metrics_to_file_dir is not None):
+            raise ConfigError(
+                "--export-metrics-to-file and --export-metrics-to-file-dir need each other; give "
+                "both or neither"
             )
         if self.decode_log_interval < 0:
             raise ConfigError(

@@ -28,6 +28,24 @@ class SchedulerConfig:
         "chunks. -1: no limit.",
         unit="tokens",
     )
+    max_prefill_tokens: int | None = option(
+        None,
+        "Prompt tokens per step at most, while output tokens take what else fits into "
+        "--chunked-prefill-size; default: as many as that. A prompt that is longer is computed in "
+        "chunks.",
+        unit="tokens",
+    )
+    prefill_max_requests: int | None = option(
+        None,
+        "Requests whose prompts one step computes at most; default: any number.",
+        unit="requests",
+    )
+    stream_interval: int = option(
+        1,
+        "Tokens that an event of a stream has at least, but for the first and the last one; a "
+        "request may ask for more.",
+        unit="tokens",
+    )
     max_step_time_ms: float = option(
         250.0,
         "While requests decode, a step computes only as many prompt tokens as fit into this time, "
@@ -122,7 +140,14 @@ class SchedulerConfig:
                 f"--disable-overlap-schedule contradicts --overlap-depth {self.overlap_depth}; "
                 "leave one of them out"
             )
-        for name in ("max_running_requests", "overlap_depth", "max_prompt_tokens"):
+        for name in (
+            "max_running_requests",
+            "overlap_depth",
+            "max_prompt_tokens",
+            "max_prefill_tokens",
+            "prefill_max_requests",
+            "stream_interval",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value} but must be >= 1")

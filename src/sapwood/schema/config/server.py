@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
@@ -11,6 +12,7 @@ from sapwood.schema.config.listening import ListeningConfig, check_seconds
 from sapwood.schema.config.options import option
 
 UNSUPPORTED_FIELDS = ("error", "warn")
+HTTP_LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 RESPONSES_STORES = ("sqlite", "memory", "none")
 
 _AT_LEAST_1 = (
@@ -32,8 +34,13 @@ _HTTP_ONLY = (
     "responses_retention",
     "batch_concurrency",
     "batch_priority_gap",
+    "fastapi_root_path",
+    "log_level_http",
+    "uvicorn_access_log_exclude_prefixes",
+    "file_storage_path",
 )
 """Options that would do nothing where gRPC is served."""
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 MAX_PARSER_DEPTH = 1024
 """Levels of nesting; the JSON parser itself refuses deeper texts."""
 
@@ -101,6 +108,23 @@ class ServerConfig(ListeningConfig):
         False,
         "Refuse flags of SGLang that are accepted although there is nothing to choose here.",
     )
+    fastapi_root_path: str = option(
+        "",
+        "Path below which a proxy shows the server, such as /llm: requests are answered with and "
+        "without it in front.",
+    )
+    log_level_http: str | None = option(
+        None,
+        "Level of the log of HTTP requests: at debug and info each one is a line; default: as "
+        "--log-level debug, and nothing else.",
+        choices=HTTP_LOG_LEVELS,
+    )
+    uvicorn_access_log_exclude_prefixes: str = option(
+        "", "Paths whose requests that log leaves out, and all below them.", many=True
+    )
+    file_storage_path: str | None = option(
+        None, "Directory for the files of /v1/files and /v1/batches; default: --state-dir."
+    )
     state_dir: str | None = option(
         None,
         "Directory for what outlives the server: responses, files and batches. Default: "
@@ -133,6 +157,12 @@ class ServerConfig(ListeningConfig):
         for name in _AT_LEAST_1:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be >= 1")
+        root = self.fastapi_root_path
+        if root and (not _ROOT_PATH.fullmatch(root) or ".." in root):
+            raise ConfigError(
+                f"--fastapi-root-path is {root!r} but must be a path such as /llm, without a slash "
+                "at its end"
+            )
         if self.ray_address is not None and "://" in self.ray_address:
             raise ConfigError(
                 f"--ray-address is {self.ray_address}, which is Ray's client; the server must be "
@@ -153,6 +183,21 @@ class ServerConfig(ListeningConfig):
                 f"--responses-retention is {self.responses_retention} but must be a finite number "
                 "of days > 0"
             )
+
+    @property
+    def logs_access(self) -> bool:
+        """Whether each HTTP request is a line of the log."""
+        if self.log_level_http is None:
+            return self.log_level == "debug"
+        return self.log_level_http in ("debug", "info")
+
+    @property
+    def unlogged_paths(self) -> tuple[str, ...]:
+        return tuple(self.uvicorn_access_log_exclude_prefixes.replace(",", " ").split())
+
+    @property
+    def root_path(self) -> str:
+        return self.fastapi_root_path
 
     def _check_grpc(self) -> None:
         for name in _HTTP_ONLY:

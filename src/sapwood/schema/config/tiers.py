@@ -78,7 +78,9 @@ class TiersConfig:
         2.0, "Size of the host's pool of prefixes, relative to the KV pool."
     )
     hicache_size: float = option(
-        0, "Size of the host's pool of prefixes on each rank; overrides --hicache-ratio.", unit="GB"
+        0.0,
+        "Size of the host's pool of prefixes on each rank; overrides --hicache-ratio.",
+        unit="GB",
     )
     hicache_write_policy: str = option(
         "write_through",

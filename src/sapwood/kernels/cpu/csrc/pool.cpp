@@ -24,6 +24,21 @@ void pause() {
 #endif
 }
 
+// Whether this thread may launch; until its end no other may, if so.
+class Turn {
+ public:
+  explicit Turn(std::atomic<bool>& taken) : is_ours(!taken.exchange(true, std::memory_order_acquire)), taken_(taken) {}
+  ~Turn() {
+    if (is_ours) taken_.store(false, std::memory_order_release);
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+  const bool is_ours;
+
+ private:
+  std::atomic<bool>& taken_;
+};
+
 }  // namespace
 
 Pool::Pool(int threads) : process_(getpid()) {
@@ -42,8 +57,8 @@ Pool::~Pool() {
 }
 
 void Pool::launch(int threads, Run run, const void* body) {
-  const std::unique_lock<std::mutex> lock(launching_, std::try_to_lock);
-  if (threads <= 1 || !lock.owns_lock()) {
+  const Turn turn(launching_);
+  if (threads <= 1 || !turn.is_ours) {
     run(body, 0);
     return;
   }

@@ -12,7 +12,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -56,7 +55,7 @@ class Pool {
   alignas(64) std::atomic<std::uint32_t> hint_{0};  // counts them
   std::atomic<std::uintptr_t> hint_begin_{0}, hint_bytes_{0}, hint_limit_{0};
   std::atomic<bool> stop_{false};
-  std::mutex launching_;
+  std::atomic<bool> launching_{false};  // no std::mutex: trying one needs a C library of 2021
   Run run_ = nullptr;
   const void* body_ = nullptr;
   int limit_ = 0;
