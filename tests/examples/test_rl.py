@@ -45,8 +45,8 @@ def test_the_loss_is_that_of_every_sample_alone(example: Any, tmp_path: Path) ->
         ids = torch.tensor([one.prompt_ids + one.output_ids])
         log_probs = model(ids).logits.float().log_softmax(-1)[0]
         for place, token in enumerate(one.output_ids, len(one.prompt_ids)):
-            expected -= one.advantage * float(log_probs[place - 1, token]) / 5
-    assert float(grpo.loss_of(model, samples)) == pytest.approx(expected, rel=1e-5)
+            expected -= one.advantage * log_probs[place - 1, token].item() / 5
+    assert grpo.loss_of(model, samples).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_advantages_and_rewards(example: Any) -> None:

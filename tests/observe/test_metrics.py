@@ -22,6 +22,7 @@ FACTS = SimpleNamespace(
     new_token_ratio=0.5,
     adapters=None,
     media=None,
+    tiers=None,
     kv_events=None,
     speculated=None,
     cpu_seconds=2.5,
