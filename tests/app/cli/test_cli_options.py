@@ -171,6 +171,7 @@ def test_help_tells_all_of_an_option():
         "Options:",
         "Model:",
         "Memory:",
+        "Tiers:",
         "Scheduler:",
         "Execution:",
         "Parallel:",

@@ -261,7 +261,11 @@ def _set_cpu_options(resolved: Resolved) -> None:
     if resolved.device.type == "cpu":
         execution = resolved.config.execution
         resolved.kernels.kernels.set_num_threads(execution.num_threads)
-        resolved.kernels.kernels.set_exact_products(execution.cpu_products == "exact")
+        kernels, asked = resolved.kernels.kernels, resolved.asked.execution
+        is_asked = asked.cpu_products is not None or asked.enable_deterministic_inference
+        # By default only where the compiled kernels serve; the others refuse exact products.
+        can_be = is_asked or kernels.name == "cpu"
+        kernels.set_exact_products(execution.cpu_products == "exact" and can_be)
         if isinstance(resolved.shape, ForeignConfig):
             # Its layers are torch's, to which the kernels have left one thread.
             torch.set_num_threads(resolved.config.execution.num_threads)

@@ -1,5 +1,17 @@
 """The ops in C++ (csrc/), with the instruction set chosen when the process starts."""
 
-from sapwood.kernels.cpu.native import CpuKernels, fast_bfloat16, slower_because, with_isa
+from sapwood.kernels.cpu.native import (
+    CpuKernels,
+    exact_products_are_free,
+    fast_bfloat16,
+    slower_because,
+    with_isa,
+)
 
-__all__ = ["CpuKernels", "fast_bfloat16", "slower_because", "with_isa"]
+__all__ = [
+    "CpuKernels",
+    "exact_products_are_free",
+    "fast_bfloat16",
+    "slower_because",
+    "with_isa",
+]
