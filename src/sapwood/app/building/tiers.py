@@ -122,6 +122,11 @@ def tier_desk(resolved: Resolved, tiers: CacheTiers | None) -> TierDesk:
 
 def _opened(resolved: Resolved, backend: str, extra: Mapping[str, Any]) -> PageStorage:
     """ConfigError if the storage cannot be used."""
+    if resolved.device.type != "cpu":
+        raise ConfigError(
+            "a storage behind the host tier reads pages that a GPU's queue may still be writing, "
+            "which is not made safe yet; leave out --hicache-storage-backend and keep the host tier"
+        )
     page_size = resolved.config.memory.page_size
     if page_size < LEAST_PAGE:
         raise ConfigError(
