@@ -140,7 +140,8 @@ class OptionSpec:
         if isinstance(value, float) and math.isnan(value):
             return "must be a number"
         if self.choices and value not in self.choices:
-            return dict(self.lacking).get(value, f"must be one of: {', '.join(self.choices)}")
+            known = f"must be one of: {', '.join(self.choices)}"
+            return next((why for name, why in self.lacking if name == value), known)
         return None
 
 
