@@ -46,6 +46,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "pull": LazyCommand("sapwood.app.cli.pull:pull", "Get a model's files before they are needed."),
     "list": LazyCommand("sapwood.app.cli.stored:list_models", "List the models on this disk."),
     "rm": LazyCommand("sapwood.app.cli.stored:remove", "Remove models from this disk."),
+    "cache": LazyCommand(
+        "sapwood.app.cli.cache:cache", "Show and clear the pages of KV in a storage directory."
+    ),
     "models": LazyCommand(
         "sapwood.app.cli.models:models", "List the architectures that are served."
     ),
