@@ -62,6 +62,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "check": LazyCommand(
         "sapwood.app.cli.check:check", "Show what this machine has, and what would run on it."
     ),
+    "completion": LazyCommand(
+        "sapwood.app.cli.completion:completion", "Print a script that completes in a shell."
+    ),
     "reference": LazyCommand(
         "sapwood.app.cli.reference:reference",
         "Write the generated parts of the documentation.",
