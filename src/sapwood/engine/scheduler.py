@@ -47,6 +47,7 @@ from sapwood.schema.output import EngineStatus, Finish, RequestOutput
 from sapwood.schema.pooling import Pooling
 from sapwood.schema.request import Generate
 from sapwood.schema.step import ScheduledTokens, StepPlan, StepResult, TokenFeed
+from sapwood.schema.weights import SetLimits
 from sapwood.speculative.interface import NO_GUESSES
 
 UNLIMITED = 2**31 - 1
@@ -179,6 +180,13 @@ class Scheduler:
         self._speculation = speculation
         self.admits = True
         """Whether waiting requests may begin to run."""
+
+    def set_limits(self, limits: SetLimits) -> None:
+        """Those that wait or run already stay, also where they are more than a new limit."""
+        if limits.max_queued_requests is not None:
+            self._max_queued = limits.max_queued_requests
+        if limits.pp_max_micro_batch_size is not None:
+            self._most_decodes = limits.pp_max_micro_batch_size
 
     # ---- requests in -----------------------------------------------------------------------
 

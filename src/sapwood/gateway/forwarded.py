@@ -45,6 +45,7 @@ _POSTS = (
     "/parse_function_call",
     "/separate_reasoning",
     "/v1/audio/transcriptions",
+    "/v1/audio/translations",
     "/v1/images/generations",
     "/v1/images/edits",
     "/api/chat",

@@ -46,6 +46,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "pull": LazyCommand("sapwood.app.cli.pull:pull", "Get a model's files before they are needed."),
     "list": LazyCommand("sapwood.app.cli.stored:list_models", "List the models on this disk."),
     "rm": LazyCommand("sapwood.app.cli.stored:remove", "Remove models from this disk."),
+    "cache": LazyCommand(
+        "sapwood.app.cli.cache:cache", "Show and clear the pages of KV in a storage directory."
+    ),
     "models": LazyCommand(
         "sapwood.app.cli.models:models", "List the architectures that are served."
     ),
@@ -58,6 +61,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "check": LazyCommand(
         "sapwood.app.cli.check:check", "Show what this machine has, and what would run on it."
+    ),
+    "completion": LazyCommand(
+        "sapwood.app.cli.completion:completion", "Print a script that completes in a shell."
     ),
     "reference": LazyCommand(
         "sapwood.app.cli.reference:reference",

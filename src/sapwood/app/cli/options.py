@@ -145,11 +145,7 @@ class ConfigOption(click.Option):
         names = ", ".join(f"--{name}" for name in names_of(spec))
         value = "" if spec.type is bool else f" {metavar_of(spec)}"
         value = value if spec.bare is None else f" [{metavar_of(spec)}]"
-        unit = [spec.unit] if spec.unit else []
-        # Some options explain in words what happens when they are not given.
-        default = [] if "default:" in spec.help else [f"default: {default_of(spec)}"]
-        notes = "; ".join([*unit, *default, f"env: {spec.env}"])
-        return f"{names}{value}", f"{spec.help}  [{notes}]"
+        return f"{names}{value}", f"{spec.help}  [{notes_of(spec)}]"
 
 
 class ConfigCommand(click.Command):
@@ -341,6 +337,14 @@ def metavar_of(spec: OptionSpec) -> str:
     if spec.choices:
         return f"[{'|'.join(spec.choices)}]"
     return {int: "N", float: "X", str: "TEXT"}[spec.type]
+
+
+def notes_of(spec: OptionSpec) -> str:
+    """What a help text says in brackets: unit, default and environment variable."""
+    unit = [spec.unit] if spec.unit else []
+    # Some options explain in words what happens when they are not given.
+    default = [] if "default:" in spec.help else [f"default: {default_of(spec)}"]
+    return "; ".join([*unit, *default, f"env: {spec.env}"])
 
 
 def default_of(spec: OptionSpec) -> str:

@@ -38,9 +38,21 @@ _OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DO
 @click.option(
     "--check", "only_check", is_flag=True, help="Change nothing; fail if a page is stale."
 )
+@click.option(
+    "--man", "is_man", is_flag=True, help="Write the man pages of all commands there instead."
+)
 @click.pass_context
-def reference(ctx: click.Context, directory: Path, only_check: bool) -> None:
+def reference(ctx: click.Context, directory: Path, only_check: bool, is_man: bool) -> None:
     """Write the generated parts of the pages in DIRECTORY anew."""
+    if is_man and only_check:
+        raise click.UsageError("--man writes pages that no folder keeps; leave --check out")
+    if is_man:
+        from sapwood.app.cli.man_pages import man_pages
+
+        for name, text in man_pages().items():
+            (directory / name).write_text(text, encoding="utf-8")
+            click.echo(f"{name} written")
+        return
     stale = stale_pages(directory)
     for name, text in stale.items():
         click.echo(f"{name} {'is stale' if only_check else 'written'}")

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sapwood.memory.storage.interface import StorageUnavailable
+from sapwood.memory.storage.names import copy_of
 
 HEADER = struct.Struct("<8sQI12x")
 MARK = b"sapwdkv1"
@@ -26,7 +27,7 @@ KEPT_SHARE = 0.9
 """Of the limit, after the oldest copies went."""
 TEMPORARY_S = 3600.0
 """After so many seconds a file that is being written was left behind by a process that is gone."""
-_COPY = re.compile(r"[0-9a-f]{64}_[\w.+@=-]+\.bin")
+_SUFFIX = ".bin"
 _WRITING = re.compile(r"\.[0-9a-f]{64}_[\w.+@=-]+\.\d+-\d+\.writing")
 
 
@@ -72,25 +73,24 @@ class FileStorage:
         return len(keys)
 
     def clear(self) -> None:
-        for name, _, _ in list(self.copies()):
-            with contextlib.suppress(FileNotFoundError):
-                (self._directory / name).unlink()
+        try:
+            for name, _, _ in list(self.copies()):
+                with contextlib.suppress(FileNotFoundError):
+                    (self._directory / name).unlink()
+        except OSError as error:
+            raise StorageUnavailable(
+                f"copies in {self._directory} cannot be removed: {error.strerror}"
+            ) from error
         self.num_bytes = 0
 
     def close(self) -> None:
         pass
 
     def copies(self) -> Iterator[tuple[str, int, float]]:
-        """(name, bytes, time of the last use) of each copy in the directory."""
-        with os.scandir(self._directory) as entries:
-            for entry in entries:
-                if _COPY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    with contextlib.suppress(FileNotFoundError):
-                        told = entry.stat(follow_symlinks=False)
-                        yield entry.name, told.st_size, told.st_mtime
+        return copies_in(self._directory)
 
     def _path(self, key: str) -> Path:
-        return self._directory / f"{key}.bin"
+        return self._directory / f"{key}{_SUFFIX}"
 
     def _read(self, path: Path, view: memoryview) -> bool:
         try:
@@ -165,6 +165,18 @@ class FileStorage:
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.lstat().st_mtime > TEMPORARY_S:
                         path.unlink()
+
+
+def copies_in(directory: Path) -> Iterator[tuple[str, int, float]]:
+    """(name, bytes, time of the last use) of each copy in the directory; OSError if it cannot be
+    read."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            is_copy = entry.name.endswith(_SUFFIX) and copy_of(entry.name.removesuffix(_SUFFIX))
+            if is_copy and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    told = entry.stat(follow_symlinks=False)
+                    yield entry.name, told.st_size, told.st_mtime
 
 
 def _fill(file: int, views: list[memoryview]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sapwood.schema.cache import CacheKind, CachePool
 
@@ -12,6 +13,22 @@ IDENTITY_DIGITS = 16
 _UNFIT = re.compile(r"[^A-Za-z0-9.+@=-]")
 MOST_NAME = 60
 """Characters of a model's name in the name of a copy."""
+_NAME = re.compile(
+    rf"[0-9a-f]{{64}}_([A-Za-z0-9.+@=-]*)-([0-9a-f]{{{IDENTITY_DIGITS}}})(?:_[a-z]+(?:_[0-9]+)?)?_0_1"
+)
+
+
+class CopyOf(NamedTuple):
+    """What the name of a copy tells: the model's name, and the identity of CopyNames."""
+
+    model: str
+    identity: str
+
+
+def copy_of(name: str) -> CopyOf | None:
+    """None if that is no name of a copy, but for instance SGLang's, which has no identity."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else CopyOf(found[1], found[2])
 
 
 class CopyNames:

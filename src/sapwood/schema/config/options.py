@@ -38,6 +38,7 @@ def option(
     help: str,  # noqa: A002 - the word that every command line uses
     *,
     choices: Sequence[str] = (),
+    lacking: Mapping[str, str] | None = None,
     aliases: Sequence[str] = (),
     unit: str = "",
     bare: str | None = None,
@@ -49,6 +50,7 @@ def option(
     """A field of a config struct.
 
     choices  the values it may have, if they can be listed
+    lacking  values that it has elsewhere and not here, each with the reason and the way out
     aliases  further flag names without dashes in front ("model-path")
     unit     what a number counts ("tokens", "seconds")
     bare     the value of the flag when none follows it; None: one must
@@ -63,6 +65,7 @@ def option(
         metadata={
             "help": help,
             "choices": tuple(choices),
+            "lacking": tuple((lacking or {}).items()),
             "aliases": tuple(aliases),
             "unit": unit,
             "bare": bare,
@@ -91,6 +94,7 @@ class OptionSpec:
     many: bool = False
     scope: str = ""
     peer_env: str = ""
+    lacking: tuple[tuple[str, str], ...] = ()
 
     @property
     def flag(self) -> str:
@@ -114,7 +118,7 @@ class OptionSpec:
         complaint = self._why_not(value if parsed is None else parsed)
         if complaint is not None:
             shown = self._shown(value)
-            raise ConfigError(f"{self.name} is {shown} (from {source}) but must be {complaint}")
+            raise ConfigError(f"{self.name} is {shown} (from {source}) but {complaint}")
         return parsed
 
     def check(self, value: Any) -> None:
@@ -123,7 +127,7 @@ class OptionSpec:
             return
         complaint = self._why_not(value)
         if complaint is not None:
-            raise ConfigError(f"{self.flag} is {self._shown(value)} but must be {complaint}")
+            raise ConfigError(f"{self.flag} is {self._shown(value)} but {complaint}")
 
     def _shown(self, value: Any) -> str:
         return "(not shown)" if self.secret else repr(value)
@@ -132,11 +136,12 @@ class OptionSpec:
         accepted = (int, float) if self.type is float else self.type
         is_stray_bool = isinstance(value, bool) and self.type is not bool
         if not isinstance(value, accepted) or is_stray_bool:
-            return _TYPE_WORDS[self.type]
+            return f"must be {_TYPE_WORDS[self.type]}"
         if isinstance(value, float) and math.isnan(value):
-            return "a number"
+            return "must be a number"
         if self.choices and value not in self.choices:
-            return f"one of: {', '.join(self.choices)}"
+            known = f"must be one of: {', '.join(self.choices)}"
+            return next((why for name, why in self.lacking if name == value), known)
         return None
 
 
@@ -269,6 +274,7 @@ def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
         many=field.metadata["many"],
         scope=field.metadata["scope"],
         peer_env=field.metadata["peer_env"],
+        lacking=field.metadata["lacking"],
     )
 
 

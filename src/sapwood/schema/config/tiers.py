@@ -64,6 +64,22 @@ class PrefetchRules:
 
 MOST_GIB = 1 << 20
 
+_SHARED = "take redis to share pages between machines, or dynamic with a class that calls it"
+_OTHER_STORAGES = {
+    "mooncake": f"Mooncake's store is not called by sapwood; {_SHARED}",
+    "nixl": "NIXL is not called by sapwood; take file for disks and mounted file systems, or "
+    "dynamic with a class that calls it",
+    "hf3fs": "3FS is not called by sapwood itself; mount it and take file with a directory there, "
+    "or dynamic with a class that calls it",
+    "aibrix": f"AIBrix's cache is not called by sapwood; {_SHARED}",
+    "eic": f"EIC is not called by sapwood; {_SHARED}",
+    "lmcache": "LMCache would keep the same pages once more and is not called by sapwood; take "
+    "file or redis",
+    "s3": f"objects of S3 are not read by sapwood; {_SHARED}",
+    "valkey": "Valkey speaks Redis's protocol; take redis with its url",
+}
+"""Storages that SGLang or others have, each with the reason and the way out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TiersConfig:
@@ -95,6 +111,7 @@ class TiersConfig:
         "in a directory; redis, on a server of Redis or Valkey; dynamic, by a class of yours. "
         "Default: nowhere.",
         choices=("file", "redis", "dynamic"),
+        lacking=_OTHER_STORAGES,
     )
     hicache_storage_prefetch_policy: str = option(
         "timeout",

@@ -1,0 +1,35 @@
+"""Options of the tiers behind the KV pool."""
+
+import pytest
+
+from sapwood.app.cli.main import main
+from sapwood.base.errors import ConfigError
+from sapwood.schema.config.options import gather, option_specs
+from sapwood.schema.config.tiers import TiersConfig
+
+OF_SGLANG = ("file", "mooncake", "hf3fs", "nixl", "aibrix", "dynamic", "eic")
+(BACKEND,) = (one for one in option_specs(TiersConfig) if one.name == "hicache_storage_backend")
+
+
+@pytest.mark.parametrize("name", [*OF_SGLANG, "lmcache", "s3", "valkey"])
+def test_a_storage_of_others_is_offered_or_refused_by_its_reason(name: str) -> None:
+    if name in BACKEND.choices:
+        assert gather([TiersConfig], flags={}, env={BACKEND.env: name}, file={})
+        return
+    for ask in (
+        lambda: gather([TiersConfig], flags={}, env={BACKEND.env: name}, file={}),
+        lambda: gather([TiersConfig], flags={}, env={}, file={"hicache-storage-backend": name}),
+        lambda: TiersConfig(enable_hierarchical_cache=True, hicache_storage_backend=name),
+    ):
+        with pytest.raises(ConfigError, match=f"is '{name}'.* but .*; (mount it and )?take "):
+            ask()
+
+
+def test_a_storage_that_nobody_has_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="must be one of: file, redis, dynamic"):
+        TiersConfig(hicache_storage_backend="\x00\x1b[31m" * 20)
+
+
+def test_the_command_line_tells_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--hicache-storage-backend", "nixl"]) == 2
+    assert "NIXL is not called by sapwood; take file" in capsys.readouterr().err
