@@ -318,11 +318,12 @@ class Scheduler:
         if not (shares or ends or self._adapters.has_copies or self._has_page_orders):
             return None
         encodes, forgets = ([], []) if self._media is None else self._media.take_orders()
+        drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
+        wanted = {} if speculation is None else speculation.guesses_wanted(shares, drafts)
+        # Drafts take pages too: what they push out must be saved before this step writes there.
         saves, loads = (
             ([], []) if self._tiers is None else self._tiers.take_orders(self._counts["steps"])
         )
-        drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
-        wanted = {} if speculation is None else speculation.guesses_wanted(shares, drafts)
         entries = [
             (
                 state,
