@@ -17,6 +17,7 @@ from sapwood.memory.prefix_tree import PrefixTree
 from sapwood.schema.config.scheduler import SchedulerConfig
 from sapwood.schema.output import (
     CacheFlushed,
+    CallDone,
     EngineOutput,
     EngineStatus,
     RequestOutput,
@@ -29,10 +30,12 @@ from sapwood.schema.request import (
     FlushCache,
     Generate,
     GetStatus,
+    OrderWeights,
     RequestOptions,
 )
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import StepHandle, StepPlan, StepResult
+from sapwood.schema.weights import SetLimits
 from tests.engine.simulation import DelayedExecutor, SimulatedRank, expected_outputs
 
 PAGE = 4
@@ -156,7 +159,7 @@ def test_one_message_per_step_carries_all_outputs() -> None:
 
 @DEPTHS
 def test_an_abort_gets_one_terminal_output_in_every_state(depth: int) -> None:
-    world = World(depth, max_running_requests=1)
+    world = World(2, max_running_requests=1)
     world.ask("running", [1] * 40, max_new_tokens=100)
     world.ask("waiting", [2] * 8)
     world.turn(5)
@@ -242,7 +245,7 @@ class TestDrain:
 
     @DEPTHS
     def test_the_limit_aborts_what_is_left(self, depth: int) -> None:
-        world = World(depth, max_running_requests=1)
+        world = World(2, max_running_requests=1)
         world.ask("running", [1] * 30, max_new_tokens=100)
         world.ask("waiting", [2] * 30)
         world.turn(4)
@@ -277,6 +280,27 @@ class TestDrain:
         world.clock.advance(0.01)
         world.turn()
         assert world.end("a")[0] == "abort"
+
+
+def test_limits_change_while_requests_run() -> None:
+    """Those that wait stay; the queue takes no more, and then more again."""
+    world = World(2, max_running_requests=1)
+    for name in ("runs", "waits", "waits too"):
+        world.ask(name, [1, 2, 3], max_new_tokens=30)
+    world.turn(3)
+    for number, limit in enumerate([1, 8]):
+        order = SetLimits(max_queued_requests=limit)
+        world.channel.send(OrderWeights(call_id=str(number), order=order))
+        world.ask(f"late {number}", [1, 2, 3])
+        world.turn()
+    done = [one for one in world.sent if isinstance(one, CallDone)]
+    assert [(one.call_id, one.done) for one in done] == [("0", True), ("1", True)]
+    (refused,) = world.of("late 0")
+    assert refused.finish is not None
+    assert refused.finish.status == 503
+    world.turn(150)
+    for name in ("runs", "waits", "waits too", "late 1"):
+        assert world.of(name)[-1].finish is not None
 
 
 def test_an_idle_loop_waits_for_messages_without_turning() -> None:

@@ -36,6 +36,7 @@ ADMIN_PATHS = {
     "/update_weights_from_ipc",
     "/destroy_weights_update_group",
     "/update_weight_version",
+    "/set_internal_state",
     "/get_weights_by_name",
     "/weights_checker",
     "/pause_generation",

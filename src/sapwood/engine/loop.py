@@ -53,6 +53,7 @@ from sapwood.schema.request import (
     UnloadAdapter,
 )
 from sapwood.schema.step import IDLE_STEP, StepHandle, StepPlan
+from sapwood.schema.weights import SetLimits
 
 DRAIN_POLL_S = 0.1
 GRAMMAR_POLL_S = 0.001
@@ -302,6 +303,10 @@ class EngineLoop:
         self._tell(message.call_id, not why_not, why_not or "unloaded")
 
     def _on_order(self, message: OrderWeights) -> None:
+        if isinstance(message.order, SetLimits):
+            self._scheduler.set_limits(message.order)
+            self._tell(message.call_id, True, "the limits hold from now on")
+            return
         if self._joint is not None:
             self._tell(message.call_id, False, NO_WEIGHTS)
             return

@@ -209,7 +209,7 @@ class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
 
 
 class OrderWeights(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """An order about weights or memory; answered by a `CallDone` with the same id.
+    """An order about weights, memory or limits; answered by a `CallDone` with the same id.
 
     Updates wait until no request runs, or are carried out at once while the engine is paused.
 

@@ -1,4 +1,4 @@
-"""Orders about the weights and the memory of an engine that serves, as messages."""
+"""Orders about the weights, the memory and the limits of an engine that serves, as messages."""
 
 from __future__ import annotations
 
@@ -82,6 +82,14 @@ class ResumeMemory(_Order, frozen=True):
     tags: list[str]
 
 
+class SetLimits(_Order, frozen=True):
+    """Limits of the scheduler that hold from now on, as the options of their names; None: as it is.
+    Carried out at once."""
+
+    max_queued_requests: int | None = None
+    pp_max_micro_batch_size: int | None = None
+
+
 WeightOrder = (
     UpdateFromDisk
     | UpdateFromTensors
@@ -92,6 +100,7 @@ WeightOrder = (
     | CheckWeights
     | ReleaseMemory
     | ResumeMemory
+    | SetLimits
 )
 UPDATES = (UpdateFromDisk, UpdateFromTensors, UpdateFromGroup)
 """Orders that change weights: what was computed with the old ones is stale afterwards."""

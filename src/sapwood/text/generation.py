@@ -156,7 +156,7 @@ class TextGenerator:
         stream_interval: int = 1,
     ) -> None:
         self._preparer = preparer
-        self._stream_interval = stream_interval
+        self.stream_interval = stream_interval
         self._engine = engine
         self._encode = encode
         self._tokenizer = tokenizer
@@ -203,7 +203,7 @@ class TextGenerator:
             parts = [
                 _engine_request(request, prompt_ids, media, index) for index in range(request.n)
             ]
-            every = max(request.stream_interval, self._stream_interval)
+            every = max(request.stream_interval, self.stream_interval)
             chunks = (
                 self._one(0, parts[0], held, every)
                 if request.n == 1
@@ -455,7 +455,7 @@ class TextGenerator:
         outputs = self._engine.generate(request)
         waiting: TextChunk | None = None
         # What the server asks for never holds back the first token, for which somebody waits.
-        is_first = every == self._stream_interval
+        is_first = every == self.stream_interval
         try:
             async for output in outputs:
                 chunk = sample.advance(output)

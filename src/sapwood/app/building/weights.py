@@ -44,6 +44,7 @@ from sapwood.schema.weights import (
     ReadWeight,
     ReleaseMemory,
     ResumeMemory,
+    SetLimits,
     UpdateFromDisk,
     UpdateFromGroup,
     UpdateFromTensors,
@@ -153,8 +154,8 @@ class ServedWeights:
                 return self._release(order.tags)
             case ResumeMemory():
                 return self._resume(order.tags)
-            case JoinUpdateGroup():
-                raise RuntimeError("groups are joined beside the steps")
+            case JoinUpdateGroup() | SetLimits():
+                raise RuntimeError("groups and limits are not for the model's weights")
 
     def join(self, order: JoinUpdateGroup) -> Future[str]:
         return self._joins.submit(self._join, order)

@@ -77,6 +77,7 @@ async def server_info(services: Services) -> dict[str, object]:
         **services.options,
         **info.options,
         **{decision.option: decision.value for decision in services.formats.decisions},
+        **services.served.settings,
         "version": services.version,
         "model_path": services.model_path,
         "tokenizer_path": services.tokenizer_path or services.model_path,

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from fastapi import Request, Response
 
-from sapwood.frontends.native import weights
+from sapwood.frontends.native import settings, weights
 from sapwood.frontends.serving.services import Services
 from sapwood.http.endpoints import Dialect, Endpoint, EndpointRows
 from sapwood.http.errors import json_response
@@ -140,6 +140,16 @@ def weight_dialect(services: Services) -> Dialect:
     rows: EndpointRows[Services] = EndpointRows()
     for row in ROWS:
         rows.serves(row.endpoint)(row.handler)
+    rows.serves(
+        Endpoint(
+            paths=("/set_internal_state",),
+            methods=("POST", "PUT"),
+            access="admin",
+            body=settings.SettingsRequest,
+            example={"server_args": {"stream_interval": 8}},
+            answers=(list[bool],),
+        )
+    )(settings.set_internal_state)
     rows.serves(
         Endpoint(
             paths=("/weight_version", "/get_weight_version"),

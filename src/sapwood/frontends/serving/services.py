@@ -32,16 +32,18 @@ INITIAL_VERSION = "default"
 
 @dataclass(slots=True)
 class ServedWeights:
-    """The weights that are served now; updates change it.
+    """The weights that are served now, and how; orders change it.
 
     version    their name
     path       the checkpoint that they were last read from; None: that of the start
     is_paused  whether generation is paused
+    settings   the options that were changed since the start, by name
     """
 
     version: str = INITIAL_VERSION
     path: str | None = None
     is_paused: bool = False
+    settings: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
