@@ -84,6 +84,7 @@ class ScriptedEngine:
     unavailable_reason: str | None = None
     flushes: bool = True
     num_cached_tokens: int = 0
+    tier_tokens: tuple[int, int] = (0, 0)
     figures: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     refuses: bool = False
@@ -139,6 +140,7 @@ class ScriptedEngine:
                 token_ids=token_ids,
                 num_prompt_tokens=len(request.prompt_ids),
                 num_cached_tokens=self.num_cached_tokens,
+                tier_tokens=self.tier_tokens,
                 queue_time_s=0.25,
                 finish=finish,
             )

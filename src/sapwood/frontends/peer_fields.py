@@ -68,7 +68,9 @@ GENERATION: dict[str, NotOffered] = {
     **{name: field for name, field in PLACEMENT.items() if name != "lora_path"},
     "custom_labels": NotOffered(why="labels of metrics come in a header"),
     "return_bytes": NotOffered(why="answers are JSON"),
-    "return_cached_tokens_details": NotOffered(why="there is one kind of cached tokens"),
+    "return_cached_tokens_details": NotOffered(
+        why="/generate, /v1/completions and /v1/chat/completions tell them"
+    ),
     "return_entropy": NotOffered(why="answers have no entropies"),
     "routed_experts_start_len": NotOffered(why="the experts of all tokens are told", idle=(0,)),
     "session_params": NotOffered(why="sessions are for /generate"),

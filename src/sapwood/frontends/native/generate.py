@@ -22,7 +22,13 @@ from sapwood.frontends.native.protocol import (
     NativeSampling,
 )
 from sapwood.frontends.native.sessions import in_sessions
-from sapwood.frontends.serving.generate import Choice, collect, generate, media_tokens
+from sapwood.frontends.serving.generate import (
+    Choice,
+    cached_by_tier,
+    collect,
+    generate,
+    media_tokens,
+)
 from sapwood.frontends.serving.grammar import chosen_grammar
 from sapwood.frontends.serving.hidden_states import encoded_hidden_states
 from sapwood.frontends.serving.routed_experts import encoded_routed_experts
@@ -382,9 +388,7 @@ def _by_tier(whole: TextChunk, services: Services) -> dict[str, Any]:
     """Where the cached tokens came from, of a server with several tiers."""
     if not services.options.get("enable_hierarchical_cache"):
         return {}
-    host, stored = whole.tier_tokens
-    device = max(whole.num_cached_tokens - host - stored, 0)
-    return {"cached_tokens_details": {"device": device, "host": host, "storage": stored}}
+    return {"cached_tokens_details": cached_by_tier([whole])}
 
 
 def _speculated(whole: TextChunk) -> dict[str, Any]:

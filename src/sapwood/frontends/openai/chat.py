@@ -25,6 +25,7 @@ from sapwood.frontends.openai.sampling import (
 )
 from sapwood.frontends.openai.stream import (
     EventEncoder,
+    answer_field,
     encoded_turn,
     finish_fields,
     hidden_field,
@@ -62,6 +63,7 @@ async def answer_chat(asked: ChatRequest, request: Request, services: Services) 
             created=created,
             model=services.model_name,
             options=asked.stream_options,
+            tells_cache=asked.return_cached_tokens_details,
         )
         return EventStream(encoded_turn(services, text_request, turn, encoder), openai_body)
     samples = await until_disconnect(collect_turn(services, text_request, turn), request.receive)
@@ -91,7 +93,7 @@ async def answer_chat(asked: ChatRequest, request: Request, services: Services) 
             "usage": usage(choices, choices[:1]),
             "metadata": {"weight_version": services.served.version},
         }
-        | routed[0]
+        | answer_field(routed[0], asked.return_cached_tokens_details, choices[:1])
     )
 
 

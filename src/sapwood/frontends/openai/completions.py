@@ -18,6 +18,7 @@ from sapwood.frontends.openai.sampling import (
 )
 from sapwood.frontends.openai.stream import (
     EventEncoder,
+    answer_field,
     encoded_events,
     finish_fields,
     hidden_field,
@@ -54,6 +55,7 @@ async def completions(request: Request, services: Services) -> Response:
             created=created,
             model=services.model_name,
             options=asked.stream_options,
+            tells_cache=asked.return_cached_tokens_details,
         )
         return EventStream(
             encoded_events(services, requests, encoder, opening=opening), openai_body
@@ -82,7 +84,7 @@ async def completions(request: Request, services: Services) -> Response:
             "usage": usage(samples, samples[:: asked.n]),
             "metadata": {"weight_version": services.served.version},
         }
-        | routed[0]
+        | answer_field(routed[0], asked.return_cached_tokens_details, samples[:: asked.n])
     )
 
 

@@ -63,6 +63,7 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
                            adapter in `model` ("base:adapter") wins
     return_hidden_states   answer with the hidden state of the last computed token
     return_routed_experts  answer with the experts that computed each token, as sglext
+    return_cached_tokens_details  answer with where the cached tokens came from, as sglext
     """
 
     model: str = ""
@@ -84,6 +85,7 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
     data_parallel_rank: Int64 | None = None
     return_hidden_states: bool = False
     return_routed_experts: bool = False
+    return_cached_tokens_details: bool = False
     response_format: dict[str, Any] | None = None
     json_schema: str | dict[str, Any] | bool | None = None
     regex: str | None = None
@@ -203,7 +205,7 @@ _LLAMA_CPP_SAMPLERS = (_CHAIN, ["penalties", "dry", "top_n_sigma", *_CHAIN[1:]])
 _LEFT_OUT: dict[str, tuple[object, ...]] = {"max_tokens": (-1,)}
 
 _NOT_OFFERED: dict[str, NotOffered] = {
-    **GENERATION,
+    **{name: one for name, one in GENERATION.items() if name != "return_cached_tokens_details"},
     "media_io_kwargs": OWN_PREPARING,
     "mm_processor_kwargs": OWN_PREPARING,
     "moderation": NotOffered(why="nothing is moderated"),

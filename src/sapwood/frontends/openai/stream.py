@@ -11,7 +11,7 @@ import orjson
 from sapwood.frontends.openai.logprobs import chunk_logprobs
 from sapwood.frontends.openai.protocol import StreamOptions
 from sapwood.frontends.serving.chat import Turn
-from sapwood.frontends.serving.generate import Choice, generate, media_tokens
+from sapwood.frontends.serving.generate import Choice, cached_by_tier, generate, media_tokens
 from sapwood.frontends.serving.hidden_states import encoded_last_hidden_state
 from sapwood.frontends.serving.routed_experts import encoded_routed_experts
 from sapwood.frontends.serving.services import Services
@@ -81,6 +81,22 @@ async def routed_field(is_wanted: bool, choice: Choice) -> dict[str, object]:
     return {"sglext": {"routed_experts": await encoded_routed_experts(choice)}}
 
 
+def answer_field(
+    routed: dict[str, object], tells_cache: bool, firsts: Sequence[Choice]
+) -> dict[str, object]:
+    """The answer's own sglext: the first choice's `routed_field`, and cached_tokens_details if the
+    request asks for it.
+
+    firsts  one sample per prompt
+    """
+    if not tells_cache:
+        return routed
+    told = routed.get("sglext")
+    known = told if isinstance(told, dict) else {}
+    details = cached_by_tier(sample.last for sample in firsts)
+    return {"sglext": {**known, "cached_tokens_details": details}}
+
+
 class EventEncoder:
     """Events of one answer: `data: {head, choices, usage}`, head and tail encoded once."""
 
@@ -92,7 +108,10 @@ class EventEncoder:
         created: int,
         model: str,
         options: StreamOptions | None,
+        tells_cache: bool,
     ) -> None:
+        """tells_cache  whether the request asks for cached_tokens_details"""
+        self._tells_cache = tells_cache
         self._options = options or StreamOptions()
         name = "chat.completion.chunk" if kind == "chat" else "text_completion"
         head = {"id": answer_id, "object": name, "created": created, "model": model}
@@ -161,17 +180,24 @@ class EventEncoder:
         choice = {"index": index} | empty | routed | finish_fields(None)
         return self._head + orjson.dumps(choice) + self._tail_for(so_far)
 
-    def usage(self, total: dict[str, object]) -> bytes:
-        return self._head + b'],"usage":' + orjson.dumps(total) + b"}\n\n"
+    def after_all(self, samples: Sequence[Choice], firsts: Sequence[Choice]) -> bytes:
+        """The events after the last choice's: what else is asked for, and the usage.
+
+        samples, firsts  as for `usage`
+        """
+        events = b""
+        if self._tells_cache:
+            details = answer_field({}, True, firsts)
+            events = self._head + b"]," + orjson.dumps(details)[1:] + b"\n\n"
+        if self._options.include_usage:
+            total = usage(samples, firsts)
+            events += self._head + b'],"usage":' + orjson.dumps(total) + b"}\n\n"
+        return events
 
     def _tail_for(self, so_far: Choice) -> bytes:
         if not self._options.continuous_usage_stats:
             return self._tail
         return b'],"usage":' + orjson.dumps(usage([so_far], [so_far])) + b"}\n\n"
-
-    @property
-    def ends_with_usage(self) -> bool:
-        return self._options.include_usage
 
 
 async def encoded_turn(
@@ -207,8 +233,8 @@ async def encoded_turn(
                     encoded += await encoder.routed_experts(index, so_far)
             if encoded:
                 yield encoded
-    if encoder.ends_with_usage:
-        yield encoder.usage(usage(choices, choices[:1]))
+    if events_after := encoder.after_all(choices, choices[:1]):
+        yield events_after
 
 
 def _told(
@@ -274,5 +300,5 @@ async def encoded_events(
                 encoded += encoder.text(index, text, so_far, logprobs)
             if encoded:
                 yield encoded
-    if encoder.ends_with_usage:
-        yield encoder.usage(usage(choices, choices[::num_samples]))
+    if events_after := encoder.after_all(choices, choices[::num_samples]):
+        yield events_after

@@ -237,6 +237,18 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
+def cached_by_tier(firsts: Iterable[TextChunk]) -> dict[str, int]:
+    """How many cached prompt tokens came from the KV pool, from the host and from a storage.
+
+    firsts  the last chunk of one sample per prompt
+    """
+    lasts = list(firsts)
+    host = sum(last.tier_tokens[0] for last in lasts)
+    storage = sum(last.tier_tokens[1] for last in lasts)
+    device = max(sum(last.num_cached_tokens for last in lasts) - host - storage, 0)
+    return {"device": device, "host": host, "storage": storage}
+
+
 def media_tokens(firsts: Iterable[Choice]) -> dict[str, int]:
     """Prompt tokens that show pictures and videos, if any do.
 

@@ -122,10 +122,16 @@ def grammar_fields(grammar: Grammar) -> dict[str, Any]:
     return {grammar.kind: grammar.text}
 
 
+class _ByTier(msgspec.Struct):
+    host: int = 0
+    storage: int = 0
+
+
 class _Meta(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int | None = None
     cached_tokens: int = 0
+    cached_tokens_details: _ByTier | None = None
     finish_reason: dict[str, Any] | str | None = None
     output_token_logprobs: list[Any] = []
     output_top_logprobs: list[Any] = []
@@ -176,6 +182,7 @@ class GenerateEvents:
             raise MalformedAnswer(f"the engine failed: {bytes(event.error)[:500]!r}")
         meta = event.meta_info
         new = self._new_ids(event)
+        tiers = meta.cached_tokens_details or _ByTier()
         finish = _finish(meta.finish_reason)
         self.is_done = finish is not None
         return RequestOutput(
@@ -183,6 +190,7 @@ class GenerateEvents:
             token_ids=new,
             num_prompt_tokens=len(self._request.prompt_ids),
             num_cached_tokens=meta.cached_tokens,
+            tier_tokens=(tiers.host, tiers.storage),
             logprobs=self._logprobs(meta, len(new)),
             finish=finish,
         )
