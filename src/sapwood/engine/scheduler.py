@@ -18,15 +18,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sapwood.base.clock import Clock
-from sapwood.engine.adapters import AdapterSlots, AdapterTurns
-from sapwood.engine.admission import (
-    ExpectedGrowth,
-    OutputReserve,
-    Precedence,
-    PrefillDelayer,
-    PrefillShare,
-    has_room,
-)
+from sapwood.engine.adapters import AdapterSlots
+from sapwood.engine.admission import OutputReserve, Precedence, PrefillDelayer, PrefillShare
 from sapwood.engine.deadlines import Deadlines
 from sapwood.engine.figures import engine_status
 from sapwood.engine.grammar_gate import GrammarGate, GrammarRanks
@@ -47,6 +40,7 @@ from sapwood.engine.running import RunningRequests
 from sapwood.engine.speculation import NOTHING_WANTED, Speculation
 from sapwood.engine.step_time import StepTimeTarget
 from sapwood.engine.tiers import CacheTiers
+from sapwood.engine.turns import RunningTurns, Share, StepReach, WaitingTurns
 from sapwood.memory.ledger import Ledger
 from sapwood.schema.config.scheduler import ResolvedScheduler
 from sapwood.schema.output import EngineStatus, Finish, RequestOutput
@@ -117,25 +111,21 @@ class Scheduler:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._clock = clock
         self._pooling = pooling
-        # Tokens of an encoder attend to later ones too: a prompt cannot be computed in chunks.
-        self._whole_prompts = pooling is not None and pooling.is_encoder
         self._max_queued = config.max_queued_requests
-        self._prefixes = PrefixesInProgress(
+        prefixes = PrefixesInProgress(
             page_size=ledger.page_size,
             threshold=config.in_batch_prefix_threshold if ledger.keeps_prefixes else -1,
         )
         self._precedence = Precedence.of(config)
         self._deadlines = Deadlines(config)
-        self._delayer = PrefillDelayer.of(config)
         self._reserve = OutputReserve(config.schedule_conservativeness)
         self._rng = random.Random(config.random_seed)
         self._waiting: list[RequestState] = []
         self._adapters = AdapterSlots() if adapters is None else adapters
         self._media = media
         self._running = RunningRequests(
-            ledger, self._prefixes, self._adapters, clock, num_rows=config.max_running_requests
+            ledger, prefixes, self._adapters, clock, num_rows=config.max_running_requests
         )
-        self._order = QueueOrder(config.schedule_policy, ledger, self._rng, self._urgency)
         self._preemption = Preemption(
             self._precedence,
             ledger,
@@ -150,9 +140,42 @@ class Scheduler:
         self._ended_between_steps: list[RequestOutput] = []
         self._num_arrivals = 0
         self._counts: Counter[str] = Counter()
-        self._feeds_rows = token_feed is TokenFeed.ROW
-        self._most_decodes = most_decodes
         self._prefill_share = PrefillShare(config.max_prefill_tokens, config.prefill_max_requests)
+        self._reach = StepReach(ledger, media)
+        self._running_turns = RunningTurns(
+            ledger,
+            self._running,
+            self._preemption,
+            self._prefill_share,
+            self._reach,
+            speculation=speculation,
+            most_decodes=most_decodes,
+            feeds_rows=token_feed is TokenFeed.ROW,
+            urgency=self._urgency,
+            requeue=self._requeue,
+            retract=self._retract,
+        )
+        self._waiting_turns = WaitingTurns(
+            self._waiting,
+            QueueOrder(config.schedule_policy, ledger, self._rng, self._urgency),
+            ledger,
+            self._running,
+            self._preemption,
+            self._prefill_share,
+            self._reach,
+            prefixes=prefixes,
+            adapters=self._adapters,
+            gate=self._gate,
+            reserve=self._reserve,
+            delayer=PrefillDelayer.of(config),
+            tiers=tiers,
+            clock=clock,
+            # Tokens of an encoder attend to later ones too: its prompts cannot be cut.
+            whole_prompts=pooling is not None and pooling.is_encoder,
+            urgency=self._urgency,
+            counts=self._counts,
+            requeue=self._requeue,
+        )
         self._step_time = StepTimeTarget(config.max_step_time_ms / 1000, clock)
         self._speculation = speculation
         self.admits = True
@@ -269,7 +292,7 @@ class Scheduler:
             self._tiers.poll()
         if speculation is not None and self._in_flight and speculation.waits:
             return None
-        shares: list[tuple[RequestState, int]] = []
+        shares: list[Share] = []
         self._prefill_share.begin_step()
         if self._media is not None:
             # Those that have computed their prompts: every token of theirs is a gap that is seen.
@@ -279,16 +302,18 @@ class Scheduler:
                 )
             )
         num_retractions = self._counts["retracted"]
-        preferred = self._preempt() if self.admits else None
+        preferred = self._waiting_turns.preempt() if self.admits else None
         self._prefill_share.keeps_place = preferred is not None
-        budget = self._serve_running(
+        budget = self._running_turns.serve(
             self._step_time.budget(self._running, self._token_budget), shares
         )
         # A request that had to make room just now must not be admitted again by the same step.
         may_admit = self._counts["retracted"] == num_retractions and (
-            preferred is not None or not self._is_held_back(budget)
+            preferred is not None or not self._waiting_turns.are_held_back(budget)
         )
-        starts = self._admit(budget, shares, preferred) if may_admit and self.admits else []
+        starts: list[RequestState] = []
+        if may_admit and self.admits:
+            starts = self._waiting_turns.admit(budget, shares, preferred)
         ends = self._running.take_ended_rows()
         if not (shares or ends or self._adapters.has_copies or self._has_page_orders):
             return None
@@ -494,199 +519,6 @@ class Scheduler:
     def _urgency(self, state: RequestState) -> int:
         return self._precedence.urgency(state.priority, self._clock.now_s() - state.arrival_s)
 
-    def _preempt(self) -> RequestState | None:
-        """Take running requests back so that the most urgent waiting request fits into this step.
-
-        Returns that waiting request; None if none had to be taken back for it, or none could be.
-        """
-        victims = self._preemption.victims(self._waiting)
-        if not victims:
-            return None
-        most = max(self._urgency(state) for state in self._waiting)
-        ready = (
-            state
-            for state in self._order.of(self._waiting, self._running.states)
-            if not state.num_pending_outputs
-            and not self._gate.holds(state)
-            and not (self._tiers is not None and self._tiers.holds(state))
-            and self._adapters.has_room(state.adapter)
-            and self._adapters.is_there(state.adapter)
-        )
-        first = next(ready, None)
-        if (
-            first is None
-            or self._urgency(first) < most
-            or self._prefixes.are_worth_waiting_for(first, self._ledger)
-        ):
-            return None
-        num_taken = self._preemption.make_room(first, victims, self._requeue)
-        self._counts["preempted"] += num_taken
-        return first if num_taken > 0 else None
-
-    def _is_held_back(self, budget: int) -> bool:
-        """Whether the prefill delayer keeps this step from admitting requests."""
-        if self._delayer is None or not self._waiting or not self._running.free_rows or budget == 0:
-            return False
-        return self._delayer.holds_back(
-            num_running=len(self._running),
-            fills_a_step=len(self._waiting) >= len(self._running.free_rows)
-            or sum(state.num_missing_tokens for state in self._waiting) >= budget,
-            token_usage=self._ledger.num_leased_pages / self._ledger.num_pages,
-        )
-
-    # ---- sharing a step's tokens out -----------------------------------------------------------
-
-    def _serve_running(self, budget: int, shares: list[tuple[RequestState, int]]) -> int:
-        """Running requests first: those that decode, then prompts as they were admitted.
-
-        A request is only admitted with budget left over, so every decode fits into the budget.
-        """
-        decodes_left = UNLIMITED if self._most_decodes is None else self._most_decodes
-
-        def turn(state: RequestState) -> tuple[bool, int]:
-            is_prompt = state.num_missing_tokens > 1
-            # Where not all may decode, whoever was left out comes first.
-            return is_prompt, 0 if is_prompt or self._most_decodes is None else state.last_step
-
-        for state in sorted(self._running, key=turn):
-            if budget == 0:
-                break
-            if state.phase is not Phase.RUNNING or state.is_exhausted:
-                continue
-            if state.has_outgrown:
-                self._requeue(state)
-                continue
-            if state.num_pending_outputs and not self._feeds_rows:
-                continue
-            if self._speculation is not None and self._speculation.is_held_back(state):
-                continue
-            is_decode = state.num_missing_tokens == 1
-            num_new = min(state.num_missing_tokens, budget)
-            num_new = num_new if is_decode else self._prefill_share.of(num_new)
-            if num_new == 0:
-                continue
-            if is_decode and decodes_left == 0:
-                continue
-            if self._keeps_states:
-                num_new = self._up_to_state(state, state.num_computed_tokens, num_new)
-            num_new = self._seen(state, state.num_computed_tokens, num_new)
-            if num_new > 0 and self._make_room(state, num_new, shares):
-                shares.append((state, num_new))
-                budget = max(0, budget - num_new)  # a picture that is not cut may exceed it
-                decodes_left -= is_decode
-                if not is_decode:
-                    self._prefill_share.take(num_new)
-        return budget
-
-    def _up_to_state(self, state: RequestState, start: int, num_new: int) -> int:
-        """How many of `num_new` tokens from `start` on the step may compute."""
-        needs = self._ledger.needs
-        return needs.end_of_step(start, start + num_new, state.num_prompt_tokens) - start
-
-    def _seen(self, state: RequestState, start: int, num_new: int) -> int:
-        """How many of `num_new` tokens from `start` on have, or get, the vectors that they show."""
-        if self._media is None or not state.media:
-            return num_new
-        return self._media.grant(state, start, num_new)
-
-    def _make_room(
-        self, state: RequestState, num_new: int, shares: list[tuple[RequestState, int]]
-    ) -> bool:
-        """Reserve memory for the next tokens of a running request. Returns whether it has that.
-
-        If a pool lacks pages, less urgent requests are retracted; if that does not help, the
-        request itself is.
-        """
-        assert state.lease is not None, "a running request has a lease"
-        start = state.num_computed_tokens
-        num_tokens = start + num_new
-        if self._ledger.reserve(state.lease, num_tokens, start):
-            return True
-
-        def standing(running: RequestState) -> tuple[int, int]:
-            return self._urgency(running), -running.arrival
-
-        served = {id(share[0]) for share in shares}
-        own = standing(state)
-        victims = [
-            running
-            for running in self._running
-            if id(running) not in served and standing(running) < own
-        ]
-        victims.sort(key=standing, reverse=True)
-        retracted = self._preemption.to_retract(state, num_tokens, victims)
-        for victim in [state] if retracted is None else retracted:
-            self._retract(victim)
-        return retracted is not None and self._ledger.reserve(state.lease, num_tokens, start)
-
-    def _admit(
-        self,
-        budget: int,
-        shares: list[tuple[RequestState, int]],
-        preferred: RequestState | None,
-    ) -> list[RequestState]:
-        """Let waiting requests run as long as they fit into this step; returns them.
-
-        preferred  the request for which others were preempted; it comes before all others
-        """
-        starts: list[RequestState] = []
-        self._prefill_share.keeps_place = False
-        if budget == 0 or not self._waiting or not self._running.free_rows:
-            return starts
-        growth = ExpectedGrowth(self._ledger, self._reserve)
-        for running in self._running:
-            growth.count(running)
-        order = self._order.of(self._waiting, self._running.states)
-        if preferred is not None:
-            order = [preferred, *(state for state in order if state is not preferred)]
-        turns = AdapterTurns(self._adapters, self._clock.now_s())
-        for state in order:
-            if budget == 0 or not self._running.free_rows or self._prefill_share.of(1) == 0:
-                break
-            if state.num_pending_outputs or self._gate.holds(state) or turns.passes_over(state):
-                continue
-            if self._tiers is not None and self._tiers.holds(state):
-                continue
-            if self._prefixes.are_worth_waiting_for(state, self._ledger):
-                continue
-            share = self._prefill_share
-            wants = state.num_missing_tokens
-            if self._whole_prompts and (wants > budget or not share.has_room_for_all(wants)):
-                break
-            # The lease locks the prefix before room is counted: locked pages are not evictable.
-            lease, num_hit = self._ledger.lease(state.namespace, state.matchable_key())
-            if self._tiers is not None:
-                num_hit = self._tiers.extend(state, lease)
-            num_new = min(state.num_tokens - num_hit, budget)
-            num_new = num_new if self._whole_prompts else share.of(num_new)
-            if self._keeps_states:
-                num_new = self._up_to_state(state, num_hit, num_new)
-            num_new = self._seen(state, num_hit, num_new)
-            if num_new == 0:
-                self._ledger.release(lease)
-                continue
-            end = num_hit + num_new
-            growth.count(state)
-            fits = has_room(
-                missing=self._ledger.needs.missing(lease, state.num_tokens, num_hit, end),
-                kept_back=growth.of_all(),
-                available=self._ledger.available(),
-                is_alone=not self._running,
-            )
-            if not fits or not self._ledger.reserve(lease, state.num_tokens, num_hit, end):
-                self._ledger.release(lease)
-                self._leave_media(state)
-                break
-            self._running.begin(state, lease, num_hit, self._counts)
-            if self._tiers is not None:
-                self._tiers.leave(state)
-            self._waiting.remove(state)
-            starts.append(state)
-            shares.append((state, num_new))
-            budget = max(0, budget - num_new)
-            share.take(num_new)
-        return starts
-
     # ---- lifecycle ---------------------------------------------------------------------------
 
     def _retract(self, state: RequestState) -> None:
@@ -697,7 +529,7 @@ class Scheduler:
     def _requeue(self, state: RequestState) -> None:
         """Let a running request wait again; its KV stays as a prefix while the pool has room."""
         self._running.leave(state)
-        self._leave_media(state)
+        self._reach.leave(state)
         state.move_to(Phase.WAITING)
         state.num_computed_tokens = 0
         self._waiting.append(state)
@@ -717,16 +549,12 @@ class Scheduler:
         self._counts["finished"] += 1
         self._end(state, finish)
 
-    def _leave_media(self, state: RequestState) -> None:
-        if self._media is not None and state.media:
-            self._media.leave(state)
-
     def _end(self, state: RequestState, finish: Finish) -> None:
         if state.phase is Phase.RUNNING:
             self._running.leave(state)
         elif state.phase is Phase.WAITING:
             self._waiting.remove(state)
-        self._leave_media(state)
+        self._reach.leave(state)
         self._gate.leave(state)
         if self._speculation is not None:
             self._speculation.forget(state)
