@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,6 +92,28 @@ def test_prefixes_outlive_the_engine(
     second = make_llm(name)
     assert outputs_of(second, PROMPTS) == expected(name)
     assert second.stats().num_cached_tokens == KEPT * len(PROMPTS)
+
+
+def page_keys(tokens: list[int]) -> list[str]:
+    """SGLang's keys of the whole pages: SHA-256 over the digest of the page before and the page's
+    tokens, each as 4 bytes, the lowest first."""
+    keys, digest = [], b""
+    for start in range(0, len(tokens) // 8 * 8, 8):
+        digest = hashlib.sha256(digest + struct.pack("<8I", *tokens[start : start + 8])).digest()
+        keys.append(digest.hex())
+    return keys
+
+
+def test_files_have_sglangs_keys_where_there_is_no_namespace(
+    make_llm: Callable[..., LLM], tmp_path: Path
+) -> None:
+    first = make_llm()
+    ((output, _),) = outputs_of(first, PROMPTS[:1])
+    first.close()
+    names = [path.name for path in (tmp_path / "kv").iterdir()]
+    computed = [*PROMPTS[0], *output[:-1]]
+    assert sorted(name[:64] for name in names) == sorted(page_keys(computed))
+    assert {name[64] + name[-8:] for name in names} == {"__0_1.bin"}
 
 
 def test_copies_of_other_weights_numbers_and_tenants_are_not_found(

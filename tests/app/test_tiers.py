@@ -94,3 +94,17 @@ def test_outputs_are_those_without_a_cache(
             cached = tiered.stats().num_cached_tokens - before
             assert cached >= 80 * len(prompts), "each prompt came back from the host"
     assert tiered.stats().num_leased_pages == 0
+
+
+def test_each_rank_has_copies_of_its_own_part(
+    make_llm: Callable[..., LLM], path_of: Callable[[str], Path]
+) -> None:
+    prompts = [text(90 + index, seed=index) for index in range(2)]
+    llm = make_llm(
+        model=path_of("pages"), tp_size=2, enable_hierarchical_cache=True, hicache_ratio=6.0
+    )
+    computed = outputs_of(llm, prompts)
+    assert llm.stats().num_cached_tokens == 0
+    assert outputs_of(llm, prompts) == computed
+    assert llm.stats().num_cached_tokens >= 80 * len(prompts), "they came back from the host"
+    assert llm.stats().num_leased_pages == 0

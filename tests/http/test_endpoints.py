@@ -34,6 +34,8 @@ ADMIN_PATHS = {
     "/init_weights_update_group",
     "/update_weights_from_distributed",
     "/update_weights_from_ipc",
+    "/init_weights_send_group_for_remote_instance",
+    "/send_weights_to_remote_instance",
     "/destroy_weights_update_group",
     "/update_weight_version",
     "/set_internal_state",

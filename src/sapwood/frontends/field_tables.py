@@ -71,6 +71,8 @@ FIELD_TABLES: Mapping[str, Tables] = {
         weights.INIT_GROUP_FIELDS,
         weights.FROM_GROUP_FIELDS,
         weights.FROM_IPC_FIELDS,
+        weights.INIT_SEND_GROUP_FIELDS,
+        weights.SEND_WEIGHTS_FIELDS,
         settings.SETTINGS_FIELDS,
         weights.DESTROY_GROUP_FIELDS,
         weights.VERSION_FIELDS,

@@ -37,7 +37,9 @@ from sapwood.schema.weights import (
     UpdateFromTensors,
     WeightOrder,
 )
+from tests.adapters import write_adapter
 from tests.app.llms import llms_of
+from tests.app.test_hidden_states import GREEDY, generate
 from tests.app.test_logprobs import ask
 from tests.tiny import save_llama, save_qwen3, save_qwen3_moe
 
@@ -448,3 +450,42 @@ def test_adapters_and_drafts_go_on_with_new_weights(
         llm.generate([TEXT], sampling)
         send(llm, dense.tensors(dense.b))
         assert llm.generate([TEXT], sampling)[0].token_ids == expected
+
+
+def test_adapters_stay_on_new_weights(tmp_path: Path) -> None:
+    """As in an engine that started with them, beside requests of the base model."""
+    write_adapter(tmp_path / "adapter", 4)
+    a = save_llama(tmp_path / "a", hidden_size=64, num_attention_heads=2)
+    b = other_weights(a, tmp_path / "b")
+    with llms_of(a, page_size=4, lora_paths=f"mine={tmp_path / 'adapter'}") as make:
+
+        def tokens(llm: LLM) -> list[list[int]]:
+            """Of the adapter and of the base model."""
+            results = llm.generate([TEXT, TEXT], GREEDY, lora_path=["mine", None])
+            return [result.token_ids for result in results]
+
+        expected, llm = tokens(make(b)), make()
+        before = tokens(llm)
+        send(llm, load_file(b / "model.safetensors"))
+        assert tokens(llm) == expected
+        order(llm, UpdateFromDisk(path=str(a)))
+        assert tokens(llm) == before
+        assert len({str(one) for one in expected + before}) == 4
+
+
+def test_hidden_states_are_those_of_the_new_weights(dense: Pair) -> None:
+    """Also of a prompt that the engine computed with the old ones."""
+    with llms_of(dense.a, page_size=4, enable_return_hidden_states=True) as make:
+        asked = {"input_ids": TEXT, "return_hidden_states": True}
+
+        def told(llm: LLM) -> list[Any]:
+            states: list[Any] = generate(llm, asked)["meta_info"]["hidden_states"]
+            return states
+
+        expected, llm = told(make(dense.b)), make()
+        before = told(llm)
+        send(llm, dense.tensors(dense.b))
+        assert told(llm) == expected
+        order(llm, UpdateFromDisk(path=str(dense.a)))
+        assert told(llm) == before
+        assert before != expected

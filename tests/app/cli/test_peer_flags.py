@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
-from sapwood.app.cli.peer_flags import PEER_ROWS, Fate, Values, say_hints
+from sapwood.app.cli.peer_flags import PEER_ROWS, VLLM_ROWS, Fate, Values, say_hints
 from sapwood.app.cli.serve import serve
+from sapwood.app.cli.suggestions import PEER_FLAGS
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.server import ServerConfig
@@ -42,12 +44,22 @@ def test_no_row_is_for_a_flag_that_sglang_lacks() -> None:
 
 
 def test_no_row_is_for_an_option() -> None:
-    assert sorted(set(PEER_ROWS) & OWN) == []
+    assert sorted({*PEER_ROWS, *VLLM_ROWS} & OWN) == []
 
 
-@pytest.mark.parametrize("flag", sorted(set(PEER_ROWS) - OWN))
+def test_no_flag_is_in_two_tables() -> None:
+    assert sorted(VLLM_ROWS.keys() & PEER_ROWS.keys()) == []
+    assert sorted(VLLM_ROWS.keys() & PEER_FLAGS.keys()) == []
+
+
+def test_what_a_row_names_is_an_option() -> None:
+    for row in VLLM_ROWS.values():
+        assert set(re.findall(r"--[a-z-]+", row.says)) <= OWN, row
+
+
+@pytest.mark.parametrize("flag", sorted({*PEER_ROWS, *VLLM_ROWS} - OWN))
 def test_each_row_does_what_it_says(flag: str) -> None:
-    row = PEER_ROWS[flag]
+    row = {**PEER_ROWS, **VLLM_ROWS}[flag]
     given = {Values.NONE: [flag], Values.ONE: [flag, "-7"], Values.MANY: [flag, "7", "8"]}
     args = ["--port", "1", *given[row.values], "--page-size", "16"]
     if row.fate is Fate.REFUSED:
@@ -75,6 +87,7 @@ def test_a_value_that_looks_like_a_hint_stays_a_value() -> None:
 
 def test_what_is_so_anyway_is_not_refused() -> None:
     assert len(ask("--disaggregation-mode", "null", "--gpu-id-step=1").hints) == 2
+    assert len(ask("--distributed-executor-backend", "mp", "--swap-space=0").hints) == 2
 
 
 @pytest.mark.parametrize("args", [["--sampling-backend"], ["--enable-mixed-chunk=1"]])

@@ -5,6 +5,7 @@ import pytest
 from sapwood.app.cli.main import COMMANDS, main
 from sapwood.app.cli.reference import (
     PEER,
+    VLLM,
     help_text,
     option_table,
     stale_pages,
@@ -75,6 +76,7 @@ def copy(tmp_path):
         "limits.md",
         "models.md",
         PEER,
+        VLLM,
     ):
         (tmp_path / name).write_text((DOCS / name).read_text("utf-8"), "utf-8")
     return tmp_path

@@ -131,8 +131,28 @@ def test_what_is_no_base64_is_refused(api: Any) -> None:
     assert "no base64" in answer.text
 
 
-def test_handles_to_another_process_are_refused_with_the_other_ways(api: Any, engine: Any) -> None:
-    answer = api.post("/update_weights_from_ipc", {"zmq_handles": {"GPU-0": "ipc:///tmp/x"}})
+@pytest.mark.parametrize(
+    ("path", "body", "way_out"),
+    [
+        ("update_weights_from_ipc", {"zmq_handles": {"GPU-0": "ipc:///tmp/x"}}, "_from_tensor"),
+        (
+            "init_weights_send_group_for_remote_instance",
+            {"master_address": "h", "ports": "1", "group_rank": 0, "world_size": 2},
+            "/update_weights_from_disk",
+        ),
+        (
+            "send_weights_to_remote_instance",
+            {"master_address": "h", "ports": "1"},
+            "/update_weights_from_disk",
+        ),
+    ],
+)
+def test_ways_that_there_are_not_are_refused_with_those_that_are(
+    api: Any, engine: Any, path: str, body: dict[str, Any], way_out: str
+) -> None:
+    answer = api.post(f"/{path}", body)
     assert answer.status_code == 400
-    assert "_from_tensor" in answer.json()["message"]
+    assert way_out in answer.json()["message"]
+    assert not answer.json()["success"]
+    assert api.post(f"/{path}", {"nothing": 1}).status_code == 400
     assert engine.calls == []

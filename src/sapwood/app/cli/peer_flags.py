@@ -1,4 +1,4 @@
-"""Flags of SGLang's server that sapwood has no option for, and what becomes of each.
+"""Flags of SGLang's and vLLM's servers that sapwood has no option for, and what becomes of each.
 
 A hint asks how a thing is computed, and here there is nothing to choose: it is accepted, and said
 at the start. What would change answers, memory or what is served is refused, with the way out. A
@@ -304,11 +304,58 @@ PEER_ROWS: Mapping[str, PeerFlag] = {
     row.flag: row for row in [*_HINTS, *_REFUSED_SERVING, *_REFUSED_MODEL, *_REFUSED_MACHINES]
 }
 
+"""SGLang's; every flag of its server that is no option is here."""
+
+_VLLM = [
+    *_hints(
+        "prompts are always computed in chunks, of --chunked-prefill-size tokens",
+        switches="enable-chunked-prefill",
+    ),
+    *_hints(
+        "prefixes are cached unless --disable-radix-cache is given",
+        switches="enable-prefix-caching",
+    ),
+    *_hints("calls of functions are read without it", switches="enable-auto-tool-choice"),
+    *_hints(
+        "requests are logged with --log-requests alone",
+        switches="disable-log-requests no-enable-log-requests",
+    ),
+    *_hints("usage always has the cached tokens", switches="enable-prompt-tokens-details"),
+    *_hints(
+        _GRAPHS, takes="max-seq-len-to-capture compilation-config", many="cudagraph-capture-sizes"
+    ),
+    *_refused(
+        "prompts are always computed in chunks; --chunked-prefill-size says how long these are",
+        switches="no-enable-chunked-prefill",
+    ),
+    *_refused("say over how many ranks, by --ep-size", switches="enable-expert-parallel"),
+    *_refused(
+        "ranks are processes that sapwood starts itself; leave the flag out",
+        takes="distributed-executor-backend",
+        harmless="mp uni",
+    ),
+    *_refused(
+        "requests that wait again are not swapped out; --enable-hierarchical-cache keeps their "
+        "prefixes in the host's memory",
+        takes="swap-space",
+        harmless="0",
+    ),
+    *_refused(
+        "one process answers HTTP; --dp-size has several engines behind it",
+        takes="api-server-count",
+        harmless="1",
+    ),
+]
+VLLM_ROWS: Mapping[str, PeerFlag] = {row.flag: row for row in _VLLM}
+"""Some of vLLM's; flags that are options under another name are answered by suggestions.py."""
+
+_ALL_ROWS = {**VLLM_ROWS, **PEER_ROWS}
+
 
 def without_peer_flags(
     args: Sequence[str], own: Collection[str], own_with_value: Collection[str]
 ) -> tuple[list[str], list[Hint]]:
-    """The arguments without SGLang's flags, and the hints among these.
+    """The arguments without peers' flags, and the hints among these.
 
     own             all flags of the command, which go first
     own_with_value  those after which any argument is a value
@@ -323,7 +370,7 @@ def without_peer_flags(
         if name == "--":
             kept += [arg, *reversed(rest)]
             break
-        row = None if name in own else PEER_ROWS.get(name)
+        row = None if name in own else _ALL_ROWS.get(name)
         if row is None:
             kept.append(arg)
             if name in own_with_value and not equals and rest:
@@ -342,7 +389,7 @@ def file_without_peer_keys(
     hints: list[Hint] = []
     for key, value in file.items():
         plain = str(key).replace("-", "_")
-        row = None if plain in own else PEER_ROWS.get("--" + plain.replace("_", "-"))
+        row = None if plain in own else _ALL_ROWS.get("--" + plain.replace("_", "-"))
         if row is None:
             kept[key] = value
         elif value is not False and value is not None:
@@ -373,10 +420,10 @@ def _judged(row: PeerFlag, values: Sequence[str]) -> list[Hint]:
     raise ConfigError(f"{row.flag} is not served: {row.says}")
 
 
-def as_markdown() -> str:
-    """A table of the flags that are no option of sapwood."""
-    lines = ["| SGLang | | sapwood |", "|---|---|---|"]
-    for row in sorted(PEER_ROWS.values(), key=lambda row: (row.fate, row.says, row.flag)):
+def as_markdown(peer: str, rows: Mapping[str, PeerFlag]) -> str:
+    """A table of a peer's flags that are no option of sapwood."""
+    lines = [f"| {peer} | | sapwood |", "|---|---|---|"]
+    for row in sorted(rows.values(), key=lambda row: (row.fate, row.says, row.flag)):
         harmless = f" (except {', '.join(f'`{value}`' for value in row.harmless)})"
         fate = f"{row.fate.value}{harmless if row.harmless else ''}"
         lines.append(f"| `{row.flag}` | {fate} | {row.says} |")
@@ -384,7 +431,7 @@ def as_markdown() -> str:
 
 
 def say_hints(hints: Sequence[Hint], *, is_strict: bool) -> None:
-    """A line per flag of SGLang that has nothing to choose here; ConfigError if --strict-flags."""
+    """A line per flag of a peer that has nothing to choose here; ConfigError if --strict-flags."""
     for hint in hints:
         if is_strict:
             raise ConfigError(

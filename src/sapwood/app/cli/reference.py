@@ -4,7 +4,7 @@ command's help."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -21,6 +21,7 @@ FIELDS = "fields.md"
 LIMITS = "limits.md"
 MODELS = "models.md"
 PEER = "coming-from-sglang.md"
+VLLM = "coming-from-vllm.md"
 HELP_WIDTH = 100
 
 _HELP = re.compile(
@@ -70,7 +71,12 @@ def stale_pages(directory: Path) -> dict[str, str]:
         FIELDS: with_fields((directory / FIELDS).read_text(encoding="utf-8")),
         LIMITS: with_limits((directory / LIMITS).read_text(encoding="utf-8")),
         MODELS: with_models((directory / MODELS).read_text(encoding="utf-8")),
-        PEER: with_peer_flags((directory / PEER).read_text(encoding="utf-8")),
+        PEER: with_peer_flags(
+            (directory / PEER).read_text(encoding="utf-8"), "SGLang", peer_flags.PEER_ROWS
+        ),
+        VLLM: with_peer_flags(
+            (directory / VLLM).read_text(encoding="utf-8"), "vLLM", peer_flags.VLLM_ROWS
+        ),
     }
     return {
         name: text
@@ -105,9 +111,10 @@ def with_models(page: str) -> str:
     return _MODELS.sub(lambda found: f"{found[1]}\n{as_markdown(rows())}\n\n{found[2]}", page)
 
 
-def with_peer_flags(page: str) -> str:
-    """The page with a table of SGLang's other flags between its markers."""
-    return _PEER.sub(lambda found: f"{found[1]}\n{peer_flags.as_markdown()}\n\n{found[2]}", page)
+def with_peer_flags(page: str, peer: str, rows: Mapping[str, peer_flags.PeerFlag]) -> str:
+    """The page with a table of a peer's other flags between its markers."""
+    table = peer_flags.as_markdown(peer, rows)
+    return _PEER.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", page)
 
 
 def with_help(page: str) -> str:

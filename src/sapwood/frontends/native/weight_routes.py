@@ -83,6 +83,21 @@ ROWS = (
         example={"zmq_handles": {"GPU-0": "ipc:///tmp/weights"}},
     ),
     Row(
+        handler=weights.init_weights_send_group_for_remote_instance,
+        body=weights.InitSendGroupRequest,
+        example={
+            "master_address": "10.0.0.1",
+            "ports": "29501",
+            "group_rank": 0,
+            "world_size": 2,
+        },
+    ),
+    Row(
+        handler=weights.send_weights_to_remote_instance,
+        body=weights.SendWeightsRequest,
+        example={"master_address": "10.0.0.1", "ports": "29501"},
+    ),
+    Row(
         handler=weights.destroy_weights_update_group,
         body=weights.DestroyGroupRequest,
         example={"group_name": "weight_update_group"},

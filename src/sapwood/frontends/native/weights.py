@@ -33,6 +33,7 @@ from sapwood.schema.weights import (
 )
 
 GROUP = "weight_update_group"
+SEND_GROUP = "weight_send_group"
 
 
 class UpdateFromDiskRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +107,27 @@ class UpdateFromIpcRequest(msgspec.Struct, frozen=True, kw_only=True):
     zmq_handles: dict[str, str]
     flush_cache: bool = True
     weight_version: str | None = None
+
+
+class InitSendGroupRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /init_weights_send_group_for_remote_instance: refused, with the ways that there are.
+
+    ports  with commas between them, one for each rank"""
+
+    master_address: str
+    ports: str
+    group_rank: Int64
+    world_size: Int64
+    group_name: str = SEND_GROUP
+    backend: str = "nccl"
+
+
+class SendWeightsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /send_weights_to_remote_instance: refused, with the ways that there are."""
+
+    master_address: str
+    ports: str
+    group_name: str = SEND_GROUP
 
 
 class DestroyGroupRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,6 +223,12 @@ FROM_GROUP_FIELDS = FieldTable(
     title="POST /update_weights_from_distributed", shape=UpdateFromGroupRequest
 )
 FROM_IPC_FIELDS = FieldTable(title="POST /update_weights_from_ipc", shape=UpdateFromIpcRequest)
+INIT_SEND_GROUP_FIELDS = FieldTable(
+    title="POST /init_weights_send_group_for_remote_instance", shape=InitSendGroupRequest
+)
+SEND_WEIGHTS_FIELDS = FieldTable(
+    title="POST /send_weights_to_remote_instance", shape=SendWeightsRequest
+)
 DESTROY_GROUP_FIELDS = FieldTable(
     title="POST /destroy_weights_update_group", shape=DestroyGroupRequest
 )
@@ -243,6 +271,18 @@ async def update_weights_from_distributed(request: Request, services: Services) 
 async def update_weights_from_ipc(request: Request, services: Services) -> Response:
     parse(await read_json(request), FROM_IPC_FIELDS)
     return _answer(CallDone("", False, control.NO_IPC))
+
+
+async def init_weights_send_group_for_remote_instance(
+    request: Request, services: Services
+) -> Response:
+    parse(await read_json(request), INIT_SEND_GROUP_FIELDS)
+    return _answer(CallDone("", False, control.NO_SENDING))
+
+
+async def send_weights_to_remote_instance(request: Request, services: Services) -> Response:
+    parse(await read_json(request), SEND_WEIGHTS_FIELDS)
+    return _answer(CallDone("", False, control.NO_SENDING))
 
 
 async def init_weights_update_group(request: Request, services: Services) -> Response:

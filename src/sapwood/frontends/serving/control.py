@@ -13,6 +13,11 @@ NO_IPC = (
     "update_weights_from_ipc takes handles to another process's GPU memory, which are not read "
     "here; use /update_weights_from_disk, _from_tensor or _from_distributed"
 )
+NO_SENDING = (
+    "a server here sends its weights to no other: the other would have to keep them in the same "
+    "layout, since they come without names; start it from the same files or call its "
+    "/update_weights_from_disk, or let a trainer's process group have the ranks of both"
+)
 
 
 async def order_weights(
