@@ -253,7 +253,8 @@ class Ledger:
         # What the tree knows of these must not make room for the rest.
         known, _ = tree.known(lease.namespace, key)
         tree.lock(known)
-        if self._lacks(self.needs.missing(lease, num_tokens, num_tokens, num_tokens)):
+        missing = self.needs.missing(lease, num_tokens, num_tokens, num_tokens)
+        if self._lacks(missing) or self._would_fill_a_source():
             tree.unlock(known)
             return None
         has_room = self.reserve(lease, num_tokens, num_tokens, num_tokens)
@@ -288,6 +289,13 @@ class Ledger:
             assert self._state is not None
             empty.append((self._state, num_whole - 1, slot))
         return empty
+
+    def _would_fill_a_source(self) -> bool:
+        """Whether the next slot may be one that the same plan copies a state from. A plan fills
+        slots before it copies, so the copy would be of the other state."""
+        if self._state is None or self._allocators[self._state].num_free > 0:
+            return False
+        return any(lease.state is not None and lease.state.copies for lease in self._leases)
 
     def keep_state(self, lease: Lease, num_tokens: int, num_prompt: int) -> None:
         """After a step was planned that ends at `num_tokens`: keep the state there, if this is a
