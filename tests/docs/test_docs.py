@@ -38,6 +38,8 @@ EMBEDDING_URL = "http://127.0.0.1:30001"
 PAINTING_URL = "http://127.0.0.1:30002"
 AUDIO_URL = "http://127.0.0.1:30003"
 """Its forms are sent by tests/e2e/test_audio.py."""
+EDITING_URL = "http://127.0.0.1:30005"
+"""Its pictures and adapters are sent by tests/e2e/test_painting.py and tests/frontends/images."""
 SIGHT_URL = "http://127.0.0.1:30004"
 """Its requests are sent by tests/e2e/test_images.py, with pictures that need no Internet."""
 GATEWAY_URL = "http://127.0.0.1:8000"
@@ -46,7 +48,18 @@ ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").
 PATH_SUFFIXES = "py|pyi|md|toml|cpp|h|jinja|js|css|html|png|svg"
 FOREIGN_FLAGS = {"--strict", "--max-examples", "--max-model-len"}
 FOREIGN_FLAGS |= {"--enable-dp-attention", "--moe-a2a-backend"}
-"""Flags of other programs that the pages mention (mypy, pytest, vLLM, SGLang)."""
+FOREIGN_FLAGS |= {
+    "--diffusion-model",
+    "--type",
+    "--steps",
+    "--cfg-scale",
+    "-m",
+    "-p",
+    "-o",
+    "-s",
+    "-n",
+}
+"""Flags of other programs that the pages mention: mypy, pytest, vLLM, SGLang, sd.cpp."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -381,7 +394,15 @@ def curl_requests(text: str, server: str) -> Iterator[tuple[str, str, str | None
         (url,) = [word for word in words if word.startswith("http")]
         body = words[words.index("-d") + 1] if "-d" in words else None
         method = words[words.index("-X") + 1] if "-X" in words else "POST" if body else "GET"
-        known = (EXAMPLE_URL, EMBEDDING_URL, PAINTING_URL, AUDIO_URL, SIGHT_URL, GATEWAY_URL)
+        known = (
+            EXAMPLE_URL,
+            EMBEDDING_URL,
+            PAINTING_URL,
+            EDITING_URL,
+            AUDIO_URL,
+            SIGHT_URL,
+            GATEWAY_URL,
+        )
         assert url.startswith(known), url
         if url.startswith(server):
             yield method, url.removeprefix(server), body
