@@ -351,10 +351,63 @@ def returns_to_prefixes(scenario: dict[str, object]) -> dict[str, object]:
     return {**scenario, **tier, "requests": again, "pools": pools}
 
 
+TWO_STATES = {
+    "page_size": 2,
+    "pools": [(FULL_POOL, 32), (CachePool(CacheKind.STATE, (1,)), 2)],
+    "state_interval": 4,
+    "policy": "fcfs",
+    "eviction": "lru",
+    "prefixes": True,
+    "chunk": 64,
+    "max_running": 3,
+    "conservativeness": 0.0,
+    "threshold": -1,
+    "depth": 2,
+    "preemption": 0,
+    "low_first": True,
+    "aging": 0.0,
+    "delayer": False,
+    "prefill_tokens": None,
+    "prefill_requests": None,
+    "feed": TokenFeed.ROW,
+    "stages": 1,
+    "most_decodes": None,
+    "drafts": 0,
+    "by_rank": False,
+    "step_tokens": 6,
+    "adapts": False,
+    "adapters_at_once": 3,
+    "adapter_bytes": 8,
+    "host_sizes": [40, 12],
+    "write_policy": WritePolicy.WRITE_THROUGH,
+    "adapter_policy": "lru",
+}
+"""A scenario without requests: two of them have a state on the device at a time."""
+
+
 @settings(max_examples=examples(1000, usual=60))
 @given((scenarios() | scenarios(has_groups=True)).map(returns_to_prefixes))
 def test_the_same_with_a_host_tier(scenario: dict[str, object]) -> None:
     run(scenario)
+
+
+def test_one_request_hits_a_state_and_another_brings_one_back_in_the_same_plan() -> None:
+    on_host, on_device = [1, 2, 3, 4, 5], [11, 12, 13, 14, 15]
+    arrivals = [(0, on_host), (20, on_device), (40, on_device), (40, on_host)]
+    requests = [
+        {
+            "prompt": prompt,
+            "max_new": 2,
+            "extra_key": "",
+            "priority": None,
+            "routing_key": "",
+            "adapter": "",
+            "arrives": turn,
+            "aborted": None,
+        }
+        for turn, prompt in arrivals
+    ]
+    run({**TWO_STATES, "requests": requests})
 
 
 def run(scenario: dict[str, object]) -> None:

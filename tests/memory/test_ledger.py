@@ -325,6 +325,28 @@ def test_the_only_slot_passes_from_a_kept_state_to_the_request_that_hits_it() ->
     ledger.check()
 
 
+def test_no_state_comes_back_into_a_slot_that_the_same_plan_copies_from() -> None:
+    ledger = make_pools((FULL_POOL, 20), (STATES, 2))
+    prompt, others = list(range(9)), list(range(100, 109))
+    lease, _ = ledger.lease("", token_key(prompt))
+    compute(ledger, lease, 0, 8, 9)
+    ledger.commit(lease, token_key(prompt[:8]))
+    ledger.release(lease)
+    hit, num_hit = ledger.lease("", token_key(prompt))
+    assert num_hit == 8
+    assert ledger.reserve(hit, 9, 8, 9)
+    # The tree's state is all that could make room, and the plan has yet to copy it.
+    other, _ = ledger.lease("", token_key(others))
+    available = ledger.available()
+    assert ledger.restore(other, token_key(others[:8])) is None
+    assert ledger.available() == available
+    ((source, _),) = hit.take_copies()
+    restored = ledger.restore(other, token_key(others[:8]))
+    assert restored is not None, "the next plan may write there"
+    assert restored[-1] == (1, 1, source)
+    ledger.check()
+
+
 def most_tokens(ledger: Ledger) -> int | None:
     return ledger.needs.most_tokens(ledger.pool_sizes, 4)
 
