@@ -45,7 +45,8 @@ class Endpoint:
     form            the schema of a POST's multipart form, where the body is no JSON
     example         an example of the JSON body
     answers         the schema of the JSON that a 200 has, and the content types of other answers
-    refusal         the schema of a 400 that is no error of the dialect; None: there is no other
+    refusal         the schema, or the media type, of a 400 that is no error of the dialect; None:
+                    there is no other
     parameters      query parameters, made by `query_parameter`; path parameters are in the path
     is_documented   whether the OpenAPI document has the endpoint
     """
@@ -60,7 +61,7 @@ class Endpoint:
     form: Mapping[str, Any] | None = None
     example: Mapping[str, Any] | None = None
     answers: tuple[Any, ...] = ()
-    refusal: type[msgspec.Struct] | None = None
+    refusal: type[msgspec.Struct] | str | None = None
     parameters: tuple[dict[str, Any], ...] = ()
     is_documented: bool = True
     is_deprecated: bool = False

@@ -83,7 +83,7 @@ def _shapes(table: EndpointTable) -> Iterator[Any]:
         if endpoint.body is not None:
             yield endpoint.body
         yield from (answer for answer in endpoint.answers if not isinstance(answer, str))
-        if endpoint.refusal is not None:
+        if endpoint.refusal is not None and not isinstance(endpoint.refusal, str):
             yield endpoint.refusal
         yield from (table.error_form(path).shape for path in endpoint.paths)
 
@@ -136,7 +136,9 @@ def _responses(
         is_http = status in set(HTTPStatus)
         description = HTTPStatus(status).phrase if is_http else "Overloaded"
         told = refusal
-        if status == 400 and endpoint.refusal is not None:
+        if status == 400 and isinstance(endpoint.refusal, str):
+            told = refusal | {endpoint.refusal: {"schema": {"type": "string"}}}
+        elif status == 400 and endpoint.refusal is not None:
             shapes = [schema_of[errors.shape], schema_of[endpoint.refusal]]
             told = {JSON: {"schema": {"anyOf": shapes}}}
         responses[str(status)] = {"description": description, "content": told}

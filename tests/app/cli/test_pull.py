@@ -1,6 +1,7 @@
 import pytest
 
 from sapwood import store
+from sapwood.app.building import model_files
 from sapwood.app.cli.main import main
 from sapwood.app.cli.pull import in_units
 from sapwood.store import ModelFiles
@@ -20,7 +21,7 @@ def fetched(monkeypatch, tmp_path):
         options["progress"].finish()
         return ModelFiles(name=name, path=tmp_path, weights=weights, weight_format="safetensors")
 
-    monkeypatch.setattr(store, "fetch_model", fetch_model)
+    monkeypatch.setattr(model_files, "fetch_model", fetch_model)
     return calls
 
 

@@ -109,7 +109,12 @@ def test_no_architecture_is_left_out() -> None:
         for name in ARCHITECTURES.names()
         if name not in ENCODERS and ARCHITECTURES.get(name) not in classes
     }
-    assert not left_out
+    assert left_out == OF_TOWERS
+
+
+OF_TOWERS = {"GlmOcrForCausalLM", "PaddleOcrForCausalLM", "WhisperForConditionalGeneration"}
+"""Whose oracles have a tower, so that these tables cannot make them: the first two share all code
+that splits with GLM-4 and ERNIE 4.5, and ranks refuse the third."""
 
 
 FOUR = {"hidden_size": 64, "num_attention_heads": 8, "head_dim": 16}

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -73,6 +74,7 @@ class Engine:
     """
 
     def __init__(self, **arguments: Any) -> None:
+        self._log_level = logging.getLogger("sapwood").level
         self.llm = LLM(**engine_options(arguments))
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -100,6 +102,8 @@ class Engine:
     def shutdown(self) -> None:
         """Abort what is open and free the memory. May be called twice."""
         self.llm.close()
+        # log_level among the arguments holds as long as the engine.
+        logging.getLogger("sapwood").setLevel(self._log_level)
         if self._loop is not None:
             self._loop.close()
 

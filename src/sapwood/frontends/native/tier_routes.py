@@ -62,6 +62,7 @@ def tier_dialect(services: Services) -> Dialect:
             body=AttachStorageRequest,
             example={"hicache_storage_backend": "file"},
             answers=("text/plain",),
+            refusal="text/plain",
         )
     )
     async def attach_storage(request: Request) -> Response:
@@ -85,6 +86,7 @@ def tier_dialect(services: Services) -> Dialect:
             methods=("DELETE",),
             access="admin",
             answers=("text/plain",),
+            refusal="text/plain",
         )
     )
     async def detach_storage(request: Request) -> Response:
@@ -96,6 +98,7 @@ def tier_dialect(services: Services) -> Dialect:
             methods=("GET",),
             access="admin",
             answers=(StorageStatus,),
+            refusal="text/plain",
         )
     )
     async def storage_status(request: Request) -> Response:
@@ -110,6 +113,7 @@ def tier_dialect(services: Services) -> Dialect:
             methods=("POST",),
             access="admin",
             answers=("text/plain",),
+            refusal="text/plain",
         )
     )
     async def clear_storage(request: Request) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sapwood.base.clock import Clock, MonotonicClock
 from sapwood.base.errors import ConfigError, InvalidRequest, NotFound
@@ -12,7 +12,6 @@ from sapwood.frontends.serving.adapters import NOT_ENABLED, AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.limits import RequestLimits
 from sapwood.frontends.serving.sessions import Sessions
-from sapwood.multimodal.listener import Listener
 from sapwood.observe.requests import RequestObserver
 from sapwood.schema.client import EngineClient
 from sapwood.schema.media_source import MediaKind
@@ -25,6 +24,9 @@ from sapwood.text.generation import TextGenerator
 from sapwood.text.speech import SpeechVocabulary
 from sapwood.text.template import ChatTemplate
 from sapwood.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # a gateway, which makes chats with these services, has no numpy
+    from sapwood.multimodal.listener import Listener
 
 INITIAL_VERSION = "default"
 """The name of the weights that the server started with, unless --weight-version says another."""
