@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapwood.base.errors import InvalidRequest
+from sapwood.base.errors import InvalidRequest, Overloaded
+from sapwood.multimodal import listener as listening
 from sapwood.multimodal.families.whisper import Whisper
 from sapwood.multimodal.family import FamilySetting, SoundFamily
 from sapwood.multimodal.limits import MediaLimits
-from sapwood.multimodal.listener import Listener
+from sapwood.multimodal.listener import Listener, Recording
 from sapwood.multimodal.mel import RATE
 from sapwood.multimodal.sound import cuts_of, samples_of
 
@@ -127,7 +128,10 @@ def listener() -> Iterator[Listener]:
 def test_a_listener_decodes_and_prepares(listener: Listener) -> None:
     async def heard() -> None:
         samples = np.concatenate([noise(RATE), np.zeros(RATE, np.int16), noise(RATE, 1)])
-        recording = await listener.open(wav(samples))
+        async with listener.opened(wav(samples)) as recording:
+            await check(recording, samples)
+
+    async def check(recording: Recording, samples: np.ndarray) -> None:
         assert recording.samples == samples.astype("<i2").tobytes()
         assert recording.seconds == 3.0
         assert len(recording.cuts) == 2
@@ -142,6 +146,28 @@ def test_a_listener_decodes_and_prepares(listener: Listener) -> None:
     asyncio.run(heard())
 
 
+async def opened(listener: Listener, data: bytes) -> None:
+    async with listener.opened(data):
+        pass
+
+
+def test_long_recordings_together_have_a_limit(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "SHORT_S", 1.0)
+    monkeypatch.setattr(listening, "LONGEST_AT_ONCE", 1)
+    long, short = wav(noise(4 * RATE)), wav(noise(RATE // 2))
+
+    async def both() -> None:
+        async with listener.opened(long):
+            with pytest.raises(Overloaded, match="send it again later"):
+                await opened(listener, long)
+            await opened(listener, short)
+        await opened(listener, long)
+
+    asyncio.run(both())
+
+
 def test_a_listener_refuses_by_the_name_of_the_file(listener: Listener) -> None:
     for data, why in (
         (b"x" * 200_001, "at most 200000"),
@@ -151,5 +177,5 @@ def test_a_listener_refuses_by_the_name_of_the_file(listener: Listener) -> None:
         if "longer" in why:
             data = wav(noise(40_000), rate=4000)
         with pytest.raises(InvalidRequest, match=f"file .*{why}") as caught:
-            asyncio.run(listener.open(data))
+            asyncio.run(opened(listener, data))
         assert caught.value.param == "file"

@@ -110,27 +110,27 @@ def _ask(asked: TranslationRequest, task: Task) -> Ask:
 async def _whole(
     transcriber: Transcriber, data: bytes, ask: Ask
 ) -> tuple[Recording, str, list[SpokenSegment]]:
-    recording = await transcriber.open(data)
-    language = await transcriber.language_of(recording, ask)
     found: list[SpokenSegment] = []
-    async with aclosing(transcriber.segments(recording, ask, language)) as pieces:
-        async for segments in pieces:
-            found += segments
+    async with transcriber.opened(data) as recording:
+        language = await transcriber.language_of(recording, ask)
+        async with aclosing(transcriber.segments(recording, ask, language)) as pieces:
+            async for segments in pieces:
+                found += segments
     return recording, language, found
 
 
 async def _events(transcriber: Transcriber, data: bytes, ask: Ask) -> AsyncGenerator[bytes, None]:
     """A delta for each piece of the sound, then the whole text."""
-    recording = await transcriber.open(data)
-    language = await transcriber.language_of(recording, ask)
     text = ""
-    async with aclosing(transcriber.segments(recording, ask, language)) as pieces:
-        async for segments in pieces:
-            delta = "".join(segment.text for segment in segments)
-            delta = delta if text else delta.lstrip()
-            if delta:
-                text += delta
-                yield event({"type": "transcript.text.delta", "delta": delta})
+    async with transcriber.opened(data) as recording:
+        language = await transcriber.language_of(recording, ask)
+        async with aclosing(transcriber.segments(recording, ask, language)) as pieces:
+            async for segments in pieces:
+                delta = "".join(segment.text for segment in segments)
+                delta = delta if text else delta.lstrip()
+                if delta:
+                    text += delta
+                    yield event({"type": "transcript.text.delta", "delta": delta})
     yield event(
         {
             "type": "transcript.text.done",

@@ -10,6 +10,7 @@ import math
 import uuid
 import zlib
 from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 import msgspec
@@ -109,8 +110,9 @@ class Transcriber:
         """Raises InvalidRequest for a language that the model does not know."""
         self._vocabulary.language(named)
 
-    async def open(self, data: bytes) -> Recording:
-        return await self._listener.open(data)
+    def opened(self, data: bytes) -> AbstractAsyncContextManager[Recording]:
+        """As Listener.opened."""
+        return self._listener.opened(data)
 
     async def language_of(self, recording: Recording, ask: Ask) -> str:
         """The code of what is spoken, as asked for or as the first piece sounds."""
