@@ -145,6 +145,26 @@ def test_the_tensors_are_those_of_transformers(
     assert (again / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_matrices_of_8_bits_become_float16(
+    write: Write, theirs: torch.nn.Module, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    name = "decoder/layer_1/ffn/linear_0/weight"
+    folder, tensors = write(), converted(theirs)
+    weight = tensors[name]
+    # As CTranslate2 does: each row is multiplied by what makes its largest number 127.
+    scale = 127.0 / np.abs(weight).max(axis=1)
+    tensors[name] = np.round(weight * scale[:, None]).astype(np.int8)
+    tensors[f"{name}_scale"] = scale.astype(np.float32)
+    (folder / "model.bin").write_bytes(model_bytes(tensors))
+    found = prepare_ctranslate2(folder, home=tmp_path / "home", progress=Silent())
+    read = load_file(found / "model.safetensors")["model.decoder.layers.1.fc1.weight"]
+    assert read.dtype == torch.float16
+    step = torch.from_numpy(1 / scale)[:, None]
+    assert ((read.float() - torch.from_numpy(weight)).abs() <= 0.51 * step + 1e-3).all()
+
+
 def test_what_is_not_read_is_refused(write: Write, tmp_path: Path) -> None:
     def reason() -> str:
         with pytest.raises(ModelSourceError) as caught:

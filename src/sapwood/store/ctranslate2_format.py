@@ -147,13 +147,17 @@ def _renamed(found: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _layer(tensors: dict[str, Array], name: str, found: Mapping[str, Array], theirs: str) -> None:
-    own = (("self_attn", "self_attention", (("q_proj", "k_proj", "v_proj"), ("out_proj",))),)
-    across = (("q_proj",), ("k_proj", "v_proj"), ("out_proj",))
+    parts: list[tuple[str, str, tuple[tuple[str, ...], ...]]] = [
+        ("self_attn", "self_attention", (("q_proj", "k_proj", "v_proj"), ("out_proj",)))
+    ]
     if f"{theirs}/attention/linear_0/weight" in found:
-        own = (*own, ("encoder_attn", "attention", across))  # type: ignore[assignment]
-    for ours, attention, linears in own:
-        for number, parts in enumerate(linears):
-            _split(tensors, f"{name}.{ours}", parts, found, f"{theirs}/{attention}/linear_{number}")
+        across = (("q_proj",), ("k_proj", "v_proj"), ("out_proj",))
+        parts.append(("encoder_attn", "attention", across))
+    for ours, attention, linears in parts:
+        for number, together in enumerate(linears):
+            _split(
+                tensors, f"{name}.{ours}", together, found, f"{theirs}/{attention}/linear_{number}"
+            )
         _norm(tensors, f"{name}.{ours}_layer_norm", found, f"{theirs}/{attention}/layer_norm")
     for number in (0, 1):
         _split(tensors, name, (f"fc{number + 1}",), found, f"{theirs}/ffn/linear_{number}")
