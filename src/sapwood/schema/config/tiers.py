@@ -182,6 +182,8 @@ _NUMBERS = {
     "timeout_s": 3600.0,
 }
 """What is a number in the JSON, and the largest."""
+SECRET_SETTINGS = frozenset({"encryption_key", "url", "access_key_id", "secret_access_key"})
+"""What nobody is shown; an address may have a password."""
 _TEXTS = {
     "directory", "url", "prefix", "backend_name", "module_path", "class_name", "encryption_key"
 }  # fmt: skip
