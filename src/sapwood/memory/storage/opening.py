@@ -60,6 +60,16 @@ def open_redis(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
     return RedisStorage.of(extra)
 
 
+def open_s3(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
+    try:
+        from sapwood.memory.storage.s3 import S3Storage
+    except ImportError as error:
+        raise ConfigError(
+            "the storage s3 needs the package obstore; pip install 'sapwood[s3]'"
+        ) from error
+    return S3Storage.of(extra)
+
+
 def open_plug_in(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
     from sapwood.memory.storage.dynamic import DynamicStorage
 
@@ -71,6 +81,7 @@ STORAGES: Registry[Any] = Registry(
     {
         "file": "sapwood.memory.storage.opening:open_files",
         "redis": "sapwood.memory.storage.opening:open_redis",
+        "s3": "sapwood.memory.storage.opening:open_s3",
         "dynamic": "sapwood.memory.storage.opening:open_plug_in",
     },
 )
