@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -384,9 +384,7 @@ class StoredPages:
             end -= 1
         return []
 
-    def _read(
-        self, attached: _Attached, prefetch: Prefetch, found: list[tuple[int, int]]
-    ) -> None:
+    def _read(self, attached: _Attached, prefetch: Prefetch, found: list[tuple[int, int]]) -> None:
         """Give the pages that were found slots of the host, and have them read into these."""
         wanted: list[_Page] = []
         if self._is_mixed or attached is not self._attached:

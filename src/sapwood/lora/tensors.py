@@ -46,7 +46,7 @@ def content_of(tensors: Mapping[str, Tensor], config: object) -> str:
     told = hashlib.sha256(repr(config).encode("utf-8", "surrogatepass"))
     for name, tensor in sorted(tensors.items()):
         told.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode("utf-8", "replace"))
-        told.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        told.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return told.hexdigest()
 
 

@@ -62,7 +62,8 @@ class Stretch:
         while node.parent is not None:
             path.append(node)
             node = node.parent
-        digest, digests = PageHash.seed(root), []
+        digest = PageHash.seed(root)
+        digests: list[bytes] = []
         for node in reversed(path):
             mark = renamed(self._mark_of(node).decode(), rename)
             if mark:

@@ -173,12 +173,5 @@ class EndRank(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
 
 
 RankOrder = (
-    RankStart
-    | RankPool
-    | RunStep
-    | LoadAdapter
-    | UnloadAdapter
-    | WeightsTask
-    | PartsTask
-    | EndRank
+    RankStart | RankPool | RunStep | LoadAdapter | UnloadAdapter | WeightsTask | PartsTask | EndRank
 )

@@ -49,7 +49,7 @@ def test_what_cannot_be_used_is_said(bucket: dict[str, str]) -> None:
         {**bucket, "endpoint_url": "http://127.0.0.1:1"},
         {**bucket, "bucket": "no-such-bucket"},
     ):
-        with pytest.raises(StorageUnavailable, match="S3 says|no such bucket"):
+        with pytest.raises(StorageUnavailable, match=r"S3 says|no such bucket"):
             S3Storage.of({**wrong, "timeout_s": 0.5})
 
 

@@ -22,9 +22,9 @@ from sapwood.engine.tier_desk import TierDesk
 from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.page_copies import PageCopies
 from sapwood.memory.ledger import Ledger
-from sapwood.memory.storage.interface import PageStorage
+from sapwood.memory.storage.interface import PageStorage, StorageUser
 from sapwood.memory.storage.names import CopyNames
-from sapwood.memory.storage.opening import StorageUser, open_storage
+from sapwood.memory.storage.opening import open_storage
 from sapwood.memory.storage.parts import OwnParts, PageParts
 from sapwood.memory.tiers.host import HostTier
 from sapwood.memory.tiers.rates import CostRule, Rate
@@ -144,9 +144,7 @@ def tier_desk(resolved: Resolved, tiers: CacheTiers | None) -> TierDesk:
     return TierDesk(tiers, resolved.config.tiers)
 
 
-def _opened(
-    resolved: Resolved, rank: int, backend: str, extra: Mapping[str, Any]
-) -> PageStorage:
+def _opened(resolved: Resolved, rank: int, backend: str, extra: Mapping[str, Any]) -> PageStorage:
     """ConfigError if the storage cannot be used."""
     page_size = resolved.config.memory.page_size
     if page_size < LEAST_PAGE:

@@ -108,8 +108,8 @@ class TiersConfig:
     hicache_storage_backend: str | None = option(
         None,
         "Where the host's copies outlive the server, and from where other servers take them: file, "
-        "in a directory; redis, on a server of Redis or Valkey; s3, in a bucket of S3 or of a server "
-        "with its protocol; dynamic, by a class of yours. Default: nowhere.",
+        "in a directory; redis, on a server of Redis or Valkey; s3, in a bucket of S3 or of a "
+        "server with its protocol; dynamic, by a class of yours. Default: nowhere.",
         choices=("file", "redis", "s3", "dynamic"),
         lacking=_OTHER_STORAGES,
     )
@@ -123,9 +123,9 @@ class TiersConfig:
         None,
         "Settings of the storage, as JSON: prefetch_threshold, prefetch_timeout_base and "
         "prefetch_timeout_per_ki_token; directory and max_gb of file; url, prefix, ttl_s and "
-        "timeout_s of redis; bucket, endpoint_url, region, access_key_id, secret_access_key, prefix and "
-        "timeout_s of s3; backend_name, module_path and class_name of dynamic; encryption_key "
-        "of all.",
+        "timeout_s of redis; bucket, endpoint_url, region, access_key_id, secret_access_key, "
+        "prefix and timeout_s of s3; backend_name, module_path and class_name of dynamic; "
+        "encryption_key of all.",
         secret=True,
     )
 
