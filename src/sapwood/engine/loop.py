@@ -205,11 +205,7 @@ class EngineLoop:
         is_loading = self._adapters is not None and self._adapters.is_loading
         if not self._steering.may_step and (self._scheduler.has_open_requests or is_loading):
             return DRAIN_POLL_S
-        if (
-            self._scheduler.has_open_requests
-            or self._scheduler.is_fetching
-            or is_loading
-        ):
+        if self._scheduler.has_open_requests or self._scheduler.is_fetching or is_loading:
             return GRAMMAR_POLL_S
         return None if self._drain_until_s is None else DRAIN_POLL_S
 

@@ -103,7 +103,7 @@ class Steering:
 
     @property
     def _is_due(self) -> bool:
-        """Whether the first order can be prepared, or carried out as soon as no step is in flight."""
+        """Whether the first order can be prepared, or carried out once no step is in flight."""
         if not self._orders:
             return False
         if self._preparing is None:
