@@ -139,9 +139,7 @@ def _resolve_execution(
     )
 
 
-def _choose_products(
-    asked: ExecutionConfig, device: str, decisions: list[Decision]
-) -> str | None:
+def _choose_products(asked: ExecutionConfig, device: str, decisions: list[Decision]) -> str | None:
     """What products on a CPU depend on; None elsewhere. ConfigError for what cannot be."""
     products = asked.cpu_products
     if device != "cpu":
