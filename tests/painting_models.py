@@ -477,9 +477,7 @@ def wan_vae(*, is_residual: bool = False) -> Any:
     return _random(vae, 3)
 
 
-def wan(
-    kind: str = "t2v", scheduler: str = "UniPCMultistepScheduler", **fields: Any
-) -> Any:
+def wan(kind: str = "t2v", scheduler: str = "UniPCMultistepScheduler", **fields: Any) -> Any:
     """kind: "t2v", "two" (two transformers), "i2v", "two i2v", "ti2v", "ti2v picture" """
     import diffusers
 
@@ -546,9 +544,7 @@ def clip_vision() -> Any:
 def clip_pictures() -> Any:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
-    )
+    return CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
 
 
 def saved(pipeline: Any, folder: Path) -> Path:

@@ -174,9 +174,7 @@ class PromptAttention(WanAttention):
             normed = self._picture_norm(keys.contiguous())
             into.pictures.append((self._heads(normed), self._heads(values)))
 
-    def _attended(
-        self, q: Tensor, pair: tuple[Tensor, Tensor], added: Tensor | None
-    ) -> Tensor:
+    def _attended(self, q: Tensor, pair: tuple[Tensor, Tensor], added: Tensor | None) -> Tensor:
         keys, values = pair
         scale = self._head_dim**-0.5
         return attend(q[None], keys[None], values[None], scale=scale, added=added)[0]
@@ -447,7 +445,7 @@ class WanTransformer:
 
 
 def _tokens(latents: Tensor) -> Tensor:
-    """latents [channels, F, h, w] -> [F * h/2 * w/2, channels * 4]: four neighbours are one token"""
+    """latents [channels, F, h, w] -> [F * h/2 * w/2, channels * 4]: four of a frame are a token"""
     channels, frames, height, width = latents.shape
     blocks = latents.reshape(channels, frames, height // 2, 2, width // 2, 2)
     return blocks.permute(1, 2, 4, 0, 3, 5).reshape(-1, 4 * channels)
@@ -458,4 +456,3 @@ def _video(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
     channels, frames, height, width = shape
     blocks = tokens.reshape(frames, height // 2, width // 2, 2, 2, channels)
     return blocks.permute(5, 0, 1, 3, 2, 4).reshape(shape)
-

@@ -109,18 +109,16 @@ class StillAttention:
 
     def __call__(self, x: Tensor, past: Past) -> Tensor:
         # Frame by frame: the scores of all of them at once would take much memory.
-        return torch.cat([self._attention(frame) for frame in x.split(1)])
+        return torch.cat([self._attention(frame) for frame in torch.split(x, 1)])
 
     def targets(self) -> dict[str, Target]:
         return self._attention.targets()
 
 
 class VideoUpsample:
-    """Every pixel becomes four, and where `doubles`, every frame but a video's first becomes two."""
+    """Every pixel becomes four, and where `doubles`, every frame after the first becomes two."""
 
-    def __init__(
-        self, build: Build, channels: int, out_channels: int, *, doubles: bool
-    ) -> None:
+    def __init__(self, build: Build, channels: int, out_channels: int, *, doubles: bool) -> None:
         self._conv = PlainConv(build, channels, out_channels, 3)
         self._time = None
         if doubles:
@@ -350,16 +348,18 @@ class AutoencoderKLWan:
         return found.transpose(0, 1)
 
     def _decoded(self, latents: Tensor) -> Generator[None, None, Tensor]:
-        past, found = Past(), []
-        for latent in latents.split(1):
+        past = Past()
+        found: list[Tensor] = []
+        for latent in torch.split(latents, 1):
             if found:
                 yield
             found.append(self._decoder(self._before(latent, past), past))
         return torch.cat(found)
 
     def _encoded(self, frames: Tensor) -> Generator[None, None, Tensor]:
-        past, found = Past(), []
-        for piece in (frames[:1], *frames[1:].split(_STEP)):
+        past = Past()
+        found: list[Tensor] = []
+        for piece in (frames[:1], *torch.split(frames[1:], _STEP)):
             if not len(piece):
                 continue
             if found:
@@ -471,9 +471,7 @@ class _Shape:
                 up = VideoUpsample(build, width, after, doubles=doubles[level])
                 own.append(("upsampler" if self._is_residual else "upsamplers.0", up))
             if self._is_residual and not is_last:
-                made = ShortcutUp(
-                    own, (before, width), time=2 if doubles[level] else 1, space=2
-                )
+                made = ShortcutUp(own, (before, width), time=2 if doubles[level] else 1, space=2)
                 parts.append((name, made))
             else:
                 parts += [(f"{name}.{part}", made) for part, made in own]

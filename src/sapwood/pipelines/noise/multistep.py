@@ -190,7 +190,10 @@ class UniPCSteps:
         alpha, sigma = self._points.point(index + 1)
         h = self._points.log_ratio(index + 1) - self._points.log_ratio(index)
         newest = self._known[-1]
-        ratios = [(self._points.log_ratio(index - i) - self._points.log_ratio(index)) / h for i in range(1, order)]
+        ratios = [
+            (self._points.log_ratio(index - i) - self._points.log_ratio(index)) / h
+            for i in range(1, order)
+        ]
         slopes = [
             (known - newest) / ratio
             for known, ratio in zip(self._known[-2::-1], ratios, strict=False)
