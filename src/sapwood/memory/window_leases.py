@@ -1,4 +1,4 @@
-"""The parts of leases in pools of windows: pages that they hold, and those of the tree they lock."""
+"""The parts of leases in window pools: the pages they hold, and those of the tree they lock."""
 
 from __future__ import annotations
 
