@@ -116,10 +116,12 @@ def build_runner(
     grammars  enforces grammars; None: no request has one, or another rank chooses the tokens
     """
     if resolved.pooling is not None:
+        execute, tower = _pooling_execute(resolved, resolved.pooling, watch, member)
         return StepRunner(
             resolved=resolved,
-            execute=_pooling_execute(resolved, resolved.pooling, watch, member),
+            execute=execute,
             launch=None,
+            tower=tower,
             warm_up=partial(
                 warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
             ),
@@ -363,10 +365,14 @@ def _decoder_runner(
         drafter=drafter,
         share=same_requests.broadcast if overlaps and same_requests.size > 1 else None,
         record_anew=lambda: record().steps,
-        sight=None
-        if models.tower is None
-        else Sight(models.tower, hidden_size=resolved.decoder.hidden_size, device=device),
+        sight=_sight(resolved, models.tower),
     )
+
+
+def _sight(resolved: Resolved, tower: Tower | None) -> Sight | None:
+    if tower is None:
+        return None
+    return Sight(tower, hidden_size=resolved.decoder.hidden_size, device=resolved.device)
 
 
 def _stage_runner(
@@ -492,12 +498,13 @@ def _load_encoder(
 
 def _pooling_execute(
     resolved: Resolved, pooling: Pooling, watch: LoadWatch, member: RankMember
-) -> Execute:
-    """Computes steps of a model that makes embeddings or scores; the last stage pools."""
+) -> tuple[Execute, Tower | None]:
+    """(computes steps of a model that makes embeddings or scores, sees for it); the last stage
+    pools."""
     build, num_labels = build_of(resolved, member), len(pooling.labels)
     if isinstance(resolved.shape, EncoderConfig):
         encoder = _load_encoder(resolved, resolved.shape, watch, build, num_labels)
-        return _pooling_runner(resolved, pooling, encoder, watch).execute
+        return _pooling_runner(resolved, pooling, encoder, watch).execute, None
     shape = resolved.decoder
     with timed("model structure"):
         decoder = Decoder.of(shape, build, resolved.stage, member.pipe)
@@ -513,12 +520,17 @@ def _pooling_execute(
         watch=watch,
     )
     if not resolved.stage.is_last:
-        return _stage_runner(resolved, decoder, _kv_caches(resolved, watch)).execute
-    return _pooling_runner(resolved, pooling, model, watch).execute
+        return _stage_runner(resolved, decoder, _kv_caches(resolved, watch)).execute, None
+    tower = load_tower(resolved, build, watch)
+    return _pooling_runner(resolved, pooling, model, watch, tower).execute, tower
 
 
 def _pooling_runner(
-    resolved: Resolved, pooling: Pooling, model: PoolingModel, watch: LoadWatch
+    resolved: Resolved,
+    pooling: Pooling,
+    model: PoolingModel,
+    watch: LoadWatch,
+    tower: Tower | None = None,
 ) -> PoolingRunner:
     config, shape = resolved.config, resolved.shape
     kv_caches = _kv_caches(resolved, watch)
@@ -538,4 +550,5 @@ def _pooling_runner(
         page_size=config.memory.page_size,
         device=resolved.device,
         places=_places(resolved),
+        sight=_sight(resolved, tower),
     )

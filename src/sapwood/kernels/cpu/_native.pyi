@@ -343,6 +343,17 @@ def embedding(
     hidden: int,
     /,
 ) -> None: ...
+def attend_both_ways(
+    context: Context,
+    dtype: int,
+    qkv: tuple[int, int, int],
+    strides: tuple[int, int, int],
+    shape: tuple[int, int, int],
+    scale: float,
+    texts: list[tuple[int, int, int]],
+    out: int,
+    /,
+) -> None: ...
 def rms_norm(
     context: Context,
     dtype: int,

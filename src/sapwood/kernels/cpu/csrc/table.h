@@ -27,6 +27,8 @@ void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args);
 void norm_rope_write_latent(DType dtype, const LatentRopeArgs& args);
 void index_scores(DType dtype, const IndexArgs& args);
 std::size_t index_scratch(DType dtype, const IndexArgs& args);
+void both_ways(DType dtype, const BothWaysArgs& args);
+std::size_t both_ways_scratch(DType dtype, const BothWaysArgs& args);
 void paged_attention(DType dtype, const AttentionArgs& args);
 std::size_t attention_scratch(DType dtype, int rows, int head_dim);
 void linear(DType dtype, const LinearArgs& args);

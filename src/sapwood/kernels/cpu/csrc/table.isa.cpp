@@ -24,7 +24,7 @@ constinit const Ops ops = {
     linear,                    linear_scratch,   linear_int8,           linear_grouped,  quantize,
     linear_coded,              causal_conv,      multiply_logistic,     gated_rms_norm,  gated_delta_rule,
     low_rank,                  scan,             norm_rope_write_latent, index_scores,    index_scratch,
-    kDecodedRows,              kDecodedRowsBf16,
+    both_ways,                 both_ways_scratch, kDecodedRows,          kDecodedRowsBf16,
 };
 
 }  // namespace sapwood::SAPWOOD_ISA
