@@ -14,11 +14,12 @@ from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.runners import StepRunner, build_runner
 from sapwood.app.building.speculation import build_speculation
-from sapwood.app.building.tiers import cache_tiers, host_tier, tier_desk
+from sapwood.app.building.tiers import cache_tiers, host_tier, own_parts, tier_desk
 from sapwood.app.building.towers import media_vectors
 from sapwood.app.ranks.member import ALONE, facts_of, lead
 from sapwood.app.ranks.ranks import RankTeam, explained_by
 from sapwood.app.ranks.team_adapters import TeamAdapters
+from sapwood.app.ranks.team_parts import TeamParts
 from sapwood.app.ranks.team_weights import TeamWeights
 from sapwood.app.serving.joint_engines import JointEngines
 from sapwood.base.channel import Receiver, Sender
@@ -51,6 +52,7 @@ from sapwood.memory.kv_publisher import KVPublisher
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.listener import CacheListener, Listeners
 from sapwood.memory.prefix_tree import PrefixTree
+from sapwood.memory.storage.parts import PageParts
 from sapwood.memory.tiers.host import HostTier
 from sapwood.models.config import DecoderConfig
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
@@ -95,6 +97,8 @@ class Engine:
         if self.team is not None and self.team.failure() is not None:
             self.team.close()  # first: a step may wait for a rank that is stuck
         self.executor.close()
+        if self.tiers is not None:
+            self.tiers.close()  # what waits to be written may be on other ranks
         if self.team is not None:
             self.team.close()
         if self.grammars is not None:
@@ -103,8 +107,6 @@ class Engine:
             self.adapters.close()
         if self.kv_events is not None:
             self.kv_events.close()
-        if self.tiers is not None:
-            self.tiers.close()
 
 
 def build_engine(
@@ -190,7 +192,11 @@ def _build_engine(
     ledger = _build_ledger(resolved, kv_events, host)
     tiers = None
     if host is not None and runner.copies is not None:
-        tiers = cache_tiers(resolved, ledger, host, runner.copies, clock)
+        parts: PageParts = own_parts(resolved, runner.copies, 0)
+        if team is not None:
+            parts = TeamParts(parts, team)
+        slots = None if adapters is None else adapters.slots
+        tiers = cache_tiers(resolved, ledger, host, runner.copies, parts, clock, slots)
     speculation = build_speculation(config, ledger, clock, steps_s)
     scheduler = Scheduler(
         config.scheduler,
