@@ -16,6 +16,7 @@ from sapwood.app.building.loaded_models import Models, build_of, load_models
 from sapwood.app.building.loading import LoadWatch, fill, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.tiers import page_copies
+from sapwood.app.building.towers import load_tower
 from sapwood.app.building.weights import ServedWeights
 from sapwood.app.ranks.expert_moves import ExpertMoves
 from sapwood.app.ranks.expert_parts import expert_record
@@ -115,10 +116,10 @@ def build_runner(
     grammars  enforces grammars; None: no request has one, or another rank chooses the tokens
     """
     if resolved.pooling is not None:
-        execute, tower = _pooling_execute(resolved, resolved.pooling, watch, member)
+        pools, tower = _pooling_execute(resolved, resolved.pooling, watch, member)
         return StepRunner(
             resolved=resolved,
-            execute=execute,
+            execute=pools,
             launch=None,
             tower=tower,
             warm_up=partial(

@@ -356,6 +356,14 @@ class CpuKernels:
         _native.activate(self._context, dtype, number, x.data_ptr(), out.data_ptr(), x.numel())
         return out
 
+    def add_to(self, x: Tensor, total: Tensor) -> None:
+        dtype = dtype_of(total)
+        if x.shape != total.shape or x.dtype != total.dtype:
+            raise ValueError(f"{describe(x)} cannot be added to {describe(total)}")
+        if not (x.is_contiguous() and total.is_contiguous()):
+            raise ValueError("what is added and its total must be contiguous")
+        _native.add_to(self._context, dtype, x.data_ptr(), total.data_ptr(), total.numel())
+
     def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
         dtype = dtype_of(x)
         x = x.contiguous()

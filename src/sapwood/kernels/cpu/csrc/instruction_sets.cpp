@@ -225,6 +225,7 @@ Ops with_bf16(Ops table) {
   table.name = "neon_bf16";
   table.rms_norm = neon_bf16::rms_norm;
   table.layer_norm = neon_bf16::layer_norm;
+  table.add_to = neon_bf16::add_to;
   table.activate = neon_bf16::activate;
   table.activate_and_mul = neon_bf16::activate_and_mul;
   table.xielu = neon_bf16::xielu;

@@ -55,6 +55,10 @@ void layer_norm(const Context& c, int dtype, Address x, Address weight, Address 
   c.ops().layer_norm(static_cast<DType>(dtype), in(x), in(weight), in(bias), to(out), rows, hidden, eps, c.team());
 }
 
+void add_to(const Context& c, int dtype, Address x, Address total, I64 n) {
+  c.ops().add_to(static_cast<DType>(dtype), in(x), to(total), n, c.team());
+}
+
 void activate(const Context& c, int dtype, int activation, Address x, Address out, I64 n) {
   c.ops().activate(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), n, c.team());
 }
@@ -527,6 +531,7 @@ NB_MODULE(_native, m) {
   m.def("embedding", &embedding, Unlocked());
   m.def("rms_norm", &rms_norm, Unlocked());
   m.def("layer_norm", &layer_norm, Unlocked());
+  m.def("add_to", &add_to, Unlocked());
   m.def("activate", &activate, Unlocked());
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
   m.def("xielu", &xielu, Unlocked());

@@ -438,6 +438,7 @@ struct Ops {
   void (*layer_norm)(DType, const void* x, const void* weight, const void* bias, void* out, std::int64_t rows,
                      std::int64_t hidden, float eps, const Team& team);
   // x [n] -> out [n]
+  void (*add_to)(DType, const void* x, void* total, std::int64_t n, const Team& team);  // total += x
   void (*activate)(DType, Activation, const void* x, void* out, std::int64_t n, const Team& team);
   // x [rows, 2 * inner] -> out [rows, inner]: activation(first half) * second half
   void (*activate_and_mul)(DType, Activation, const void* x, void* out, std::int64_t rows, std::int64_t inner,

@@ -9,6 +9,7 @@ void rms_norm(DType dtype, const void* x, void* residual, const void* weight, vo
               std::int64_t rows, std::int64_t hidden, float eps, const Team& team);
 void layer_norm(DType dtype, const void* x, const void* weight, const void* bias, void* out, std::int64_t rows,
                 std::int64_t hidden, float eps, const Team& team);
+void add_to(DType dtype, const void* x, void* total, std::int64_t n, const Team& team);
 void activate(DType dtype, Activation activation, const void* x, void* out, std::int64_t n, const Team& team);
 void activate_and_mul(DType dtype, Activation activation, const void* x, void* out, std::int64_t rows,
                       std::int64_t inner, const Team& team);
