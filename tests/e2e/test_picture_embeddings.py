@@ -161,6 +161,7 @@ def test_ranks_of_documents_with_pictures(
     vocab = files["model"]["vocab"]
     # Bytes that no text has in UTF-8 make room for two words.
     ids = {word: vocab.pop(byte) for word, byte in (("yes", "õ"), ("no", "ö"))}
+    vocab |= ids
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     files["added_tokens"] += [{"id": i, "content": word, **plain} for word, i in ids.items()]
     (own / "tokenizer.json").write_text(json.dumps(files))

@@ -145,7 +145,7 @@ class Block:
         """x + added, in the memory of what is added."""
         if self._scales:
             added.mul_(self._scales[index][1])
-        self._attention.kernels.add_to(x, added)
+        self._attention.kernels.add_to(x.contiguous(), added)
         return added
 
     def targets(self) -> dict[str, Target]:
