@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sapwood.base.clock import Clock
 from sapwood.engine.shared_names import SharedNames
+from sapwood.memory.kv_events import KVEventSource
 from sapwood.memory.listener import Stretch
 from sapwood.memory.namespace import Namespace, branches_of
 from sapwood.memory.needs import Needs
@@ -28,6 +29,7 @@ from sapwood.memory.tiers.host import Copies, HostTier
 from sapwood.memory.tiers.rates import CostRule
 from sapwood.memory.tiers.slots import PageCopy
 from sapwood.schema.config.tiers import PrefetchRules
+from sapwood.schema.kv_events import HOST_TIER, STORAGE_TIER, BlockStored
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +45,16 @@ CLOSE_S = 2.0
 class Prefetch:
     """Pages that are looked for, for one waiting request.
 
-    digests   of the pages of the request's prompt, as the host has them
+    namespace, key  of the request's prompt
+    digests   of its pages, as the host has them
     names     the same, as the storage has them
     begin     the first page that is neither on the device nor on the host
     until_s   when the request stops waiting
     is_over   whether nothing more will come
     """
 
+    namespace: Namespace
+    key: bytes
     digests: Sequence[bytes]
     names: Sequence[bytes]
     begin: int
@@ -63,12 +68,14 @@ class _Page:
     """A page, or a state, on its way between a slot of the host and the storage.
 
     digest  as the host has it
+    told    what KV events say of it; None: nothing
     """
 
     pool: int
     digest: bytes
     name: str
     copy: PageCopy
+    told: BlockStored | None = None
 
     @property
     def place(self) -> Place:
@@ -96,8 +103,8 @@ class _Attached:
     """A storage in use."""
 
     backend: str
-    reader: StorageWorker = field(default_factory=lambda: StorageWorker("kv-reads"))
-    writer: StorageWorker = field(default_factory=lambda: StorageWorker("kv-writes"))
+    reader: StorageWorker
+    writer: StorageWorker
 
 
 class StoredPages:
@@ -113,9 +120,14 @@ class StoredPages:
         names: CopyNames,
         rules: PrefetchRules,
         shared: SharedNames,
+        *,
+        events: KVEventSource | None = None,
+        worker: Callable[[str], StorageWorker] = StorageWorker,
     ) -> None:
         """parts   the storage, as all ranks use it
-        shared  what namespaces are called there"""
+        shared  what namespaces are called there
+        events  tells others what the host and the storage have
+        worker  makes what calls the storage, by its name"""
         self._host = host
         self._needs = needs
         self._parts = parts
@@ -125,6 +137,8 @@ class StoredPages:
         self._names = names
         self.rules = rules
         self._shared = shared
+        self._events = events
+        self._worker = worker
         self._attached: _Attached | None = None
         self._is_mixed = False
         self._leaving: list[StorageWorker] = []
@@ -151,7 +165,7 @@ class StoredPages:
         """Use the storage of that name from now on; ConfigError if it cannot be."""
         assert self._attached is None, "one storage at a time"
         self._parts.open(backend, extra)
-        self._attached = _Attached(backend)
+        self._attached = _Attached(backend, self._worker("kv-reads"), self._worker("kv-writes"))
         self._rests_until_s = {"read": 0.0, "written": 0.0}
 
     def detach(self) -> None:
@@ -173,6 +187,8 @@ class StoredPages:
         """StorageUnavailable if it cannot be."""
         if self._attached is not None:
             self._parts.clear()
+            if self._events is not None:
+                self._events.tier_emptied(STORAGE_TIER)
 
     def forget(self) -> None:
         """The host's copies were forgotten."""
@@ -217,12 +233,14 @@ class StoredPages:
         if names is None:
             return
         most = self._host.slots[pool].num_slots // 2
+        told = {} if self._events is None else self._events.pages_of(stretch)
         for digest, copy in reversed(copies):
             if self._num_pinned[pool] >= most:
                 self.counts.num_unwritten += 1
                 continue
             self._pin(pool, copy)
-            self._new.append(_Page(pool, digest, self._names.of(pool, names[digest]), copy))
+            name = self._names.of(pool, names[digest])
+            self._new.append(_Page(pool, digest, name, copy, told.get(digest)))
 
     def dropped(self, pool: int, digest: bytes) -> None:
         pass  # the storage keeps its own
@@ -269,6 +287,7 @@ class StoredPages:
         def then(done: tuple[int, float]) -> None:
             count, took_s = done
             self._let_go(batch)
+            self._tell(STORAGE_TIER, batch[:count])
             self.counts.num_written += count
             self.counts.num_unwritten += len(batch) - count
             self.counts.bytes_written += self._num_bytes(batch[:count])
@@ -285,6 +304,13 @@ class StoredPages:
         for page in batch:
             self._unpin(page.pool, page.copy)
 
+    def _tell(self, medium: str, pages: Sequence[_Page]) -> None:
+        """A tier has these pages from now on."""
+        if self._events is not None:
+            for page in pages:
+                if page.told is not None:
+                    self._events.tier_has(medium, page.told)
+
     def _num_bytes(self, batch: Sequence[_Page]) -> int:
         """On rank 0."""
         return sum(self._page_bytes[page.pool] for page in batch)
@@ -298,6 +324,8 @@ class StoredPages:
     def begin(
         self,
         request_id: str,
+        namespace: Namespace,
+        key: bytes,
         digests: Sequence[bytes],
         names: Sequence[bytes],
         begin: int,
@@ -319,7 +347,8 @@ class StoredPages:
         if not self._cost.pays(num_bytes, num_tokens):
             return
         wait_s = self.rules.wait_s(num_tokens)
-        prefetch = Prefetch(digests, names, begin, self._clock.now_s() + wait_s)
+        until_s = self._clock.now_s() + wait_s
+        prefetch = Prefetch(namespace, key, digests, names, begin, until_s)
         self._prefetches[request_id] = prefetch
 
         def fail(error: Exception) -> None:
@@ -399,7 +428,12 @@ class StoredPages:
             copy.is_filled, copy.was_stored = False, True
             self._pin(pool, copy)
             name = self._names.of(pool, prefetch.names[index])
-            wanted.append(_Page(pool, digest, name, copy))
+            told = None
+            if self._events is not None:
+                told = self._events.page_of_prompt(
+                    pool, prefetch.namespace, prefetch.key, prefetch.digests, index
+                )
+            wanted.append(_Page(pool, digest, name, copy, told))
         batches = [wanted[at : at + READ_PAGES] for at in range(0, len(wanted), READ_PAGES)]
         prefetch.num_reads = len(batches)
         prefetch.is_over |= not batches
@@ -440,8 +474,14 @@ class StoredPages:
     def _settle(self, page: _Page, *, is_filled: bool) -> None:
         page.copy.is_filled = is_filled
         slots = self._host.slots[page.pool]
-        if not is_filled and slots.find(page.digest) is page.copy:
-            slots.drop(page.digest)
+        if not is_filled and self._events is not None:
+            self._events.tier_lost(STORAGE_TIER, page.pool, page.digest)
+        if slots.find(page.digest) is page.copy:
+            if is_filled:
+                self._tell(HOST_TIER, [page])
+                self._tell(STORAGE_TIER, [page])
+            else:
+                slots.drop(page.digest)
         self._unpin(page.pool, page.copy)
 
     # ---- both ----------------------------------------------------------------------------------

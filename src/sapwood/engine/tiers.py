@@ -162,7 +162,15 @@ class CacheTiers:
         if shared != state.namespace:
             names = page_digests(shared, key, self._page_bytes)
         known = self._reach(state.namespace, key, digests, 0)
-        stored.begin(state.request_id, digests, names, known, self._ledger.page_size)
+        stored.begin(
+            state.request_id,
+            state.namespace,
+            key,
+            digests,
+            names,
+            known,
+            self._ledger.page_size,
+        )
 
     def poll(self) -> None:
         """Take in what the storage has brought. To be called once per turn."""

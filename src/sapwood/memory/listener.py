@@ -54,6 +54,15 @@ class Stretch:
         digests = _digests_of(self.node, self._page_bytes)
         return digests[self.end - len(self.numbers) : self.end]
 
+    @property
+    def digest_before(self) -> bytes | None:
+        """Of the page before these; None: they begin a prefix."""
+        digests, first = _digests_of(self.node, self._page_bytes), self.end - len(self.numbers)
+        if first:
+            return digests[first - 1]
+        parent = self.node.parent
+        return parent.digests[-1] if parent is not None and parent.digests else None
+
     def digests_under(self, root: str, rename: Callable[[str], str]) -> list[bytes]:
         """The digests that these pages have where the namespace of the root is called `root`, and
         each branch as `rename` says. Takes time for each page of the prefix."""

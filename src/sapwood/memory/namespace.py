@@ -81,6 +81,12 @@ def branches_of(mark: str) -> list[str]:
     return [one.partition(":")[2] for one in mark.split("\0") if one]
 
 
+def branches_before(namespace: Namespace, end: int) -> list[Branch]:
+    """The branches that begin before that byte of a key, the outermost first."""
+    found = [one for one in _branches(namespace) if one.first_token * TOKEN_BYTES < end]
+    return sorted(found, key=lambda one: one.first_token)
+
+
 def renamed(mark: str, rename: Callable[[str], str]) -> str:
     """The marks with other names of their branches."""
     parts = [one.partition(":") for one in mark.split("\0") if one]

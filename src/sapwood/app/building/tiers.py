@@ -21,6 +21,7 @@ from sapwood.engine.stored_pages import StoredPages
 from sapwood.engine.tier_desk import TierDesk
 from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.page_copies import PageCopies
+from sapwood.memory.kv_events import KVEventSource
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.storage.interface import PageStorage, StorageUser
 from sapwood.memory.storage.names import CopyNames
@@ -101,6 +102,7 @@ def cache_tiers(
     parts: PageParts,
     clock: Clock,
     adapters: AdapterSlots | None,
+    events: KVEventSource | None,
 ) -> CacheTiers:
     """What the scheduler asks of the tiers, and the storage behind the host where one is named.
 
@@ -119,7 +121,10 @@ def cache_tiers(
         SharedNames(
             _no_content if adapters is None else adapters.content_of, has_lengths=has_lengths
         ),
+        events=events,
     )
+    if events is not None:
+        host.listeners.append(events)
     tiers = CacheTiers(
         ledger,
         host,

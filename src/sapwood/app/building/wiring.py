@@ -189,14 +189,15 @@ def _build_engine(
                 resolved.decisions.append(_explained(steps_s))
     kv_events = _kv_publisher(resolved)
     host = host_tier(resolved)
-    ledger = _build_ledger(resolved, kv_events, host)
+    events = None if kv_events is None else _event_source(resolved, kv_events)
+    ledger = _build_ledger(resolved, events, host)
     tiers = None
     if host is not None and runner.copies is not None:
         parts: PageParts = own_parts(resolved, runner.copies, 0)
         if team is not None:
             parts = TeamParts(parts, team)
         slots = None if adapters is None else adapters.slots
-        tiers = cache_tiers(resolved, ledger, host, runner.copies, parts, clock, slots)
+        tiers = cache_tiers(resolved, ledger, host, runner.copies, parts, clock, slots, events)
     speculation = build_speculation(config, ledger, clock, steps_s)
     scheduler = Scheduler(
         config.scheduler,
@@ -351,22 +352,26 @@ def _kv_publisher(resolved: Resolved) -> KVPublisher | None:
     return KVPublisher(config, resolved.replica) if config.is_on else None
 
 
+def _event_source(resolved: Resolved, publisher: KVPublisher) -> KVEventSource:
+    """Tells the publisher of the pages that keep every token."""
+    shape, (pools, _) = resolved.shape, _pools(resolved)
+    has_lengths = isinstance(shape, DecoderConfig) and shape.switch_length is not None
+    return KVEventSource(
+        publisher.put,
+        pool=next(at for at, pool in enumerate(pools) if pool.kind is CacheKind.FULL),
+        adapter_of=partial(adapter_in, has_lengths=has_lengths),
+    )
+
+
 def _build_ledger(
-    resolved: Resolved, kv_events: KVPublisher | None, host: HostTier | None
+    resolved: Resolved, events: KVEventSource | None, host: HostTier | None
 ) -> Ledger:
     memory, (pools, sizes) = resolved.config.memory, _pools(resolved)
     tree = None
     if not memory.disable_radix_cache:
         eviction_key = EVICTION_POLICIES[memory.radix_eviction_policy]
         listener: CacheListener | None = host
-        if kv_events is not None:
-            shape = resolved.shape
-            has_lengths = isinstance(shape, DecoderConfig) and shape.switch_length is not None
-            events = KVEventSource(
-                kv_events.put,
-                pool=next(at for at, pool in enumerate(pools) if pool.kind is CacheKind.FULL),
-                adapter_of=partial(adapter_in, has_lengths=has_lengths),
-            )
+        if events is not None:
             listener = events if host is None else Listeners(events, host)
         tree = PrefixTree(memory.page_size, eviction_key, pools, listener)
     return Ledger(
