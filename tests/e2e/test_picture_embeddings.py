@@ -122,7 +122,10 @@ def test_hostile_items_are_refused_with_their_place(server: Server) -> None:
         ({"input": "a", "messages": []}, "input"),
         ({}, "input"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+            "messages[0].content[0]",
+        ),
     ):
         answer = embed(server, **body)
         assert answer.status_code == 400, (body, answer.text)
@@ -192,4 +195,6 @@ def test_ranks_of_documents_with_pictures(
         else:
             before = "find which and "
         inputs = prompt_of(own, [before, *pieces])
-        assert scores[index] == pytest.approx(yes_share(peer, inputs, ids["yes"], ids["no"]), abs=1e-4)
+        assert scores[index] == pytest.approx(
+            yes_share(peer, inputs, ids["yes"], ids["no"]), abs=1e-4
+        )

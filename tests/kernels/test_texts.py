@@ -96,9 +96,7 @@ def test_a_text_is_the_same_beside_others_and_with_any_threads(
 def test_rows_and_shapes_that_do_not_fit_are_refused(table_kernels: CpuKernels) -> None:
     q, k, v = of_lengths((6,), 1, 8, torch.float32)
     with pytest.raises(IndexError, match="row of a text"):
-        table_kernels.bidirectional_attention(
-            q, k, v, [EqualTexts(2, torch.tensor([0, 6]))], 1.0
-        )
+        table_kernels.bidirectional_attention(q, k, v, [EqualTexts(2, torch.tensor([0, 6]))], 1.0)
     with pytest.raises(IndexError, match="ends behind"):
         table_kernels.bidirectional_attention(q, k, v, [EqualTexts(4, None)], 1.0)
     with pytest.raises(ValueError, match="no whole texts"):

@@ -104,7 +104,7 @@ def _classifier(config: Mapping[str, Any], decoder: str | None, method: str | No
 
 
 def _hidden_size(config: Mapping[str, Any]) -> int:
-    """Of the states that are pooled; a model that sees has a config of its own for its text part."""
+    """Of the states that are pooled; a model that sees has a config for its text part."""
     text = config.get("text_config") or {}
     return int(config.get("hidden_size") or text.get("hidden_size") or 0)
 

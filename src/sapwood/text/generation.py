@@ -237,7 +237,7 @@ class TextGenerator:
 
     async def encode_showing(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | list[int],
         sources: Sequence[MediaSource],
         *,
         add_special_tokens: bool,

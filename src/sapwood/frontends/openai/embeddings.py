@@ -34,7 +34,6 @@ from sapwood.schema.limits import RequestId, RoutingKey
 from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 
-
 MOST_ITEMS = 256
 """Objects of one request, each of which may show a picture and a video."""
 

@@ -23,9 +23,9 @@ Rotation = Callable[[Tensor, Tensor], Tensor]
 
 
 MLP_ROWS = 1024
-"""Patches that a layer's MLP takes at a time. What is between its products is several times as wide as
-a state: for all patches of some pictures it would be tens of megabytes, which the C library takes
-from the system and gives back each time, at a page fault per 4 KiB."""
+"""Patches that a layer's MLP takes at a time. What is between its products is several times as
+wide as a state: for all patches of some pictures it would be tens of megabytes, which the C library
+takes from the system and gives back each time, at a page fault per 4 KiB."""
 
 
 class PatchAttention:

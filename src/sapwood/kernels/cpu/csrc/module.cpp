@@ -66,7 +66,6 @@ void norm_rotate_heads(const Context& c, int dtype, Address x, I64 x_stride, Add
   c.ops().norm_rotate_heads(static_cast<DType>(dtype),
                             {in(x), x_stride, in(norm), static_cast<const float*>(in(rotations)), to(out), rows,
                              num_heads, head_dim, eps, c.team()});
->>>>>>> main
 }
 
 void activate(const Context& c, int dtype, int activation, Address x, Address out, I64 n) {
