@@ -606,14 +606,6 @@ def with_isa(isa: str) -> CpuKernels:
     return CpuKernels(isa=isa)
 
 
-def exact_products_are_free(only: str | None) -> bool:
-    """Whether exact products take no more time than others with the compiled kernels that would
-    serve (measured, docs/determinism.md)."""
-    asked, _, variant = (only or "cpu").partition(":")
-    usable = CpuKernels.usable_isas()
-    return asked == "cpu" and bool(usable) and (variant or usable[-1]) == "avx512_vnni"
-
-
 def slower_because(platform: Platform, only: str | None) -> str | None:
     """Why the compiled kernels are slower than this processor allows, and what helps; None if they
     are not, are not asked for, or are asked to use a certain instruction set."""

@@ -277,6 +277,7 @@ struct QuantizedArgs {
   std::byte* scratch;          // quantized_scratch(...) bytes, 64-byte aligned
   Team team;
   bool wide = false;           // out is fp32, whatever the dtype of x and bias; linear_many and linear_digits only
+  bool whole = false;          // of a `fine` weight: x is rounded as for linear_digits (whole_step in integer.h)
 };
 
 // out[m, n] = x w^T + bias for a coded weight.
