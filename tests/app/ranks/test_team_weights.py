@@ -217,7 +217,7 @@ def test_ranks_take_updates(two: Any) -> None:
     whole = [(b / "model.safetensors").read_bytes()] * 2
     order(llm, UpdateFromTensors(parts=whole, form="safetensors"))
     assert numbers(llm) == expected
-    for name in ("model.norm", "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj",
+    for name in ("model.norm", "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.o_proj",
                  "model.embed_tokens"):  # fmt: skip
         rows = json.loads(order(llm, ReadWeight(name=f"{name}.weight", most=150)))
         expected_rows = load_file(b / "model.safetensors")[f"{name}.weight"][:150]
