@@ -74,6 +74,7 @@ try:
     from sapwood.kernels.cpu.linear import Linear
     from sapwood.kernels.cpu.low_rank import NativeLowRank
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
+    from sapwood.kernels.cpu.rotations import norm_rotate_heads
     from sapwood.kernels.cpu.states import (
         causal_conv,
         gate_columns,
@@ -334,6 +335,11 @@ class CpuKernels:
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
         return bidirectional_attention(q, k, v, texts, scale)
+
+    def norm_rotate_heads(
+        self, x: Tensor, norm: Tensor | None, eps: float, rotations: Tensor | None, out: Tensor
+    ) -> None:
+        norm_rotate_heads(self._context, x, norm, eps, rotations, out)
 
     def layer_norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
