@@ -9,13 +9,10 @@ from starlette.responses import Response
 from sapwood.frontends.images.loras import loras_dialect
 from sapwood.frontends.images.routes import images_dialect, painting_server_dialect
 from sapwood.frontends.images.services import PaintingServices
-<<<<<<< HEAD
 from sapwood.frontends.videos.jobs import VideoJobs
 from sapwood.frontends.videos.records import VideoStore
 from sapwood.frontends.videos.routes import videos_dialect
-=======
 from sapwood.frontends.web.routes import painting_web_dialect
->>>>>>> main
 from sapwood.http.access import Access, Guarded
 from sapwood.http.body import BodyLimits
 from sapwood.http.endpoints import Dialect, Endpoint, EndpointTable
