@@ -214,7 +214,7 @@ class VideoJobs:
     async def _follow(self, record: VideoRecord, paint: Paint) -> None:
         """Until the job's file is there, or the reason why it is not."""
         try:
-            async with aclosing(draw_events(self._services, paint)) as events:
+            async with aclosing(draw_events(self._services, paint, {})) as events:
                 async for event in events:
                     if isinstance(event, PaintProgress):
                         record.status = "in_progress"
