@@ -13,10 +13,10 @@ from typing import TypeVar
 import msgspec
 
 from sapwood.base.errors import InvalidRequest
+from sapwood.schema.limits import HOST
 
 DEFAULT_PORT = 8998
 MAX_ROOM = 2**63 - 1
-MAX_HOST_CHARACTERS = 255
 NO_PEER = "2.2.2.2"
 """A host that stands for nobody: nothing is handed over (SGLang's FAKE_BOOTSTRAP_HOST)."""
 
@@ -75,11 +75,10 @@ def handovers_of(
 
 
 def _place(host: str, port: int, room: int) -> Handover:
-    if not 0 < len(host) <= MAX_HOST_CHARACTERS or not host.isprintable() or " " in host:
+    HOST.check(len(host), "bootstrap_host")
+    if not host or not host.isprintable() or " " in host:
         raise InvalidRequest(
-            f"bootstrap_host must be a host's name or address, of 1 to {MAX_HOST_CHARACTERS} "
-            "characters",
-            param="bootstrap_host",
+            "bootstrap_host must be a host's name or address", param="bootstrap_host"
         )
     if not 0 < port < 2**16:
         raise InvalidRequest(

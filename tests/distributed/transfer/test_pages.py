@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from queue import Empty
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from sapwood.distributed.transfer import messages, sending
 from sapwood.distributed.transfer.facts import PageFacts
-from sapwood.distributed.transfer.messages import MAGIC, Hello, Run, Segment, Want
+from sapwood.distributed.transfer.messages import MAGIC, Hello, Run, Want
 from sapwood.distributed.transfer.receiving import Fetched, Freed, Order, PageReceiver
 from sapwood.distributed.transfer.segment import OwnSegment, PeerSegment
 from sapwood.distributed.transfer.sending import Batch, Ended, Joined, PageSender, Read
@@ -32,7 +33,7 @@ STATE = [RNG.integers(0, 256, 100, np.uint8)]
 
 @pytest.fixture
 def sender() -> Iterator[PageSender]:
-    with closing(PageSender("127.0.0.1", 0, FACTS)) as sender:
+    with closing(PageSender("127.0.0.1", 0, FACTS, silence_s=1.5)) as sender:
         yield sender
 
 
@@ -46,7 +47,7 @@ def receiver(facts: PageFacts = FACTS, *, memory: OwnSegment | None = None, **mo
     rows = [np.zeros((100, 4096), np.uint8), np.zeros((4, 100), np.uint8)]
     segment = None
     if memory is not None:
-        rows, segment = memory.rows, Segment(memory.name, memory.begins)
+        rows, segment = memory.rows, memory.place
     return closing(PageReceiver(facts, rows, segment, **more)), rows
 
 
@@ -204,26 +205,31 @@ def test_strangers_do_no_harm(sender: PageSender, sent: bytes) -> None:
         assert next_of(wants.events, Fetched).why == ""
 
 
-def test_a_segment_is_only_ours_and_only_inside(tmp_path: Any) -> None:
+def test_a_segment_is_only_ours_and_only_inside() -> None:
     own = OwnSegment([(2, 100)])
     try:
-        peer = PeerSegment(own.name, own.begins, (100,))
+        peer = PeerSegment(own.place, (100,))
         peer.row(0, 1)[:] = 7
         assert own.rows[0][1].tolist() == [7] * 100
         for index in (-1, 10**6, 10**18):
             with pytest.raises(ValueError, match="outside"):
                 peer.row(0, index)
-        with pytest.raises(ValueError, match="no segment"):
-            PeerSegment("../etc/passwd", [0], (100,))
-        with pytest.raises(OSError, match="No such file"):
-            PeerSegment("sapwood-pages-" + "0" * 32, [0], (100,))
+        asked = partial(msgspec.structs.replace, own.place)
+        for place, why in [
+            (asked(name="../etc/passwd"), "no segment"),
+            (asked(name="sapwood-pages-" + "0" * 32), "another file"),
+            (asked(begins=(0, 0)), "no segment"),
+            (asked(handle=0), "another file"),
+        ]:
+            with pytest.raises(ValueError, match=why):
+                PeerSegment(place, (100,))
+        with pytest.raises(OSError, match="No such"):
+            PeerSegment(asked(process=2**40), (100,))
     finally:
         own.close()
 
 
-def test_a_slow_stranger_is_let_go(sender: PageSender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sapwood.distributed.transfer.wire.SILENCE_S", 0.2)
-    monkeypatch.setattr("sapwood.distributed.transfer.wire.Wire.fill.__defaults__", (0.2,))
+def test_a_slow_stranger_is_let_go(sender: PageSender) -> None:
     with closing(socket.create_connection(("127.0.0.1", sender.port), timeout=5)) as stranger:
         stranger.sendall(MAGIC)
         assert stranger.recv(1) == b""

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import msgspec
 
+from sapwood.distributed.transfer.segment import Segment
+
 PROTOCOL = 1
 """Changes when a message or a page's bytes mean something else."""
 MAGIC = b"SAPW"
@@ -39,16 +41,6 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
     pool: int
     first: int
     count: int
-
-
-class Segment(msgspec.Struct, frozen=True):
-    """Memory that both engines can reach: a file among the system's shared memory.
-
-    begins  per pool the byte at which its rows begin
-    """
-
-    name: str
-    begins: list[int]
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):

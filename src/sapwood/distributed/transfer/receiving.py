@@ -28,10 +28,10 @@ from sapwood.distributed.transfer.messages import (
     Received,
     Refused,
     Run,
-    Segment,
     Want,
     decode_told,
 )
+from sapwood.distributed.transfer.segment import Segment
 from sapwood.distributed.transfer.thread import LoopThread
 from sapwood.distributed.transfer.wire import ALIVE_S, Broken, Wire
 from sapwood.schema.handover import Handover

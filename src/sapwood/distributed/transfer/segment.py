@@ -1,79 +1,98 @@
 """Memory that the engines of one machine share, so that pages need no connection.
 
-The engine that wants pages has its rows in a file of /dev/shm and tells the file's name; the other
-one writes there. A name from a stranger is checked: only a file that sapwood has named so, and that
-belongs to the same user, is opened, and nothing is written outside of it.
+The engine that wants pages has its rows in a file without a path (memfd) and tells its process and
+the file's number there; the other one opens that and writes. So nothing is left behind, however a
+process ends. What a stranger names is checked: only a file that sapwood has made so, that belongs
+to the same user and that can no longer shrink is opened, and nothing is written outside of it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import re
 import secrets
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-FOLDER = Path("/dev/shm")
 _NAME = re.compile(r"sapwood-pages-[0-9a-f]{32}")
 ALIGNMENT = 4096
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """Where another process finds the memory.
+
+    process, handle  the process that has it, and the file's number there
+    begins           per pool the byte at which its rows begin
+    """
+
+    name: str
+    process: int
+    handle: int
+    begins: tuple[int, ...]
 
 
 class OwnSegment:
-    """Rows in memory that another process can write to; the file is gone when it is closed."""
+    """Rows in memory that another process can write to."""
 
     def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
         """shapes  per pool (rows, bytes of a row). OSError if the system has no such memory"""
-        self.begins: list[int] = []
+        begins: list[int] = []
         end = 0
         for num_rows, row_bytes in shapes:
-            self.begins.append(end)
+            begins.append(end)
             end += -(-num_rows * row_bytes // ALIGNMENT) * ALIGNMENT
-        self.name = f"sapwood-pages-{secrets.token_hex(16)}"
-        self._path = FOLDER / self.name
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        end = max(end, ALIGNMENT)
+        name = f"sapwood-pages-{secrets.token_hex(16)}"
+        handle = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(handle, max(end, ALIGNMENT))
-            self._memory = mmap.mmap(handle, max(end, ALIGNMENT))
+            os.ftruncate(handle, end)
+            fcntl.fcntl(handle, fcntl.F_ADD_SEALS, _SEALS)
+            memory = mmap.mmap(handle, end)
         except BaseException:
-            self._path.unlink()
-            raise
-        finally:
             os.close(handle)
+            raise
+        self.place = Segment(name, os.getpid(), handle, tuple(begins))
         self.rows = [
-            np.frombuffer(self._memory, np.uint8, num_rows * row_bytes, begin).reshape(
+            np.frombuffer(memory, np.uint8, num_rows * row_bytes, begin).reshape(
                 num_rows, row_bytes
             )
-            for (num_rows, row_bytes), begin in zip(shapes, self.begins, strict=True)
+            for (num_rows, row_bytes), begin in zip(shapes, begins, strict=True)
         ]
 
     def close(self) -> None:
-        """Nobody finds it any more. Its memory is given back with its last user."""
-        with suppress(FileNotFoundError):
-            self._path.unlink()
+        """Nobody finds it any more. The memory is given back with its last user."""
+        os.close(self.place.handle)
 
 
 class PeerSegment:
     """Rows of another process, to write to."""
 
-    def __init__(self, name: str, begins: Sequence[int], row_bytes: Sequence[int]) -> None:
+    def __init__(self, place: Segment, row_bytes: Sequence[int]) -> None:
         """row_bytes  per pool. Raises OSError or ValueError if there is no such memory"""
-        if _NAME.fullmatch(name) is None or len(begins) != len(row_bytes):
+        if _NAME.fullmatch(place.name) is None or len(place.begins) != len(row_bytes):
             raise ValueError("that is no segment of pages")
-        handle = os.open(FOLDER / name, os.O_RDWR | os.O_NOFOLLOW)
+        path = f"/proc/{place.process:d}/fd/{place.handle:d}"
+        if str(Path(path).readlink()) != f"/memfd:{place.name} (deleted)":
+            raise ValueError("the process has another file there")
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
                 raise ValueError("the segment belongs to somebody else")
+            if not fcntl.fcntl(handle, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+                raise ValueError("the segment may shrink")
             self._memory = mmap.mmap(handle, status.st_size)
         finally:
             os.close(handle)
-        self._begins = begins
+        self._begins = place.begins
         self._row_bytes = row_bytes
 
     def row(self, pool: int, index: int) -> NDArray[np.uint8]:

@@ -36,11 +36,10 @@ from sapwood.distributed.transfer.messages import (
     Received,
     Refused,
     Run,
-    Segment,
     Want,
     decode_asked,
 )
-from sapwood.distributed.transfer.segment import PeerSegment
+from sapwood.distributed.transfer.segment import PeerSegment, Segment
 from sapwood.distributed.transfer.thread import LoopThread
 from sapwood.distributed.transfer.wire import ALIVE_S, SILENCE_S, Broken, Wire
 
@@ -106,13 +105,18 @@ class _Room:
 class PageSender:
     """Close it in any case."""
 
-    def __init__(self, host: str, port: int, facts: PageFacts) -> None:
-        """Listens there from now on. ConfigError if that is not possible"""
+    def __init__(
+        self, host: str, port: int, facts: PageFacts, *, silence_s: float = SILENCE_S
+    ) -> None:
+        """Listens there from now on. ConfigError if that is not possible
+
+        silence_s  after so long without a sign of life the other side counts as gone"""
         self.events: SimpleQueue[SenderEvent] = SimpleQueue()
         self._facts = facts
+        self._silence_s = silence_s
         self._rooms: dict[int, _Room] = {}
         self._awaited: dict[int, list[asyncio.Future[None]]] = {}
-        self._segments: OrderedDict[tuple[str, tuple[int, ...]], PeerSegment] = OrderedDict()
+        self._segments: OrderedDict[Segment, PeerSegment] = OrderedDict()
         self._num_connections = 0
         self._listener = _listening(host, port)
         self.port = int(self._listener.getsockname()[1])
@@ -190,7 +194,7 @@ class PageSender:
             self._thread.keep(self._serve(connection))
 
     async def _serve(self, connection: socket.socket) -> None:
-        wire = Wire(connection)
+        wire = Wire(connection, self._silence_s)
         try:
             beginning = bytearray(len(MAGIC))
             await wire.fill(memoryview(beginning))
@@ -312,25 +316,24 @@ class PageSender:
                 return item.why
             if isinstance(item, Done):
                 break
-        await asyncio.wait({listening}, timeout=SILENCE_S)
+        await asyncio.wait({listening}, timeout=self._silence_s)
         if not listening.done():
-            raise Broken(f"the decode engine did not confirm its pages in {SILENCE_S:g} s")
+            raise Broken(f"the decode engine did not confirm its pages in {self._silence_s:g} s")
         listening.result()
         return ""
 
     def _segment(self, segment: Segment) -> PeerSegment | None:
         """That memory; None if this process cannot reach it."""
-        key = (segment.name, tuple(segment.begins))
-        known = self._segments.get(key)
+        known = self._segments.get(segment)
         if known is None:
             try:
-                known = PeerSegment(segment.name, segment.begins, self._facts.row_bytes)
+                known = PeerSegment(segment, self._facts.row_bytes)
             except (OSError, ValueError):
                 return None
-            self._segments[key] = known
+            self._segments[segment] = known
             if len(self._segments) > MOST_SEGMENTS:
                 self._segments.popitem(last=False)
-        self._segments.move_to_end(key)
+        self._segments.move_to_end(segment)
         return known
 
 

@@ -29,12 +29,13 @@ class Broken(Exception):
 class Wire:
     """One connection. `send` may be called from one task at a time, and so may `receive`."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, silence_s: float = SILENCE_S) -> None:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._socket = connection
         self._loop = asyncio.get_running_loop()
+        self._silence_s = silence_s
         self._sending = asyncio.Lock()
 
     async def send(self, message: msgspec.Struct, pieces: Sequence[memoryview] = ()) -> None:
@@ -45,25 +46,25 @@ class Wire:
             for at in range(0, len(views), MOST_PIECES):
                 await self._send_all(views[at : at + MOST_PIECES])
 
-    async def receive(self, timeout_s: float = SILENCE_S) -> bytes:
-        """The next message, encoded. Raises Broken, also if none comes for so long"""
+    async def receive(self) -> bytes:
+        """The next message, encoded. Raises Broken, also if none comes for too long"""
         head = bytearray(_LENGTH.size)
-        await self.fill(memoryview(head), timeout_s)
+        await self.fill(memoryview(head))
         (size,) = _LENGTH.unpack(head)
         if size > MAX_MESSAGE:
             raise Broken(f"a message of {size} bytes was announced, but {MAX_MESSAGE} are allowed")
         body = bytearray(size)
-        await self.fill(memoryview(body), timeout_s)
+        await self.fill(memoryview(body))
         return bytes(body)
 
-    async def fill(self, target: memoryview, timeout_s: float = SILENCE_S) -> None:
+    async def fill(self, target: memoryview) -> None:
         """Receive exactly so many bytes. Raises Broken"""
         while target:
             try:
-                async with asyncio.timeout(timeout_s):
+                async with asyncio.timeout(self._silence_s):
                     number = await self._loop.sock_recv_into(self._socket, target)
             except TimeoutError:
-                raise Broken(f"nothing was heard for {timeout_s:g} s") from None
+                raise Broken(f"nothing was heard for {self._silence_s:g} s") from None
             except OSError as error:
                 raise Broken(str(error)) from error
             if number == 0:
@@ -91,10 +92,10 @@ class Wire:
         writable = self._loop.create_future()
         self._loop.add_writer(self._socket, _settle, writable)
         try:
-            async with asyncio.timeout(SILENCE_S):
+            async with asyncio.timeout(self._silence_s):
                 await writable
         except TimeoutError:
-            raise Broken(f"the other side took no byte for {SILENCE_S:g} s") from None
+            raise Broken(f"the other side took no byte for {self._silence_s:g} s") from None
         finally:
             self._loop.remove_writer(self._socket)
 
