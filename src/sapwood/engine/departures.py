@@ -97,12 +97,13 @@ class Departures:
     @property
     def is_busy(self) -> bool:
         """Whether to look again soon."""
-        return bool(self._by_room or self._reading)
+        return bool(self._by_room or self._reading or self._ended or self._failed)
 
     @property
     def num_held(self) -> int:
-        """Requests that have ended but for the other engine."""
-        return sum(one.answer is not None for one in self._by_room.values())
+        """Requests that have ended but for the other engine, or whose answers are still to be
+        given."""
+        return len(self._ended) + sum(one.answer is not None for one in self._by_room.values())
 
     def why_refused(self, request: Generate) -> str:
         """Why the request's pages cannot leave; "" if they can."""
