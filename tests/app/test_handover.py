@@ -139,7 +139,7 @@ REQUESTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (SAMPLED | {"sampling_seed": 5, "n": 3}, {}),
     (GREEDY | {"regex": "[a-f]{8}", "ignore_eos": False}, {}),
     (GREEDY | {"frequency_penalty": 1.5, "repetition_penalty": 1.2}, {"return_logprob": True}),
-    (GREEDY | {"stop_token_ids": [7]}, {"priority": 1}),
+    (GREEDY | {"stop_token_ids": [7]}, {"extra_key": "mine"}),
     (GREEDY | {"max_new_tokens": 1}, {}),
 ]
 
