@@ -60,7 +60,7 @@ class PretendedMemory:
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[RecordingCapture]:
     recorders = [RecordingCapture()]
     monkeypatch.setattr(runners, "runs_ahead", lambda device: True)
-    monkeypatch.setattr(runners, "CudaMemory", PretendedMemory)
+    monkeypatch.setattr(runners, "memory_of", PretendedMemory)
     monkeypatch.setattr(runners, "capture_on", lambda device: recorders[0])
     monkeypatch.setattr(registry.select_kernels, "__defaults__", (None, {"torch": MODULE}))
     return recorders

@@ -16,6 +16,8 @@ def test_the_memory_is_that_of_the_device_that_was_asked_for(
     platform = replace(read_platform(), device="cuda")
     memory = {0: (10, 20), 1: (30, 40)}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", str)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: memory[device.index or 0])
     second = machine_facts(platform, "cuda:1")
     assert (second.device, second.available_bytes, second.memory_bytes) == ("cuda:1", 30, 40)
@@ -46,8 +48,9 @@ def test_auto_is_the_best_one() -> None:
 def test_what_was_found_instead_of_the_device(
     monkeypatch: pytest.MonkeyPatch, num_devices: int, built_with: str | None, says: str
 ) -> None:
-    platform = replace(read_platform(), cuda_names=("A", "B")[:num_devices])
+    platform = replace(read_platform(), device_names=("A", "B")[:num_devices])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_devices)
+    monkeypatch.setattr(torch.cuda, "get_device_name", "AB".__getitem__)
     monkeypatch.setattr(torch.version, "cuda", built_with)
     with pytest.raises(ConfigError, match=says):
         machine_facts(platform, "cuda:2")

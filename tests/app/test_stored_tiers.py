@@ -94,6 +94,38 @@ def test_prefixes_outlive_the_engine(
     assert second.stats().num_cached_tokens == KEPT * len(PROMPTS)
 
 
+@pytest.mark.parametrize("ranks", [{"tp_size": 2}, {"pp_size": 2}, {"dp_size": 2}])
+def test_each_rank_keeps_its_part_under_its_own_name(
+    make_llm: Callable[..., LLM], tmp_path: Path, ranks: dict[str, int]
+) -> None:
+    first = make_llm(**ranks)
+    computed = outputs_of(first, PROMPTS)
+    first.close()
+    names = [path.stem for path in (tmp_path / "kv").iterdir()]
+    pages = {name[:64] for name in names}
+    endings = {name[-4:] for name in names}
+    assert endings == ({"_0_1"} if "dp_size" in ranks else {"_0_2", "_1_2"})
+    assert len(names) == len(pages) * len(endings), "every page has all its parts"
+    second = make_llm(**ranks)
+    assert outputs_of(second, PROMPTS) == computed
+    assert second.stats().num_cached_tokens == KEPT * len(PROMPTS)
+    second.close()
+    if "dp_size" in ranks:
+        return
+    for path in sorted((tmp_path / "kv").glob("*_1_2.bin")):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    third = make_llm(**ranks)
+    assert outputs_of(third, PROMPTS) == computed
+    assert third.stats().num_cached_tokens == 0, "one part is broken, so the page is"
+
+
+def test_ranks_refuse_a_storage_together(make_llm: Callable[..., LLM]) -> None:
+    with pytest.raises(ConfigError, match="cannot be used"):
+        make_llm(tp_size=2, extra={"directory": "/proc/nowhere"})
+
+
 def page_keys(tokens: list[int]) -> list[str]:
     """SGLang's keys of the whole pages: SHA-256 over the digest of the page before and the page's
     tokens, each as 4 bytes, the lowest first."""
@@ -230,6 +262,9 @@ def test_a_slow_or_dead_plug_in_holds_nobody_longer_than_the_policy(
         ({"extra": {"max_gb": -1}}, "max_gb '-1' but must have a number"),
         ({"extra": {"nobody": 1}}, "'nobody', but knows only"),
         ({"hicache_storage_backend": "redis"}, "redis needs its url"),
+        ({"hicache_storage_backend": "s3"}, "s3 needs its bucket"),
+        ({"extra": {"endpoint_url": "http://a b"}}, "endpoint_url that is none"),
+        ({"extra": {"secret_access_key": "\r\n" * 50}}, "a secret_access_key that is none$"),
         ({"hicache_storage_backend": "dynamic"}, "needs module_path and class_name"),
         ({"page_size": 4, "chunked_prefill_size": 16}, "take at least 8"),
         ({"enable_hierarchical_cache": False}, "without --enable-hierarchical-cache"),

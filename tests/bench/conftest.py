@@ -150,8 +150,22 @@ def fake() -> Any:
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
-    """Listens on a free port in a thread of its own; a test may replace its `reply`."""
-    fake_server = FakeServer(reply=answer_well)
+    """Answers well; a test may replace its `reply`."""
+    with listening(answer_well) as fake_server:
+        yield fake_server
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[str, dict[str, Any]], Reply]], FakeServer]]:
+    """Makes servers that reply as a test says, any number of them."""
+    with contextlib.ExitStack() as stack:
+        yield lambda reply: stack.enter_context(listening(reply))
+
+
+@contextlib.contextmanager
+def listening(reply: Callable[[str, dict[str, Any]], Reply]) -> Iterator[FakeServer]:
+    """A server on a free port, in a thread of its own."""
+    fake_server = FakeServer(reply=reply)
     loop = asyncio.new_event_loop()
     started = loop.run_until_complete(asyncio.start_server(fake_server.handle, "127.0.0.1", 0))
     fake_server.url = f"http://127.0.0.1:{started.sockets[0].getsockname()[1]}"

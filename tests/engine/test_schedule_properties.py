@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,14 +16,18 @@ from sapwood.base.clock import ManualClock
 from sapwood.engine.adapters import AdapterSlots
 from sapwood.engine.request_state import adapter_in
 from sapwood.engine.scheduler import Scheduler
+from sapwood.engine.shared_names import SharedNames
 from sapwood.engine.speculation import Speculation
+from sapwood.engine.stored_pages import StoredPages
 from sapwood.engine.tiers import CacheTiers
 from sapwood.memory.eviction import EVICTION_POLICIES
 from sapwood.memory.kv_events import KVEventSource
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.listener import Listeners
 from sapwood.memory.prefix_tree import PrefixTree
+from sapwood.memory.storage.names import CopyNames
 from sapwood.memory.tiers.host import HostTier
+from sapwood.memory.tiers.rates import CostRule, Rate
 from sapwood.schema.cache import (
     FULL_POOL,
     CacheGroup,
@@ -35,12 +40,13 @@ from sapwood.schema.cache import (
     pools_of,
 )
 from sapwood.schema.config.scheduler import POLICIES, SchedulerConfig
-from sapwood.schema.config.tiers import WritePolicy
+from sapwood.schema.config.tiers import PrefetchPolicy, PrefetchRules, WritePolicy
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.request import Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.step import TokenFeed
 from sapwood.speculative.costs import StepCosts
+from tests.engine.simulated_storage import ScriptedWorker, SimulatedParts
 from tests.engine.simulation import (
     DelayedExecutor,
     SimulatedRank,
@@ -168,6 +174,7 @@ def scenarios(
             st.just([]) | st.tuples(st.integers(1, 60), st.integers(1, 20)).map(list)
         ),
         "write_policy": draw(st.sampled_from(WritePolicy)),
+        "storage": draw(st.none() | st.integers(0, 1 << 30)),
         "adapter_policy": draw(st.sampled_from(["lru", "fifo"])),
     }
 
@@ -175,7 +182,11 @@ def scenarios(
 class World:
     """A scheduler, its ledger and a simulated rank, driven turn by turn."""
 
-    def __init__(self, scenario: dict[str, object]) -> None:
+    def __init__(
+        self, scenario: dict[str, object], kept: dict[str, list[object]] | None = None
+    ) -> None:
+        """kept: what a storage has; None: as much as nothing"""
+        self.kept = {} if kept is None else kept
         page_size = scenario["page_size"]
         pools = [pool for pool, _ in scenario["pools"]]
         self.sizes = [size for _, size in scenario["pools"]]
@@ -185,15 +196,19 @@ class World:
         kinds = [pool.kind for pool in pools]
         self.has_events = CacheKind.FULL in kinds
         heard = [self.mirror]
+        events = None
         if self.has_events:
             full = kinds.index(CacheKind.FULL)
             name_of = partial(adapter_in, has_lengths=False)
-            heard.append(KVEventSource(self.follower.take, full, name_of))
+            events = KVEventSource(self.follower.take, full, name_of)
+            heard.append(events)
         self.host = None
         if scenario["host_sizes"] and scenario["prefixes"]:
             sizes = [scenario["host_sizes"][0], *scenario["host_sizes"][1:] * len(pools)]
             self.host = HostTier(sizes[: len(pools)], scenario["write_policy"])
             heard.append(self.host)
+            if events is not None:
+                self.host.listeners.append(events)
         host_sizes = [] if self.host is None else [one.num_slots for one in self.host.slots]
         listener = Listeners(*heard)
         self.tree = PrefixTree(page_size, key, pools, listener) if scenario["prefixes"] else None
@@ -222,6 +237,8 @@ class World:
         )
         for adapter_id, num_bytes in ADAPTERS.items():
             assert self.adapters.add(adapter_id, num_bytes) is None
+        num_stages = 1 if scenario["feed"] is TokenFeed.ROW else scenario["stages"]
+        ranks = [SimulatedRank(self.sizes, page_size, pools, host_sizes) for _ in range(num_stages)]
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_running_requests=scenario["max_running"],
@@ -249,12 +266,9 @@ class World:
             most_decodes=scenario["most_decodes"],
             speculation=speculation if num_drafts else None,
             adapters=self.adapters,
-            tiers=None if self.host is None else CacheTiers(self.ledger, self.host, least_tokens=1),
+            tiers=self._tiers(scenario, ranks, pools, events),
         )
-        num_stages = 1 if scenario["feed"] is TokenFeed.ROW else scenario["stages"]
-        *others, self.rank = (
-            SimulatedRank(self.sizes, page_size, pools, host_sizes) for _ in range(num_stages)
-        )
+        *others, self.rank = ranks
         for stage in others:
             stage.is_last = False
         self.executor = DelayedExecutor(self.rank, others)
@@ -262,6 +276,37 @@ class World:
         self.in_flight: deque[tuple[object, object]] = deque()
         self.tokens: dict[str, list[int]] = {}
         self.finishes: dict[str, Finish] = {}
+
+    def _tiers(
+        self,
+        scenario: dict[str, object],
+        ranks: list[SimulatedRank],
+        pools: list[CachePool],
+        events: KVEventSource | None,
+    ) -> CacheTiers | None:
+        """The tiers behind the pools, with a storage if the scenario has a seed for it."""
+        if self.host is None:
+            return None
+        stored = None
+        if scenario["storage"] is not None:
+            random = Random(scenario["storage"])
+            stored = StoredPages(
+                self.host,
+                self.ledger.needs,
+                SimulatedParts(ranks, self.kept, random),
+                self.clock,
+                CostRule(Rate(), Rate()),
+                CopyNames("model", "0" * 16, pools),
+                PrefetchRules(policy=PrefetchPolicy.TIMEOUT, threshold=1, base_s=4.0),
+                SharedNames(
+                    lambda name: None if name == "middle" else f"content of {name}",
+                    has_lengths=False,
+                ),
+                events=events,
+                worker=lambda name: ScriptedWorker(random),
+            )
+            stored.attach("simulated", {})
+        return CacheTiers(self.ledger, self.host, stored=stored, least_tokens=1)
 
     def take(self, output: RequestOutput | None) -> None:
         if output is None:
@@ -298,6 +343,9 @@ class World:
             self.mirror.check(self.tree)
             if self.has_events:
                 self.follower.check(self.mirror, self.tree._full)
+            if self.has_events and self.host is not None:
+                copies = self.host.slots[self.tree._full]._copies
+                self.follower.check_host([one for one, copy in copies.items() if copy.is_filled])
 
 
 @settings(max_examples=examples(1000))
@@ -380,6 +428,7 @@ TWO_STATES = {
     "adapter_bytes": 8,
     "host_sizes": [40, 12],
     "write_policy": WritePolicy.WRITE_THROUGH,
+    "storage": None,
     "adapter_policy": "lru",
 }
 """A scenario without requests: two of them have a state on the device at a time."""
@@ -389,6 +438,14 @@ TWO_STATES = {
 @given((scenarios() | scenarios(has_groups=True)).map(returns_to_prefixes))
 def test_the_same_with_a_host_tier(scenario: dict[str, object]) -> None:
     run(scenario)
+
+
+@settings(max_examples=examples(1000, usual=40))
+@given((scenarios() | scenarios(has_groups=True)).map(returns_to_prefixes), st.integers(0, 1 << 30))
+def test_the_same_with_a_storage_that_engines_share(scenario: dict[str, object], seed: int) -> None:
+    kept: dict[str, list[object]] = {}
+    for _ in range(2):  # the second one finds what the first has left
+        run({**scenario, "storage": seed, "write_policy": WritePolicy.WRITE_THROUGH}, kept)
 
 
 def test_one_request_hits_a_state_and_another_brings_one_back_in_the_same_plan() -> None:
@@ -410,8 +467,8 @@ def test_one_request_hits_a_state_and_another_brings_one_back_in_the_same_plan()
     run({**TWO_STATES, "requests": requests})
 
 
-def run(scenario: dict[str, object]) -> None:
-    world = World(scenario)
+def run(scenario: dict[str, object], kept: dict[str, list[object]] | None = None) -> None:
+    world = World(scenario, kept)
     requests = {f"r{index}": one for index, one in enumerate(scenario["requests"])}
     for turn in range(3000):
         for request_id, one in requests.items():

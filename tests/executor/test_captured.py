@@ -17,8 +17,9 @@ from torch import Tensor
 from sapwood.executor.cache_inputs import SparePlaces
 from sapwood.executor.captured import SHARING_FROM, CapturedSteps, capture_steps
 from sapwood.executor.captured_memory import CapturePlan
+from sapwood.kernels.accelerators import capture_on
 from sapwood.kernels.attention_batch import AttentionBatch
-from sapwood.kernels.capture import capture, capture_on
+from sapwood.kernels.capture import capture
 from sapwood.kernels.recording import CannotRecord
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.sampling_settings import SamplingSettings

@@ -105,3 +105,14 @@ def test_whatever_is_lost_all_is_known_after_a_replay(course: list[str]) -> None
             ask = None
     assert held(numbers) == list(range(sent))
     assert numbers.num_gaps == 0
+
+
+def test_a_page_is_held_until_the_last_tier_has_lost_it(numbers: EventNumbers) -> None:
+    numbers.take(0, stored(5))
+    numbers.take(1, batch(BlockStored([5], None, [1, 2], 2, None, "CPU")))
+    numbers.take(2, batch(BlockRemoved([5], "GPU")))
+    assert held(numbers) == [5]
+    numbers.take(3, batch(BlockRemoved([5], "\0" * 100)))
+    assert held(numbers) == [5], "a tier that nobody has told of"
+    numbers.take(4, batch(BlockRemoved([5], "CPU")))
+    assert (held(numbers), numbers.num_bad) == ([], 0)

@@ -27,10 +27,10 @@ def redis_server() -> Iterator[str]:
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("there is no redis-server on this machine")
-    with _directory() as directory:
+    with own_directory() as directory:
         socket = directory / "redis.sock"
         args = [program, "--port", "0", "--unixsocket", str(socket), "--save", ""]
-        with _running([*args, "--dir", str(directory)], socket.exists):
+        with running([*args, "--dir", str(directory)], socket.exists):
             yield f"unix://{socket}"
 
 
@@ -45,21 +45,21 @@ def postgres_server() -> Iterator[str]:
     programs = Path(found).resolve().parent
     # The server refuses to run as root.
     user = "nobody" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    with _directory() as directory:
+    with own_directory() as directory:
         shutil.chown(directory, user)
         data = directory / "data"
         init = [str(programs / "initdb"), "-D", str(data), "-U", "sapwood", "-A", "trust", "-N"]
         subprocess.run(init, user=user, check=True, capture_output=True, cwd=directory)
         args = [str(programs / "postgres"), "-D", str(data), "-k", str(directory), "-h", ""]
         ready = [str(programs / "pg_isready"), "-q", "-h", str(directory)]
-        with _running(
+        with running(
             [*args, "-F"], lambda: subprocess.run(ready, check=False).returncode == 0, user=user
         ):
             yield f"postgresql://sapwood@/postgres?host={directory}"
 
 
 @contextmanager
-def _directory() -> Iterator[Path]:
+def own_directory() -> Iterator[Path]:
     """A short path: the name of a socket has at most 107 characters."""
     path = Path(tempfile.mkdtemp(prefix="sapwood-"))
     try:
@@ -69,7 +69,7 @@ def _directory() -> Iterator[Path]:
 
 
 @contextmanager
-def _running(
+def running(
     args: list[str], is_ready: Callable[[], bool], user: str | None = None
 ) -> Iterator[None]:
     process = subprocess.Popen(

@@ -55,4 +55,4 @@ def test_this_machine() -> None:
     facts = read_platform()
     assert facts.num_cores >= 1
     assert facts.memory_bytes > 2**20
-    assert facts.device == ("cuda" if facts.cuda_names else "cpu")
+    assert facts.device == ("cuda" if facts.device_names else "cpu")

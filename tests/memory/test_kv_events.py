@@ -55,7 +55,7 @@ def test_pages_are_removed_from_the_end() -> None:
     names = names_of("", token_key([1, 2, 3, 4, 5, 6]), 8)
     told.clear()
     tree.evict(2)
-    assert told == [BlockRemoved([names[2]]), BlockRemoved([names[1]])]
+    assert told == [BlockRemoved([names[2]], "GPU"), BlockRemoved([names[1]], "GPU")]
 
 
 def test_namespaces_and_adapters_have_pages_of_their_own() -> None:
@@ -92,7 +92,7 @@ def test_a_flush_clears_all_or_removes_what_nobody_uses() -> None:
     tree.lock(node)
     told.clear()
     tree.forget()
-    assert told == [BlockRemoved([names_of("", token_key([1, 2, 3, 4]), 8)[1]])]
+    assert told == [BlockRemoved([names_of("", token_key([1, 2, 3, 4]), 8)[1]], "GPU")]
     tree.unlock(node)
     told.clear()
     tree.forget()

@@ -35,11 +35,11 @@ def test_frames_as_sglangs(tmp_path, context) -> None:
         events.connect(f"ipc://{tmp_path}/events_dp3")
         events.subscribe(b"kv")
         time.sleep(0.2)  # a subscription is not acknowledged
-        publisher.put(BlockRemoved([7]))
+        publisher.put(BlockRemoved([7], "GPU"))
         topic, number, payload = events.recv_multipart()
         assert (topic, number) == (b"kv", (1).to_bytes(8, "big"))
         _, told, rank = msgspec.msgpack.decode(payload)
-        assert (told, rank) == ([["BlockRemoved", [7]]], 3)
+        assert (told, rank) == ([["BlockRemoved", [7], "GPU"]], 3)
     publisher.close()
     assert (publisher.num_published, publisher.num_dropped) == (2, 0)
 

@@ -14,7 +14,7 @@ from sapwood.app.cli.options import Asked, ConfigCommand, config_options
 from sapwood.bench import commands
 from sapwood.bench.conversations import Conversations, ConversationsOptions, known_table
 from sapwood.bench.environment import describe_environment
-from sapwood.bench.evals.options import PerplexityOptions
+from sapwood.bench.evals.options import EvalOptions, PerplexityOptions
 from sapwood.bench.gpu.options import GpuOptions
 from sapwood.bench.offline import OfflineOptions
 from sapwood.bench.ops.options import OpsOptions
@@ -170,6 +170,22 @@ def perplexity(asked: Asked) -> None:
     console = Console()
     progress = TerminalProgress(console)
     bench_perplexity(config, options, console, home=home(environment()), progress=progress)
+
+
+@bench.command("eval", cls=ConfigCommand)
+@config_options(EvalOptions)
+@click.pass_context
+def evaluate(ctx: click.Context, asked: Asked) -> None:
+    """Ask a running server the questions of a known evaluation, and score its answers.
+
+    The questions are your files. With --baseline-url or --compare-with the difference is shown with
+    its 95% interval. Exits with 1 if a question got no answer.
+    """
+    from sapwood.bench.evals.evaluation import bench_eval
+
+    console = Console()
+    answered = bench_eval(asked.build(EvalOptions), console, TerminalProgress(console))
+    ctx.exit(0 if answered else 1)
 
 
 @bench.command("random-model", cls=ConfigCommand)

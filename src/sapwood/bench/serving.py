@@ -321,7 +321,7 @@ async def connect(options: ServingOptions) -> Target:
     endpoint = Endpoint.parse(options.url)
     model = options.model
     if model is None and options.api != "native":
-        model = await _first_model(endpoint, options.headers)
+        model = await first_model_of(endpoint, options.headers)
     return Target(
         endpoint=endpoint,
         dialect=DIALECTS.get(options.api),
@@ -338,10 +338,11 @@ async def connect(options: ServingOptions) -> Target:
 
 async def first_model(target: Target) -> str:
     """The first model that the server lists; EngineUnavailable if it lists none."""
-    return await _first_model(target.endpoint, target.headers)
+    return await first_model_of(target.endpoint, target.headers)
 
 
-async def _first_model(endpoint: Endpoint, headers: Mapping[str, str]) -> str:
+async def first_model_of(endpoint: Endpoint, headers: Mapping[str, str]) -> str:
+    """The first model that a server lists; EngineUnavailable if it lists none."""
     try:
         answer = await fetch_json(endpoint, "GET", "/v1/models", headers=headers, timeout_s=30.0)
     except HttpError as error:

@@ -438,6 +438,8 @@ def picture_request(paint: Paint) -> PictureRequest:
         mask=mask,
         strength=options.strength,
         max_sequence_length=options.max_sequence_length,
+        num_frames=options.num_frames,
+        guidance_scale_2=options.guidance_scale_2,
     )
 
 
@@ -450,10 +452,16 @@ def _levels(levels: bytes, shape: tuple[int, ...]) -> Tensor:
 
 
 def picture_of(pixels: Tensor) -> Picture:
-    """pixels: [height, width, channels] uint8"""
-    height, width, channels = pixels.shape
+    """pixels: [height, width, channels] uint8, or [frames, height, width, channels]"""
+    height, width, channels = pixels.shape[-3:]
     raw = pixels.cpu().contiguous().numpy().tobytes()
-    return Picture(width=width, height=height, channels=channels, pixels=raw)
+    return Picture(
+        width=width,
+        height=height,
+        channels=channels,
+        pixels=raw,
+        num_frames=len(pixels) if pixels.dim() == 4 else 1,
+    )
 
 
 def _is_done(trajectory: Trajectory) -> bool:

@@ -16,6 +16,7 @@ from torch._C._distributed_c10d import FileStore, PrefixStore, ProcessGroupGloo,
 
 from sapwood.distributed.groups import Group, ProcessGroup
 from sapwood.distributed.shared_memory import share_memory
+from sapwood.kernels.accelerators import accelerator_of
 
 
 class Meeting:
@@ -65,20 +66,16 @@ class Meeting:
             return Group()
         store = PrefixStore(name, self._store)
         own, size = list(ranks).index(rank), len(ranks)
-        make = self._nccl if device.type == "cuda" else self._gloo
-        process_group = make(store, own, size)
+        accelerator = accelerator_of(device)
+        process_group = (
+            self._gloo(store, own, size)
+            if accelerator is None
+            else cast(ProcessGroup, accelerator.process_group(store, own, size, self._timeout))
+        )
         memory = None
         if on_one_machine and device.type == "cpu":
             memory = share_memory(store, own, size)
         return Group(rank=own, size=size, process_group=process_group, memory=memory)
-
-    def _nccl(self, store: Store, rank: int, size: int) -> ProcessGroup:
-        # Not every build of torch has it.
-        from torch._C._distributed_c10d import ProcessGroupNCCL
-
-        options = ProcessGroupNCCL.Options()
-        options._timeout = self._timeout
-        return cast(ProcessGroup, ProcessGroupNCCL(store, rank, size, options))
 
     def _gloo(self, store: Store, rank: int, size: int) -> ProcessGroup:
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it

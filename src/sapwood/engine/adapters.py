@@ -75,6 +75,7 @@ class AdapterSlots:
         self._bytes: dict[str, int] = {}
         self._invocations: dict[str, bytes] = {}
         """The keys (see `token_key`) of what activates adapters that are not active everywhere."""
+        self._contents: dict[str, str] = {}
         self._slots: dict[str, int] = {}
         """Of the adapters that have one, those that go first in front."""
         self._free: list[int] = []
@@ -114,10 +115,12 @@ class AdapterSlots:
     def max_bytes(self) -> int:
         return self._max_bytes
 
-    def add(self, adapter_id: str, num_bytes: int, invocation: Sequence[int] = ()) -> str | None:
+    def add(
+        self, adapter_id: str, num_bytes: int, invocation: Sequence[int] = (), content: str = ""
+    ) -> str | None:
         """Count an adapter as loaded. Returns why it can never run; None if it can.
 
-        invocation  as in Loaded"""
+        invocation, content  as in Loaded"""
         if num_bytes > self._max_bytes:
             return (
                 f"the adapter takes {num_bytes} bytes, but all adapters of a batch have "
@@ -127,7 +130,13 @@ class AdapterSlots:
         self._bytes[adapter_id] = num_bytes
         if invocation:
             self._invocations[adapter_id] = token_key(invocation)
+        if content:
+            self._contents[adapter_id] = content
         return None
+
+    def content_of(self, adapter_id: str) -> str | None:
+        """A digest of what a loaded adapter contains; None if it is not known."""
+        return self._contents.get(adapter_id)
 
     def why_refused(self, adapter_id: str, *, has_ids: bool = True) -> str | None:
         """Why a request with this adapter cannot be taken in; None if it can.
@@ -163,6 +172,7 @@ class AdapterSlots:
         self._arriving.discard(adapter_id)
         self._bytes.pop(adapter_id, None)
         self._invocations.pop(adapter_id, None)
+        self._contents.pop(adapter_id, None)
         self._users.pop(adapter_id, None)
         return True
 
@@ -300,7 +310,9 @@ class AdapterDesk:
             return
         for one in self._ranks.finished():
             self._num_loading -= 1
-            failure = one.failure or self.slots.add(one.adapter_id, one.num_bytes, one.invocation)
+            failure = one.failure or self.slots.add(
+                one.adapter_id, one.num_bytes, one.invocation, one.content
+            )
             if failure is not None:
                 self._ranks.unload(one.adapter_id)
             tell(one.call_id, failure is None, failure or "loaded")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from sapwood.distributed.transfer.messages import Run
 from sapwood.distributed.transfer.receiving import Fetched, Freed, Order, PageReceiver
 from sapwood.engine.prompt_digest import digest_of
-from sapwood.engine.request_state import Phase, RequestState
+from sapwood.engine.request_state import RequestState
 from sapwood.memory.tiers.host import HostTier
 from sapwood.memory.tiers.slots import PageCopy
 from sapwood.schema.config.disaggregation import DisaggregationConfig
@@ -67,8 +67,6 @@ class Arrivals:
         self._pinned: dict[int, list[tuple[int, PageCopy]]] = {}
         self._num_orders = 0
         self._num_polls = 0
-        self._loading: list[tuple[int, PageCopy]] = []
-        self._loaded_by: dict[int, list[tuple[int, PageCopy]]] = {}
         self._failed: list[tuple[str, Finish]] = []
         self.num_taken_over = 0
         self.num_failed = 0
@@ -124,11 +122,8 @@ class Arrivals:
             self._waiting.remove(arrival)
         if arrival.number and not arrival.is_fetched and self._receiver is not None:
             self._receiver.leave(arrival.number)
-        pinned = [(page[0], copy) for page, copy in arrival.copies.items()]
-        if state.phase is Phase.RUNNING:
-            self._loading += pinned  # the next plan copies them
-        else:
-            self._unpin(pinned)
+        # Those that the next plan copies to the device are pinned for that by the host tier.
+        self._unpin([(page[0], copy) for page, copy in arrival.copies.items()])
 
     def poll(self) -> None:
         """Take in what the receiver tells. To be called once per turn."""
@@ -148,16 +143,6 @@ class Arrivals:
                 arrival.is_over = all(
                     copy.is_filled or copy.is_forgotten for copy in arrival.copies.values()
                 )
-
-    def planned(self, step: int) -> None:
-        """That plan copies the pages of the requests that have begun."""
-        if self._loading:
-            self._loaded_by[step], self._loading = self._loading, []
-
-    def executed(self, step: int) -> None:
-        """That plan is done: its rows may get other pages."""
-        for pool, copy in self._loaded_by.pop(step, ()):
-            self._host.slots[pool].unpin(copy)
 
     def take_failed(self) -> list[tuple[str, Finish]]:
         """(id, why) of requests whose pages will not come."""

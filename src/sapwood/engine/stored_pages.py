@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from sapwood.base.clock import Clock
+from sapwood.engine.shared_names import SharedNames
+from sapwood.memory.kv_events import KVEventSource
 from sapwood.memory.listener import Stretch
-from sapwood.memory.namespace import MEDIUM, branches_of
+from sapwood.memory.namespace import Namespace, branches_of
 from sapwood.memory.needs import Needs
 from sapwood.memory.prefix_tree import first_needed_page
-from sapwood.memory.storage.interface import PageStorage, StorageUnavailable
+from sapwood.memory.storage.interface import StorageUnavailable
 from sapwood.memory.storage.names import CopyNames
+from sapwood.memory.storage.parts import PageParts, Place
 from sapwood.memory.storage.worker import StorageWorker
-from sapwood.memory.tiers.host import HostTier
+from sapwood.memory.tiers.host import Copies, HostTier
 from sapwood.memory.tiers.rates import CostRule
 from sapwood.memory.tiers.slots import PageCopy
 from sapwood.schema.config.tiers import PrefetchRules
+from sapwood.schema.kv_events import HOST_TIER, STORAGE_TIER, BlockStored
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +45,41 @@ CLOSE_S = 2.0
 class Prefetch:
     """Pages that are looked for, for one waiting request.
 
+    namespace, key  of the request's prompt
+    digests   of its pages, as the host has them
+    names     the same, as the storage has them
     begin     the first page that is neither on the device nor on the host
     until_s   when the request stops waiting
     is_over   whether nothing more will come
     """
 
+    namespace: Namespace
+    key: bytes
     digests: Sequence[bytes]
+    names: Sequence[bytes]
     begin: int
     until_s: float
     is_over: bool = False
     num_reads: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class _Saved:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Page:
+    """A page, or a state, on its way between a slot of the host and the storage.
+
+    digest  as the host has it
+    told    what KV events say of it; None: nothing
+    """
+
     pool: int
+    digest: bytes
     name: str
     copy: PageCopy
+    told: BlockStored | None = None
+
+    @property
+    def place(self) -> Place:
+        return Place(self.name, self.pool, self.copy.slot)
 
 
 @dataclass(slots=True)
@@ -80,12 +100,11 @@ class StoredCounts:
 
 @dataclass(slots=True)
 class _Attached:
-    """A storage in use. Threads hold on to theirs when another takes its place."""
+    """A storage in use."""
 
-    storage: PageStorage
     backend: str
-    reader: StorageWorker = field(default_factory=lambda: StorageWorker("kv-reads"))
-    writer: StorageWorker = field(default_factory=lambda: StorageWorker("kv-writes"))
+    reader: StorageWorker
+    writer: StorageWorker
 
 
 class StoredPages:
@@ -95,33 +114,42 @@ class StoredPages:
         self,
         host: HostTier,
         needs: Needs,
-        rows: Sequence[NDArray[np.uint8]],
+        parts: PageParts,
         clock: Clock,
         cost: CostRule,
         names: CopyNames,
         rules: PrefetchRules,
+        shared: SharedNames,
         *,
-        is_shared: Callable[[str], bool],
+        events: KVEventSource | None = None,
+        worker: Callable[[str], StorageWorker] = StorageWorker,
     ) -> None:
-        """rows       per pool: the host's slots, [slots, bytes of a page]
-        is_shared  whether other engines compute the same in a namespace of that name"""
+        """parts   the storage, as all ranks use it
+        shared  what namespaces are called there
+        events  tells others what the host and the storage have
+        worker  makes what calls the storage, by its name"""
         self._host = host
         self._needs = needs
-        self._rows = rows
+        self._parts = parts
+        self._page_bytes = list(parts.page_bytes)
         self._clock = clock
         self._cost = cost
         self._names = names
         self.rules = rules
-        self._is_shared = is_shared
+        self._shared = shared
+        self._events = events
+        self._worker = worker
         self._attached: _Attached | None = None
         self._is_mixed = False
-        self._new: list[_Saved] = []
-        self._awaiting: dict[int, list[_Saved]] = {}
+        self._leaving: list[StorageWorker] = []
+        """Workers of a storage that was detached while they were in the middle of a call."""
+        self._new: list[_Page] = []
+        self._awaiting: dict[int, list[_Page]] = {}
         self._prefetches: dict[str, Prefetch] = {}
         self._rests_until_s = {"read": 0.0, "written": 0.0}
-        self._num_pinned = [0] * len(rows)
+        self._num_pinned = [0] * len(self._page_bytes)
         self.counts = StoredCounts()
-        host.on_saved = self._saved
+        host.listeners.append(self)
 
     # ---- attaching -----------------------------------------------------------------------------
 
@@ -133,10 +161,11 @@ class StoredPages:
     def backend(self) -> str | None:
         return None if self._attached is None else self._attached.backend
 
-    def attach(self, storage: PageStorage, backend: str) -> None:
-        """backend  its name"""
+    def attach(self, backend: str, extra: Mapping[str, Any]) -> None:
+        """Use the storage of that name from now on; ConfigError if it cannot be."""
         assert self._attached is None, "one storage at a time"
-        self._attached = _Attached(storage, backend)
+        self._parts.open(backend, extra)
+        self._attached = _Attached(backend, self._worker("kv-reads"), self._worker("kv-writes"))
         self._rests_until_s = {"read": 0.0, "written": 0.0}
 
     def detach(self) -> None:
@@ -150,17 +179,20 @@ class StoredPages:
         for worker in (attached.reader, attached.writer):
             worker.close(CLOSE_S)
             worker.finish()
-        attached.storage.close()
+            if worker.num_open:
+                self._leaving.append(worker)
+        self._parts.close()
 
     def clear_storage(self) -> None:
         """StorageUnavailable if it cannot be."""
         if self._attached is not None:
-            self._attached.storage.clear()
+            self._parts.clear()
+            if self._events is not None:
+                self._events.tier_emptied(STORAGE_TIER)
 
     def forget(self) -> None:
         """The host's copies were forgotten."""
-        for saved in [*self._new, *(one for step in self._awaiting.values() for one in step)]:
-            self._unpin(saved.pool, saved.copy)
+        self._let_go([*self._new, *(one for step in self._awaiting.values() for one in step)])
         self._new = []
         self._awaiting.clear()
         for prefetch in self._prefetches.values():
@@ -176,37 +208,56 @@ class StoredPages:
 
     def poll(self) -> None:
         """Take in what the threads have done. To be called once per turn."""
-        if self._attached is not None:
-            self._attached.reader.finish()
-            self._attached.writer.finish()
+        for worker in self._workers:
+            worker.finish()
+        self._leaving = [worker for worker in self._leaving if worker.num_open]
 
     @property
     def is_busy(self) -> bool:
         """Whether threads are at work."""
+        return any(worker.num_open for worker in self._workers)
+
+    @property
+    def _workers(self) -> list[StorageWorker]:
         attached = self._attached
-        return attached is not None and bool(attached.reader.num_open + attached.writer.num_open)
+        return self._leaving + ([] if attached is None else [attached.reader, attached.writer])
 
     # ---- writing -------------------------------------------------------------------------------
 
-    def _saved(self, stretch: Stretch, copies: Sequence[tuple[bytes, PageCopy]]) -> None:
-        """The next plan copies these pages to the host, the last one first."""
-        attached, pool = self._attached, stretch.pool
-        if attached is None or not copies or not self._may_travel(stretch):
+    def saved(self, stretch: Stretch, copies: Copies) -> None:
+        """As HostListener says."""
+        pool = stretch.pool
+        if self._attached is None or self._is_mixed:
             return
-        most = len(self._rows[pool]) // 2
+        names = self._names_of(stretch)
+        if names is None:
+            return
+        most = self._host.slots[pool].num_slots // 2
+        told = {} if self._events is None else self._events.pages_of(stretch)
         for digest, copy in reversed(copies):
             if self._num_pinned[pool] >= most:
                 self.counts.num_unwritten += 1
                 continue
             self._pin(pool, copy)
-            self._new.append(_Saved(pool, self._names.of(pool, digest), copy))
+            name = self._names.of(pool, names[digest])
+            self._new.append(_Page(pool, digest, name, copy, told.get(digest)))
 
-    def _may_travel(self, stretch: Stretch) -> bool:
-        """Whether the namespace means the same to other engines."""
-        if self._is_mixed:
-            return False
+    def dropped(self, pool: int, digest: bytes) -> None:
+        pass  # the storage keeps its own
+
+    def _names_of(self, stretch: Stretch) -> dict[bytes, bytes] | None:
+        """By the digest of each of these pages: the one that other engines have for it. None: the
+        namespace means nothing to them."""
         root, marks = stretch.names
-        return self._is_shared(root) and all(name.startswith(MEDIUM) for name in branches_of(marks))
+        shared = self._shared.root(root)
+        branches = {name: self._shared.branch(name) for name in branches_of(marks)}
+        if shared is None or None in branches.values():
+            return None
+        digests = stretch.digests
+        if shared == root and all(name == other for name, other in branches.items()):
+            return dict(zip(digests, digests, strict=True))
+        renamed = stretch.digests_under(shared, lambda name: branches[name] or name)
+        return dict(zip(digests, renamed, strict=True))
 
     def planned(self, step: int) -> None:
         """That plan makes the copies that were told of since the last one."""
@@ -221,26 +272,26 @@ class StoredPages:
         for at in range(0, len(saved), BATCH_PAGES):
             self._write(saved[at : at + BATCH_PAGES])
 
-    def _write(self, batch: list[_Saved]) -> None:
+    def _write(self, batch: list[_Page]) -> None:
         attached = self._attached
         if attached is None or self._rests("written"):
             self._let_go(batch)
             self.counts.num_unwritten += len(batch)
             return
-        names = [saved.name for saved in batch]
-        views = [self._view(saved.pool, saved.copy) for saved in batch]
-        storage = attached.storage
+        places = [page.place for page in batch]
 
         def call() -> tuple[int, float]:
             start_s = time.perf_counter()
-            return storage.batch_set(names, views), time.perf_counter() - start_s
+            return self._parts.write(places), time.perf_counter() - start_s
 
         def then(done: tuple[int, float]) -> None:
+            count, took_s = done
             self._let_go(batch)
-            self.counts.num_written += done[0]
-            self.counts.num_unwritten += len(batch) - done[0]
-            self.counts.bytes_written += sum(map(len, views[: done[0]]))
-            self.counts.write_s += done[1]
+            self._tell(STORAGE_TIER, batch[:count])
+            self.counts.num_written += count
+            self.counts.num_unwritten += len(batch) - count
+            self.counts.bytes_written += self._num_bytes(batch[:count])
+            self.counts.write_s += took_s
 
         def fail(error: Exception) -> None:
             self._let_go(batch)
@@ -249,14 +300,40 @@ class StoredPages:
 
         attached.writer.do(call, then, fail)
 
-    def _let_go(self, batch: list[_Saved]) -> None:
-        for saved in batch:
-            self._unpin(saved.pool, saved.copy)
+    def _let_go(self, batch: list[_Page]) -> None:
+        for page in batch:
+            self._unpin(page.pool, page.copy)
+
+    def _tell(self, medium: str, pages: Sequence[_Page]) -> None:
+        """A tier has these pages from now on."""
+        if self._events is not None:
+            for page in pages:
+                if page.told is not None:
+                    self._events.tier_has(medium, page.told)
+
+    def _num_bytes(self, batch: Sequence[_Page]) -> int:
+        """On rank 0."""
+        return sum(self._page_bytes[page.pool] for page in batch)
 
     # ---- reading -------------------------------------------------------------------------------
 
-    def begin(self, request_id: str, digests: Sequence[bytes], begin: int, page_size: int) -> None:
-        """Look for the pages from `begin` on of a request that has arrived."""
+    def names_in(self, namespace: Namespace) -> Namespace | None:
+        """What the storage calls a namespace; None: it has nothing of that."""
+        return self._shared.of(namespace)
+
+    def begin(
+        self,
+        request_id: str,
+        namespace: Namespace,
+        key: bytes,
+        digests: Sequence[bytes],
+        names: Sequence[bytes],
+        begin: int,
+        page_size: int,
+    ) -> None:
+        """Look for the pages from `begin` on of a request that has arrived.
+
+        names  the digests under the name that the namespace has in the storage"""
         attached = self._attached
         num_tokens = (len(digests) - begin) * page_size
         if (
@@ -266,11 +343,12 @@ class StoredPages:
             or self._rests("read")
         ):
             return
-        num_bytes = sum(rows.shape[1] for rows in self._rows) * (len(digests) - begin)
+        num_bytes = sum(self._page_bytes) * (len(digests) - begin)
         if not self._cost.pays(num_bytes, num_tokens):
             return
         wait_s = self.rules.wait_s(num_tokens)
-        prefetch = Prefetch(digests, begin, self._clock.now_s() + wait_s)
+        until_s = self._clock.now_s() + wait_s
+        prefetch = Prefetch(namespace, key, digests, names, begin, until_s)
         self._prefetches[request_id] = prefetch
 
         def fail(error: Exception) -> None:
@@ -278,7 +356,7 @@ class StoredPages:
             self._failed("read", error)
 
         attached.reader.do(
-            lambda: self._find(attached, prefetch, page_size),
+            lambda: self._find(prefetch, page_size),
             lambda found: self._read(attached, prefetch, found),
             fail,
         )
@@ -301,50 +379,47 @@ class StoredPages:
         if prefetch is not None:
             prefetch.is_over = True
 
-    def _find(
-        self, attached: _Attached, prefetch: Prefetch, page_size: int
-    ) -> list[tuple[int, bytes]]:
-        """(pool, digest) of all that the longest prefix in the storage needs. In a thread."""
-        needs, digests, begin = self._needs, prefetch.digests, prefetch.begin
+    def _find(self, prefetch: Prefetch, page_size: int) -> list[tuple[int, int]]:
+        """(pool, index of the page) of all that the longest prefix in the storage needs. In a
+        thread."""
+        needs, begin = self._needs, prefetch.begin
 
-        def count(pool: int, wanted: Sequence[bytes]) -> int:
-            names = [self._names.of(pool, digest) for digest in wanted]
+        def count(pool: int, first: int, end: int) -> int:
+            names = [self._names.of(pool, name) for name in prefetch.names[first:end]]
             found = 0
             for at in range(0, len(names), BATCH_PAGES):
                 batch = names[at : at + BATCH_PAGES]
-                number = attached.storage.batch_exists(batch)
+                number = self._parts.count(batch)
                 found += number
                 if number < len(batch) or prefetch.is_over:
                     break
             return found
 
-        end = len(digests)
+        end = len(prefetch.digests)
         if needs.full is not None:
-            end = begin + count(needs.full, digests[begin:])
+            end = begin + count(needs.full, begin, end)
         while end > begin:
             firsts = [(needs.state, end - 1)] if needs.state is not None else []
             firsts += [
                 (pool, max(begin, first_needed_page(window, end * page_size, page_size)))
                 for pool, window in needs.windows
             ]
-            lacks = any(count(pool, digests[first:end]) < end - first for pool, first in firsts)
+            lacks = any(count(pool, first, end) < end - first for pool, first in firsts)
             if not lacks or prefetch.is_over:
                 pages = [] if needs.full is None else [(needs.full, begin)]
                 return [
-                    (pool, digest)
-                    for pool, first in pages + firsts
-                    for digest in digests[first:end]
+                    (pool, index) for pool, first in pages + firsts for index in range(first, end)
                 ]
             end -= 1
         return []
 
-    def _read(
-        self, attached: _Attached, prefetch: Prefetch, found: list[tuple[int, bytes]]
-    ) -> None:
+    def _read(self, attached: _Attached, prefetch: Prefetch, found: list[tuple[int, int]]) -> None:
         """Give the pages that were found slots of the host, and have them read into these."""
-        wanted: list[tuple[int, bytes, PageCopy]] = []
-        for pool, digest in [] if prefetch.is_over else found:
-            slots = self._host.slots[pool]
+        wanted: list[_Page] = []
+        if self._is_mixed or attached is not self._attached:
+            prefetch.is_over = True
+        for pool, index in [] if prefetch.is_over else found:
+            slots, digest = self._host.slots[pool], prefetch.digests[index]
             if slots.find(digest) is not None or self._num_pinned[pool] >= slots.num_slots // 2:
                 continue
             copy = slots.add(digest)
@@ -352,29 +427,32 @@ class StoredPages:
                 continue
             copy.is_filled, copy.was_stored = False, True
             self._pin(pool, copy)
-            wanted.append((pool, digest, copy))
+            name = self._names.of(pool, prefetch.names[index])
+            told = None
+            if self._events is not None:
+                told = self._events.page_of_prompt(
+                    pool, prefetch.namespace, prefetch.key, prefetch.digests, index
+                )
+            wanted.append(_Page(pool, digest, name, copy, told))
         batches = [wanted[at : at + READ_PAGES] for at in range(0, len(wanted), READ_PAGES)]
         prefetch.num_reads = len(batches)
         prefetch.is_over |= not batches
         for batch in batches:
             self._read_batch(attached, prefetch, batch)
 
-    def _read_batch(
-        self, attached: _Attached, prefetch: Prefetch, batch: list[tuple[int, bytes, PageCopy]]
-    ) -> None:
-        names = [self._names.of(pool, digest) for pool, digest, _ in batch]
-        views = [self._view(pool, copy) for pool, _, copy in batch]
+    def _read_batch(self, attached: _Attached, prefetch: Prefetch, batch: list[_Page]) -> None:
+        places = [page.place for page in batch]
 
         def call() -> tuple[int, float]:
             start_s = time.perf_counter()
-            count = 0 if prefetch.is_over else attached.storage.batch_get(names, views)
+            count = 0 if prefetch.is_over else self._parts.read(places)
             return count, time.perf_counter() - start_s
 
         def then(done: tuple[int, float]) -> None:
             count, took_s = done
-            for at, (pool, digest, copy) in enumerate(batch):
-                self._settle(pool, digest, copy, is_filled=at < count)
-            num_bytes = sum(map(len, views[:count]))
+            for at, page in enumerate(batch):
+                self._settle(page, is_filled=at < count)
+            num_bytes = self._num_bytes(batch[:count])
             self.counts.num_read += count
             self.counts.num_missed += len(batch) - count
             self.counts.bytes_read += num_bytes
@@ -385,25 +463,28 @@ class StoredPages:
             prefetch.is_over |= count < len(batch) or not prefetch.num_reads
 
         def fail(error: Exception) -> None:
-            for pool, digest, copy in batch:
-                self._settle(pool, digest, copy, is_filled=False)
+            for page in batch:
+                self._settle(page, is_filled=False)
             prefetch.num_reads -= 1
             prefetch.is_over = True
             self._failed("read", error)
 
         attached.reader.do(call, then, fail)
 
-    def _settle(self, pool: int, digest: bytes, copy: PageCopy, *, is_filled: bool) -> None:
-        copy.is_filled = is_filled
-        slots = self._host.slots[pool]
-        if not is_filled and slots.find(digest) is copy:
-            slots.drop(digest)
-        self._unpin(pool, copy)
+    def _settle(self, page: _Page, *, is_filled: bool) -> None:
+        page.copy.is_filled = is_filled
+        slots = self._host.slots[page.pool]
+        if not is_filled and self._events is not None:
+            self._events.tier_lost(STORAGE_TIER, page.pool, page.digest)
+        if slots.find(page.digest) is page.copy:
+            if is_filled:
+                self._tell(HOST_TIER, [page])
+                self._tell(STORAGE_TIER, [page])
+            else:
+                slots.drop(page.digest)
+        self._unpin(page.pool, page.copy)
 
     # ---- both ----------------------------------------------------------------------------------
-
-    def _view(self, pool: int, copy: PageCopy) -> memoryview:
-        return memoryview(self._rows[pool][copy.slot])
 
     def _pin(self, pool: int, copy: PageCopy) -> None:
         self._num_pinned[pool] += 1

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.engine.tiers import CacheTiers
-from sapwood.memory.storage.interface import PageStorage, StorageUnavailable
-from sapwood.schema.config.tiers import PrefetchPolicy, TiersConfig, WritePolicy
+from sapwood.memory.storage.interface import StorageUnavailable
+from sapwood.schema.config.tiers import (
+    SECRET_SETTINGS,
+    PrefetchPolicy,
+    TiersConfig,
+    WritePolicy,
+)
 from sapwood.schema.request import SteerTiers
-
-OpenStorage = Callable[[str, Mapping[str, Any]], PageStorage]
-"""From a backend's name and its settings; ConfigError if it cannot be used."""
 
 NO_HOST = (
     "this server has no host tier, behind which a storage lies; start it with "
     "--enable-hierarchical-cache"
 )
-NO_STORAGE = "this engine computes with several ranks, whose pages no storage takes so far"
 BUSY = "requests are open, so the storage was not changed; try again when idle"
 AT_START_ONLY = (
     "the storage dynamic runs code that it names, so it can only be given when the server starts"
@@ -30,18 +29,15 @@ AT_START_ONLY = (
 class TierDesk:
     """Carries such orders out. A storage changes only while no request is open."""
 
-    def __init__(self, tiers: CacheTiers | None, config: TiersConfig, open_: OpenStorage) -> None:
+    def __init__(self, tiers: CacheTiers | None, config: TiersConfig) -> None:
         """tiers: None: there are none"""
         self._tiers = tiers
-        self._open = open_
         self._extra = config.hicache_storage_backend_extra_config
 
     def steer(self, message: SteerTiers, *, is_idle: bool) -> tuple[bool, str]:
         """(whether it is done, what there is to say). A status is JSON."""
-        if self._tiers is None:
+        if self._tiers is None or self._tiers.stored is None:
             return False, NO_HOST
-        if self._tiers.stored is None:
-            return False, NO_STORAGE
         if message.action == "status":
             return True, self._status()
         if not is_idle:
@@ -94,7 +90,7 @@ class TierDesk:
         done = "is attached already; the policies are as asked"
         if stored.backend is None:
             assert message.backend is not None
-            stored.attach(self._open(message.backend, asked.extra), message.backend)
+            stored.attach(message.backend, asked.extra)
             self._extra = message.extra
             stored.rules = asked.prefetch
             done = "is attached"
@@ -125,12 +121,12 @@ class TierDesk:
 
 
 def _without_secrets(extra: str | None) -> str | None:
-    """Those settings, without a key and without an address, which may have a password."""
+    """Those settings, without keys and without addresses that may have a password."""
     if not extra:
         return None
     return json.dumps(
         {
-            name: "***" if name in ("encryption_key", "url") else value
+            name: "***" if name in SECRET_SETTINGS else value
             for name, value in json.loads(extra).items()
         }
     )

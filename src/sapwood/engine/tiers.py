@@ -114,12 +114,10 @@ class CacheTiers:
         return num_stored + (0 if self._arrivals is None else self._arrivals.num_held)
 
     def take_orders(self, step: int) -> tuple[list[CopiedPage], list[CopiedPage]]:
-        """As `HostTier.take_orders`, for the plan of that number."""
+        """As `HostTier.take_orders`."""
         if self._stored is not None:
             self._stored.planned(step)
-        if self._arrivals is not None:
-            self._arrivals.planned(step)
-        return self._host.take_orders()
+        return self._host.take_orders(step)
 
     def begin_step(self, step: int, num_prompt_tokens: int) -> None:
         """A plan with so many tokens of prompts is made."""
@@ -128,10 +126,9 @@ class CacheTiers:
 
     def end_step(self, step: int) -> None:
         """The result of that plan is there."""
+        self._host.executed(step)
         if self._stored is not None:
             self._stored.executed(step)
-        if self._arrivals is not None:
-            self._arrivals.executed(step)
         if self._clock is None:
             return
         now_s = self._clock.now_s()
@@ -165,12 +162,25 @@ class CacheTiers:
             self._arrivals.begin(state, self._lacking(state))
             return
         stored = self._stored
-        if stored is None or not stored.is_attached or not state.uses_prefixes or state.adapter:
+        if stored is None or not stored.is_attached or not state.uses_prefixes:
+            return
+        shared = stored.names_in(state.namespace)
+        if shared is None:
             return
         key = self._ledger.matchable(state.matchable_key())
-        digests = self._digests_of(state, key)
+        digests = names = self._digests_of(state, key)
+        if shared != state.namespace:
+            names = page_digests(shared, key, self._page_bytes)
         known = self._reach(state.namespace, key, digests, 0)
-        stored.begin(state.request_id, digests, known, self._ledger.page_size)
+        stored.begin(
+            state.request_id,
+            state.namespace,
+            key,
+            digests,
+            names,
+            known,
+            self._ledger.page_size,
+        )
 
     def poll(self) -> None:
         """Take in what the storage and other engines have brought. To be called once per turn."""

@@ -21,10 +21,13 @@ class _Stored(msgspec.Struct, array_like=True, tag="BlockStored"):
     parent_block_hash: msgspec.Raw
     token_ids: msgspec.Raw
     block_size: int
+    lora_id: msgspec.Raw = msgspec.Raw(b"")
+    medium: str | None = None
 
 
 class _Removed(msgspec.Struct, array_like=True, tag="BlockRemoved"):
     block_hashes: list[int]
+    medium: str | None = None
 
 
 class _Cleared(msgspec.Struct, array_like=True, tag="AllBlocksCleared"):
@@ -111,8 +114,8 @@ class EventNumbers:
         for event in batch.events:
             self.num_events += 1
             if isinstance(event, _Stored):
-                self.pages.add(event.block_hashes, event.block_size)
+                self.pages.add(event.block_hashes, event.block_size, event.medium)
             elif isinstance(event, _Removed):
-                self.pages.remove(event.block_hashes)
+                self.pages.remove(event.block_hashes, event.medium)
             else:
                 self.pages.names.clear()

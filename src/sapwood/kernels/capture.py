@@ -13,8 +13,6 @@ from typing import Any, Protocol
 
 import torch
 
-from sapwood.kernels.recording import CannotRecord
-
 
 class Replayable(Protocol):
     def replay(self) -> None:
@@ -41,13 +39,6 @@ def capture(recorder: Capture, work: Callable[[], None]) -> Replayable:
             recorder.end()
         raise
     return recorder.end()
-
-
-def capture_on(device: torch.device) -> Capture:
-    """A way to capture on the device; raises CannotRecord if the device has none."""
-    if device.type != "cuda":
-        raise CannotRecord(f"a {device.type} device captures nothing")
-    return CudaCapture(device)
 
 
 class CudaCapture:

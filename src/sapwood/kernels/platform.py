@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 import torch
 
 from sapwood.base.errors import ConfigError
+from sapwood.kernels.accelerators import (
+    ACCELERATORS,
+    Accelerator,
+    accelerator_of,
+    best_accelerator,
+)
 
 _NOTABLE_FLAGS = (
     "avx2",
@@ -42,13 +46,14 @@ _NOTABLE_FLAGS = (
 class Platform:
     """The hardware that this process may use.
 
-    device        torch's device type for the model by default: "cuda" if there is one, else "cpu"
+    device        torch's device type for the model by default: "cuda" or another accelerator's, if
+                  there is one, else "cpu"
     machine       instruction set, as uname says it: "x86_64", "aarch64", …
     cpu_name      the processor's marketing name; "" if the system does not tell
     cpu_flags     the processor's notable features; empty where there is no /proc/cpuinfo
     num_cores     cores that this process may run on, by affinity and cgroup quota, at least 1
     memory_bytes  main memory, or the cgroup's limit if that is less
-    cuda_names    the name of each visible CUDA device
+    device_names  the name of each device of that type that is visible; of CPUs none
     """
 
     device: str
@@ -57,58 +62,25 @@ class Platform:
     cpu_flags: frozenset[str]
     num_cores: int
     memory_bytes: int
-    cuda_names: tuple[str, ...]
+    device_names: tuple[str, ...]
 
 
 def read_platform(root: Path = Path("/")) -> Platform:
     """Read this machine's facts from the folders proc and sys below `root`."""
     cpu_name, flags = _read_cpuinfo(root / "proc/cpuinfo")
-    names = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    best = best_accelerator()
     cgroup = root / "sys/fs/cgroup"
     limit = _read_limit(cgroup / "memory.max")
     total = psutil.virtual_memory().total
     return Platform(
-        device="cuda" if names else "cpu",
+        device=best or "cpu",
         machine=platform.machine(),
         cpu_name=cpu_name,
         cpu_flags=flags,
         num_cores=_usable_cores(cgroup / "cpu.max"),
         memory_bytes=total if limit is None else min(total, limit),
-        cuda_names=names,
+        device_names=() if best is None else ACCELERATORS.get(best).names(),
     )
-
-
-class DeviceMemory(Protocol):
-    """The memory of a device."""
-
-    device: torch.device
-
-    def free_and_total(self) -> tuple[int, int]:
-        """(free, total) bytes; free memory is used by no program, nor cached by this one."""
-        ...
-
-    def peak_bytes_of(self, run: Callable[[], None]) -> int:
-        """Call `run`. Returns the bytes that it used at its peak, beside those in use before."""
-        ...
-
-
-class CudaMemory:
-    """The memory of a CUDA device, as torch's allocator sees it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def free_and_total(self) -> tuple[int, int]:
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(self.device)
-
-    def peak_bytes_of(self, run: Callable[[], None]) -> int:
-        torch.cuda.synchronize(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        run()
-        torch.cuda.synchronize(self.device)
-        return torch.cuda.max_memory_allocated(self.device) - before
 
 
 def find_device(asked: str | None, platform: Platform) -> torch.device:
@@ -121,37 +93,33 @@ def find_device(asked: str | None, platform: Platform) -> torch.device:
         raise ConfigError(
             f"--device is {asked!r}, which is no device; use cpu, cuda, cuda:0 … or auto"
         ) from error
-    num_devices = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= num_devices:
-        raise ConfigError(f"--device is {asked}, but {_what_cuda_has(num_devices, platform)}")
+    accelerator = accelerator_of(device)
+    if accelerator is not None:
+        names = accelerator.names()
+        if (device.index or 0) >= len(names):
+            raise ConfigError(f"--device is {asked}, but {_what_is_here(accelerator, platform)}")
     return device
 
 
-def _what_cuda_has(num_devices: int, platform: Platform) -> str:
+def _what_is_here(accelerator: Accelerator, platform: Platform) -> str:
     """What this machine has instead of the device that was asked for, and the way out."""
-    if num_devices:
-        names = ", ".join(platform.cuda_names)
+    names = accelerator.names()
+    if names:
         return (
-            f"this machine has {num_devices} CUDA devices ({names}); use a number from 0 to "
-            f"{num_devices - 1}"
-        )
-    here = f"{platform.cpu_name or platform.machine}, {platform.num_cores} cores"
-    if torch.version.cuda is None:
-        return (
-            f"torch {torch.__version__} is built without CUDA; install a build with it "
-            "(https://pytorch.org/get-started/locally), or use --device cpu, which is here: "
-            f"{here}"
+            f"this machine has {len(names)} {accelerator.title} devices ({', '.join(names)}); use "
+            f"a number from 0 to {len(names) - 1}"
         )
     return (
-        f"torch {torch.__version__} finds no CUDA device; see whether nvidia-smi does, and "
-        f"what CUDA_VISIBLE_DEVICES says, or use --device cpu, which is here: {here}"
+        f"torch {torch.__version__} {accelerator.why_none()}, or use --device cpu, which is here: "
+        f"{platform.cpu_name or platform.machine}, {platform.num_cores} cores"
     )
 
 
 def device_memory(device: torch.device, platform: Platform) -> tuple[int, int]:
     """(bytes that are free at this moment, all bytes)"""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
+    accelerator = accelerator_of(device)
+    if accelerator is not None:
+        return accelerator.memory(device).free_and_total()
     return min(psutil.virtual_memory().available, platform.memory_bytes), platform.memory_bytes
 
 

@@ -21,6 +21,13 @@ IMPLEMENTATIONS: Mapping[str, str] = {
 }
 """Name -> "module:Name", the fastest first. The target is a `KernelsFactory`, loaded when asked."""
 
+PLUGINS = "sapwood.kernels"
+"""The group of entry points by which packages add implementations (docs/hardware.md). They come
+after what is made for a GPU or a CPU here, and before what runs wherever torch does."""
+
+EVERYWHERE = frozenset({"torch", "reference"})
+"""Implementations that run wherever torch does."""
+
 VARIANTS: Mapping[str, str] = {"cpu": "sapwood.kernels.cpu:with_isa"}
 """Name -> "module:name" of a function that makes these kernels with less than this machine has:
 "cpu:avx2" is variant "avx2" of "cpu". ValueError for a variant that cannot be."""
@@ -107,9 +114,9 @@ def select_kernels(
     Raises  ConfigError with the reason of each implementation if none can serve the need, and if
             there is no implementation called `only`
     """
-    registry: Registry[KernelsFactory] = Registry("kernels", dict(table))
+    registry: Registry[KernelsFactory] = Registry("kernels", dict(table), entry_point=PLUGINS)
     asked, _, variant = (only or "").partition(":")
-    names = [asked] if asked else list(table)
+    names = [asked] if asked else kernel_names(table)
     refusals: dict[str, str] = {}
     for name in names:
         factory, reason = _load(registry, name, need)
@@ -123,6 +130,14 @@ def select_kernels(
         "choose another --dtype, --kv-cache-dtype or --device, or leave the choice of kernels to "
         "sapwood"
     )
+
+
+def kernel_names(table: Mapping[str, str] = IMPLEMENTATIONS) -> list[str]:
+    """The names of all implementations in the order in which they are tried."""
+    known = Registry[KernelsFactory]("kernels", dict(table), entry_point=PLUGINS).names()
+    added = [name for name in known if name not in table]
+    made_here = [name for name in table if name not in EVERYWHERE]
+    return [*made_here, *added, *(name for name in table if name in EVERYWHERE)]
 
 
 def _variant(name: str, variant: str) -> Kernels:

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sapwood.kernels.accelerators import accelerator_of
+
 _ALIGNMENT = 16
 """An array among others begins at a multiple of this number of bytes, which suits every dtype."""
 
@@ -42,7 +44,7 @@ class Here:
 @dataclass(frozen=True, slots=True)
 class _Arriving:
     host: Tensor
-    event: torch.cuda.Event
+    event: torch.Event
 
     def wait(self) -> Tensor:
         self.event.synchronize()
@@ -51,22 +53,24 @@ class _Arriving:
 
 def runs_ahead(device: torch.device) -> bool:
     """Whether the device queues its work, so that the host goes on meanwhile."""
-    return device.type == "cuda"
+    return accelerator_of(device) is not None
 
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all its queued work."""
     if runs_ahead(device):
-        torch.cuda.synchronize(device)
+        torch.get_device_module(device).synchronize(device)
 
 
 class SideQueue:
     """A queue of work for the device beside the one of the steps. A CPU has no queues."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream: torch.cuda.Stream | None = None
+        self._stream: Any = None
+        self._torch: Any = None
         if runs_ahead(device):
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._torch = torch.get_device_module(device)
+            self._stream = self._torch.Stream(device)
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -74,7 +78,7 @@ class SideQueue:
         if self._stream is None:
             yield
             return
-        with torch.cuda.stream(self._stream):
+        with self._torch.stream(self._stream):
             yield
         self._stream.synchronize()
 
@@ -82,9 +86,10 @@ class SideQueue:
         """Returns what waits until all that this thread has queued so far is done."""
         if self._stream is None:
             return lambda: None
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._stream.device))
-        return event.synchronize
+        event = self._torch.Event()
+        event.record(self._torch.current_stream(self._stream.device))
+        synchronize: Callable[[], None] = event.synchronize
+        return synchronize
 
 
 def download(tensor: Tensor) -> Download:
@@ -93,7 +98,7 @@ def download(tensor: Tensor) -> Download:
         return Here(tensor.cpu())
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event = torch.get_device_module(tensor.device).Event()
     event.record()
     return _Arriving(host, event)
 

@@ -249,7 +249,7 @@ class PartialLayer(Layer):
 
 
 class ParallelLayer(Layer):
-    """x + mixer(norm(x)) + feed_forward(norm(x)).
+    """x + mixer(norm(x)) + feed_forward(norm(x)), where both may be scaled.
 
     The feed-forward has a norm of its own, or takes what the mixer takes. Source: Wang and
     Komatsuzaki 2021, GPT-J."""
@@ -257,14 +257,16 @@ class ParallelLayer(Layer):
     def __call__(
         self, x: Tensor, residual: Tensor | None, batch: ForwardBatch
     ) -> tuple[Tensor, Tensor | None]:
-        normed, other, residual = self._inputs(x, residual)
-        return self._feed_forward.body(other), residual + self._mixer.body(normed, batch)
+        normed, other, total = self._inputs(x, residual)
+        total = summed(*self._mixer.finished(self._mixer.body(normed, batch), total))
+        return self._feed_forward.finished(self._feed_forward.body(other), total)
 
     def steps(self, x: Tensor, batch: ForwardBatch) -> Iterator[Tensor]:
         normed, other, total = self._inputs(x, None)
         mixed = yield from self._mixer.body.steps(normed, batch)
         out = yield from self._feed_forward.body.steps(other)
-        yield summed(out, total + mixed)
+        total = summed(*self._mixer.finished(mixed, total))
+        yield summed(*self._feed_forward.finished(out, total))
 
     def _inputs(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(inputs of the mixer, of the feed-forward, sum of x and residual)"""
@@ -280,8 +282,10 @@ class ParallelLayer(Layer):
         total = stream.residual or stream.x
         # Made before the sum is changed: later ops read it.
         others = normed if other is None else other.norm.record(program, total)
-        program.add(Add(x=self._mixer.body.record(program, normed), residual=total))
-        return Stream(self._feed_forward.body.record(program, others), total)
+        mixed = self._mixer.body.record(program, normed)
+        program.add(Add(x=self._mixer.record_finished(program, mixed, total).x, residual=total))
+        out = self._feed_forward.body.record(program, others)
+        return self._feed_forward.record_finished(program, out, total)
 
 
 class ShortcutLayer(Layer):

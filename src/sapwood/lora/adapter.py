@@ -27,6 +27,7 @@ class Adapter:
     is_covered  whether a recorded step has all of the additions
     invocation  token ids: the adapter adds from the last place on where a prompt has them; empty:
                 it adds to all tokens
+    content    a digest of its tensors and its configuration; "": nobody has asked for one
     """
 
     additions: Mapping[Site, Addition]
@@ -34,6 +35,7 @@ class Adapter:
     rank: int
     is_covered: bool
     invocation: tuple[int, ...] = ()
+    content: str = ""
 
 
 def nowhere_else(name: str) -> bool:

@@ -4,6 +4,7 @@ Source: the format of PEFT 0.21 (adapter_model.safetensors)."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,15 @@ class AdapterTensors:
     linear: Pairs
     embeddings: Pairs
     wholes: Mapping[str, Tensor]
+
+
+def content_of(tensors: Mapping[str, Tensor], config: object) -> str:
+    """A digest of all that an adapter is: its tensors and its configuration."""
+    told = hashlib.sha256(repr(config).encode("utf-8", "surrogatepass"))
+    for name, tensor in sorted(tensors.items()):
+        told.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode("utf-8", "replace"))
+        told.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return told.hexdigest()
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sapwood.memory.namespace import renamed
 from sapwood.memory.node import TOKEN_BYTES, Node
 from sapwood.schema.kv_events import PageHash
 
@@ -51,6 +52,37 @@ class Stretch:
         """Of these pages, or of the last page before the state: each stands for its namespace and
         all tokens up to the page's end (see `PageHash`)."""
         digests = _digests_of(self.node, self._page_bytes)
+        return digests[self.end - len(self.numbers) : self.end]
+
+    @property
+    def digest_before(self) -> bytes | None:
+        """Of the page before these; None: they begin a prefix."""
+        digests, first = _digests_of(self.node, self._page_bytes), self.end - len(self.numbers)
+        if first:
+            return digests[first - 1]
+        parent = self.node.parent
+        return parent.digests[-1] if parent is not None and parent.digests else None
+
+    def digests_under(self, root: str, rename: Callable[[str], str]) -> list[bytes]:
+        """The digests that these pages have where the namespace of the root is called `root`, and
+        each branch as `rename` says. Takes time for each page of the prefix."""
+        path: list[Node] = []
+        node = self.node
+        while node.parent is not None:
+            path.append(node)
+            node = node.parent
+        digest = PageHash.seed(root)
+        digests: list[bytes] = []
+        for node in reversed(path):
+            mark = renamed(self._mark_of(node).decode(), rename)
+            if mark:
+                digest = PageHash.of(digest, mark.encode())
+            digests = []
+            for at in range(node.length):
+                digest = PageHash.of(
+                    digest, node.key[at * self._page_bytes : (at + 1) * self._page_bytes]
+                )
+                digests.append(digest)
         return digests[self.end - len(self.numbers) : self.end]
 
     @property

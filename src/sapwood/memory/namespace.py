@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sapwood.memory.node import TOKEN_BYTES
@@ -79,6 +79,18 @@ def page_digests(namespace: Namespace, key: bytes, page_bytes: int) -> list[byte
 def branches_of(mark: str) -> list[str]:
     """The names of the branches whose marks these are, one after another."""
     return [one.partition(":")[2] for one in mark.split("\0") if one]
+
+
+def branches_before(namespace: Namespace, end: int) -> list[Branch]:
+    """The branches that begin before that byte of a key, the outermost first."""
+    found = [one for one in _branches(namespace) if one.first_token * TOKEN_BYTES < end]
+    return sorted(found, key=lambda one: one.first_token)
+
+
+def renamed(mark: str, rename: Callable[[str], str]) -> str:
+    """The marks with other names of their branches."""
+    parts = [one.partition(":") for one in mark.split("\0") if one]
+    return "".join(f"{first}:{rename(name)}\0" for first, _, name in parts)
 
 
 def _branches(namespace: Namespace) -> Iterator[Branch]:

@@ -39,6 +39,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "ChatGLMForConditionalGeneration": "sapwood.models.lm.chatglm:ChatGLMModel",
         "ChatGLMModel": "sapwood.models.lm.chatglm:ChatGLMModel",
         "Cohere2ForCausalLM": "sapwood.models.lm.cohere2:Cohere2ForCausalLM",
+        "Cohere2MoeForCausalLM": "sapwood.models.lm.cohere2_moe:Cohere2MoeForCausalLM",
         "CohereForCausalLM": "sapwood.models.lm.cohere:CohereForCausalLM",
         "CwmForCausalLM": "sapwood.models.lm.cwm:CwmForCausalLM",
         "DbrxForCausalLM": "sapwood.models.lm.dbrx:DbrxForCausalLM",
@@ -81,13 +82,21 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "GraniteMoeHybridForCausalLM": (
             "sapwood.models.lm.granite_moe_hybrid:GraniteMoeHybridForCausalLM"
         ),
+        "GraniteMoeSharedForCausalLM": (
+            "sapwood.models.lm.granite_moe_shared:GraniteMoeSharedForCausalLM"
+        ),
+        "GraniteMoeSWAForCausalLM": "sapwood.models.lm.granite_swa:GraniteMoeSWAForCausalLM",
+        "GraniteSWAForCausalLM": "sapwood.models.lm.granite_swa:GraniteSWAForCausalLM",
         "HeliumForCausalLM": "sapwood.models.lm.helium:HeliumForCausalLM",
         "HunYuanDenseV1ForCausalLM": "sapwood.models.lm.hunyuan:HunYuanDenseV1ForCausalLM",
         "HunYuanMoEV1ForCausalLM": "sapwood.models.lm.hunyuan_moe:HunYuanMoEV1ForCausalLM",
+        "HyperCLOVAXForCausalLM": "sapwood.models.lm.hyperclovax:HyperCLOVAXForCausalLM",
+        "HYV3ForCausalLM": "sapwood.models.lm.hy_v3:HYV3ForCausalLM",
         "InternLM2ForCausalLM": "sapwood.models.lm.internlm:InternLM2ForCausalLM",
         "InternLM3ForCausalLM": "sapwood.models.lm.internlm:InternLM3ForCausalLM",
         "InternLMForCausalLM": "sapwood.models.lm.internlm:InternLMForCausalLM",
         "IQuestCoderForCausalLM": "sapwood.models.lm.iquestcoder:IQuestCoderForCausalLM",
+        "Jais2ForCausalLM": "sapwood.models.lm.jais2:Jais2ForCausalLM",
         "JambaForCausalLM": "sapwood.models.lm.jamba:JambaForCausalLM",
         "JetNemotronForCausalLM": "sapwood.models.lm.jet_nemotron:JetNemotronForCausalLM",
         "KimiLinearForCausalLM": "sapwood.models.lm.kimi_linear:KimiLinearForCausalLM",
@@ -99,6 +108,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "LongcatFlashForCausalLM": "sapwood.models.lm.longcat_flash:LongcatFlashForCausalLM",
         "MambaForCausalLM": "sapwood.models.lm.mamba:MambaForCausalLM",
         "Mamba2ForCausalLM": "sapwood.models.lm.mamba2:Mamba2ForCausalLM",
+        "MellumForCausalLM": "sapwood.models.lm.mellum:MellumForCausalLM",
         "MiMoForCausalLM": "sapwood.models.lm.mimo:MiMoForCausalLM",
         "MiMoV2FlashForCausalLM": "sapwood.models.lm.mimo_v2_flash:MiMoV2FlashForCausalLM",
         "MiniCPM3ForCausalLM": "sapwood.models.lm.minicpm3:MiniCPM3ForCausalLM",
@@ -144,6 +154,7 @@ ARCHITECTURES: Registry[type[Architecture] | type[Encoder]] = Registry(
         "StableLmForCausalLM": "sapwood.models.lm.stablelm:StableLmForCausalLM",
         "Starcoder2ForCausalLM": "sapwood.models.lm.starcoder2:Starcoder2ForCausalLM",
         "TeleFLMForCausalLM": "sapwood.models.lm.teleflm:TeleFLMForCausalLM",
+        "VaultGemmaForCausalLM": "sapwood.models.lm.vaultgemma:VaultGemmaForCausalLM",
         "WhisperForConditionalGeneration": (
             "sapwood.models.audio.whisper:WhisperForConditionalGeneration"
         ),

@@ -127,7 +127,7 @@ class ComponentFolder:
             adapters=None if adapters is None else adapters.context,
         )
         model = make(config, build)
-        if self.dit_file is not None and name in DIT_FOLDERS:
+        if self.dit_file is not None and name in ("transformer", "unet"):
             fill_from_file(model, self.dit_file, config, dtype)
         else:
             fill(model, self.path / name, dtype)

@@ -19,6 +19,9 @@ from sapwood.base.errors import ConfigError
 
 DEVICE_TIER = "GPU"
 """The format's word for the memory that the engine computes in, on any device."""
+HOST_TIER = "CPU"
+STORAGE_TIER = "DISK"
+"""For any storage, wherever it is."""
 
 END_OF_REPLAY = -1
 """The number after the last message that is sent again."""
@@ -47,9 +50,10 @@ class BlockStored(msgspec.Struct, frozen=True, array_like=True, tag=True, omit_d
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, array_like=True, tag=True, omit_defaults=True):
-    """No tier has these pages any more."""
+    """That tier has these pages no more; without a medium, none has."""
 
     block_hashes: list[int]
+    medium: str | None = None
 
 
 class AllBlocksCleared(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -84,6 +84,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
 
     num_bytes   that the adapter takes on the rank; 0 if it failed
     invocation  token ids that activate it; none: it is active everywhere
+    content     a digest of what it contains
     failure     why it failed; None: it did not
     """
 
@@ -91,6 +92,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     adapter_id: str
     num_bytes: int = 0
     invocation: tuple[int, ...] = ()
+    content: str = ""
     failure: str | None = None
 
 
@@ -105,7 +107,19 @@ class WeightsTold(msgspec.Struct, frozen=True, kw_only=True, tag="weights_told")
     failure: str | None = None
 
 
-RankReport = RankHello | RankPool | RankReady | Loaded | WeightsTold | RankFailed
+class PartsTold(msgspec.Struct, frozen=True, kw_only=True, tag="parts_told", omit_defaults=True):
+    """How an order about a rank's parts of stored pages ended.
+
+    count    pages that are there, or were read or written, from the first on
+    failure  why it could not be carried out; None: it was
+    """
+
+    number: int
+    count: int = 0
+    failure: str | None = None
+
+
+RankReport = RankHello | RankPool | RankReady | Loaded | WeightsTold | PartsTold | RankFailed
 
 
 class RankStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
@@ -137,8 +151,27 @@ class WeightsTask(msgspec.Struct, frozen=True, kw_only=True, tag="weights"):
     order: WeightOrder
 
 
+class PartsTask(msgspec.Struct, frozen=True, kw_only=True, tag="parts", omit_defaults=True):
+    """What a rank is to do with its parts of pages in the storage (see `PageParts`).
+
+    number   names it in the answer
+    backend  to be opened, with these settings
+    names    of pages, without the rank; with those to be read or written their pools and slots
+    """
+
+    number: int
+    action: Literal["open", "count", "read", "write", "clear", "close"]
+    backend: str = ""
+    extra: dict[str, str | int | float | bool | None] = {}
+    names: list[str] = []
+    pools: list[int] = []
+    slots: list[int] = []
+
+
 class EndRank(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """No more steps will come."""
 
 
-RankOrder = RankStart | RankPool | RunStep | LoadAdapter | UnloadAdapter | WeightsTask | EndRank
+RankOrder = (
+    RankStart | RankPool | RunStep | LoadAdapter | UnloadAdapter | WeightsTask | PartsTask | EndRank
+)

@@ -31,7 +31,7 @@ FACTS = Platform(
     cpu_flags=frozenset({"fma", "avx2"}),
     num_cores=2,
     memory_bytes=2**30,
-    cuda_names=(),
+    device_names=(),
 )
 
 

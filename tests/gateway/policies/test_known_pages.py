@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sapwood.gateway.policies.cache_aware import CacheAware
 from sapwood.gateway.policies.interface import Balance, Call
 from sapwood.gateway.policies.known_pages import KnownPages, PageSet, token_ids
+from sapwood.schema.kv_events import DEVICE_TIER, HOST_TIER
 from tests.gateway.policies.test_policies import State, workers
 from tests.memory.event_follower import names_of
 
@@ -96,3 +97,20 @@ def test_any_json_is_taken_as_ids_or_not(value: object) -> None:
 def test_one_prompt_of_several_is_looked_up() -> None:
     assert token_ids(b"[[1, 2], [3]]") == array("I", [1, 2])
     assert token_ids(b"[1, true]") is token_ids(b"[-1]") is token_ids(b'"1"') is None
+
+
+def test_a_page_is_known_while_any_tier_has_it() -> None:
+    known, (one, other) = KnownPages(), workers(0, 0)
+    first, second = hold(known, one, PROMPT), hold(known, other, PROMPT)
+    second.remove(names(PROMPT, 4), DEVICE_TIER)
+    assert known.num_pages(other.id) == 0
+    second.add(names(PROMPT, 4), 4, HOST_TIER)
+    second.add(names(PROMPT, 4), 4, "a tier of another engine")
+    second.remove(names(PROMPT, 4), HOST_TIER)
+    best, holders = known.holders(array("I", PROMPT), [other.id, one.id])
+    assert holders == [one.id, other.id], "first who has it on the device"
+    assert best > 0
+    first.remove(names(PROMPT, 4), DEVICE_TIER)
+    assert known.holders(array("I", PROMPT), [one.id, other.id]) == (best, [other.id])
+    second.remove(names(PROMPT, 4))
+    assert known.holders(array("I", PROMPT), [one.id, other.id])[0] == 0

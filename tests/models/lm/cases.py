@@ -115,6 +115,65 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GraniteMoeForCausalLM",
         {"num_local_experts": 5, "residual_multiplier": 0.4, "attention_multiplier": 0.2},
     ),
+    "granitemoeshared": (
+        "granitemoeshared",
+        "GraniteMoeSharedForCausalLM",
+        {"num_local_experts": 5, "residual_multiplier": 0.4, "shared_intermediate_size": 40},
+    ),
+    "granitemoe_swa": (
+        "granitemoe_swa",
+        "GraniteMoeSWAForCausalLM",
+        {"num_local_experts": 5, "sliding_window": WINDOW, "attention_multiplier": 0.2}
+        | {"num_hidden_layers": 3, "layer_rope_theta": [1e4, 0, 5e3]},
+    ),
+    "granite_swa": (
+        "granite_swa",
+        "GraniteSWAForCausalLM",
+        {"sliding_window": WINDOW, "attention_multiplier": 0.2, "attention_bias": True},
+    ),
+    "mellum": (
+        "mellum",
+        "MellumForCausalLM",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        | {"sliding_window": WINDOW, "layer_types": [*WINDOWS_AND_ALL, "full_attention"]}
+        | {"num_hidden_layers": 3, "mlp_layer_types": ["sparse", "dense", "sparse"]},
+    ),
+    "hy_v3": (
+        "hy_v3",
+        "HYV3ForCausalLM",
+        {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        | {"num_shared_experts": 2, "head_dim": 32, "num_hidden_layers": 3},
+    ),
+    "hyperclovax": (
+        "hyperclovax",
+        "HyperCLOVAXForCausalLM",
+        {"residual_multiplier": 0.4, "logits_scaling": 0.7, "embedding_multiplier": 3.0},
+    ),
+    "hyperclovax, norms before alone": (
+        "hyperclovax",
+        "HyperCLOVAXForCausalLM",
+        {"use_post_norm": False, "attention_multiplier": 0.3, "attention_bias": True},
+    ),
+    "cohere2_moe": (
+        "cohere2_moe",
+        "Cohere2MoeForCausalLM",
+        {"num_experts": 5, "num_experts_per_tok": 2, "num_shared_experts": 2, "head_dim": 32}
+        | {"sliding_window": WINDOW, "first_k_dense_replace": 1, "num_hidden_layers": 3}
+        | {"prefix_dense_intermediate_size": 56, "sliding_window_pattern": 2},
+    ),
+    "cohere2_moe, logistic": (
+        "cohere2_moe",
+        "Cohere2MoeForCausalLM",
+        {"num_experts": 5, "num_experts_per_tok": 2, "num_shared_experts": 1, "head_dim": 32}
+        | {"expert_selection_fn": "sigmoid", "shared_expert_combination_strategy": "sum"}
+        | {"rms_norm_eps": 1e-5, "sliding_window": WINDOW, "norm_topk_prob": False},
+    ),
+    "jais2": ("jais2", "Jais2ForCausalLM", {}),
+    "vaultgemma": (
+        "vaultgemma",
+        "VaultGemmaForCausalLM",
+        {"sliding_window": WINDOW, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0},
+    ),
     "glm4_moe": (
         "glm4_moe",
         "Glm4MoeForCausalLM",

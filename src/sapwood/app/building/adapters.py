@@ -7,7 +7,7 @@ import queue
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from sapwood.layers.adapters import AdapterContext, AdapterSite
 from sapwood.lora.adapter import AdaptableModel, Adapter, build_adapter
 from sapwood.lora.config import parse_config, read_config
 from sapwood.lora.pool import AdapterPool
-from sapwood.lora.tensors import parse_tensors, read_tensors
+from sapwood.lora.tensors import content_of, parse_tensors, read_tensors
 from sapwood.schema.config.decision import Decision
 from sapwood.schema.config.lora import LoraConfig
 from sapwood.schema.rank import Loaded
@@ -94,6 +94,7 @@ class AdapterLoader:
             max_rank=self.max_rank,
             modules=self._modules,
         )
+        adapter = replace(adapter, content=content_of(tensors, config))
         self._pool.add(adapter_id, adapter)
         return adapter
 
@@ -129,6 +130,7 @@ class AdapterLoader:
                 adapter_id=adapter_id,
                 num_bytes=adapter.num_bytes,
                 invocation=adapter.invocation,
+                content=adapter.content,
             )
         except StartupError as error:
             done = Loaded(call_id=call_id, adapter_id=adapter_id, failure=error.message)
@@ -176,7 +178,7 @@ def build_adapters(
         overlaps=overlaps,
     )
     for name, adapter in found.items():
-        refused = slots.add(name, adapter.num_bytes, adapter.invocation)
+        refused = slots.add(name, adapter.num_bytes, adapter.invocation, adapter.content)
         assert refused is None, "each of these adapters fits"
     parts = AdapterParts(pool, slots, loader)
     return parts, Decision("max_lora_rank", max_rank, why)

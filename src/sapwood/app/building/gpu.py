@@ -22,10 +22,10 @@ from sapwood.executor.captured import Capturable, StepsWithAdapters, capture_ste
 from sapwood.executor.captured_memory import CapturePlan
 from sapwood.executor.largest_step import run_largest_steps
 from sapwood.executor.recorded import Recorded
+from sapwood.kernels.accelerators import DeviceMemory
 from sapwood.kernels.capture import Capture
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.kv_cache import DTYPES
-from sapwood.kernels.platform import DeviceMemory
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.memory.buffers import allocate_caches
 from sapwood.memory.sizing import MemoryUse, PoolSize, size_pool

@@ -16,6 +16,7 @@ import torch
 
 from sapwood.app.building.model_defaults import read_json, reading
 from sapwood.base.errors import ConfigError
+from sapwood.kernels.accelerators import ACCELERATORS, best_accelerator
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.kv_cache import DTYPES
 from sapwood.layers.quantization import SCHEMES
@@ -114,7 +115,7 @@ def give_back_freed_memory() -> None:
 
 def _memory_bytes() -> int:
     """Bytes of memory that this process has, on the machine and on its GPU."""
-    on_gpu = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    on_gpu = 0 if (best := best_accelerator()) is None else ACCELERATORS.get(best).allocated_bytes()
     resident: int = psutil.Process().memory_info().rss
     return resident + on_gpu
 

@@ -52,8 +52,7 @@ from sapwood.executor.sampling.thinking_budget import ThinkingBudgets
 from sapwood.executor.sight import Sight
 from sapwood.executor.stage_runner import StageRunner
 from sapwood.executor.warmup import measure_steps, warm_up, warm_up_pooling
-from sapwood.kernels.capture import capture_on
-from sapwood.kernels.platform import CudaMemory
+from sapwood.kernels.accelerators import capture_on, memory_of
 from sapwood.kernels.transfer import runs_ahead
 from sapwood.layers.adapters import AdapterContext
 from sapwood.layers.build import Build
@@ -319,7 +318,7 @@ def _decoder_runner(
 
     def capture() -> Recorded:
         plan = _capture_plan(resolved)
-        recorder, memory = capture_on(device), CudaMemory(device)
+        recorder, memory = capture_on(device), memory_of(device)
         having = None if adapters is None else steps_with_adapters(adapters, kernels, plan)
         return capture_on_device(model, kernels, kv_caches, plan, recorder, memory, watch, having)
 
@@ -464,7 +463,7 @@ def _with_measured_pool(
             model,
             _places(resolved),
             resolved.kernels.kernels,
-            CudaMemory(resolved.device),
+            memory_of(resolved.device),
             captures=captures,
             wanted_tokens=resolved.wanted_tokens,
             chooses_tokens=resolved.stage.is_last,

@@ -15,15 +15,18 @@ from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.base.clock import Clock
 from sapwood.base.errors import ConfigError
-from sapwood.engine.request_state import adapter_in
+from sapwood.engine.adapters import AdapterSlots
+from sapwood.engine.shared_names import SharedNames
 from sapwood.engine.stored_pages import StoredPages
 from sapwood.engine.tier_desk import TierDesk
 from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.page_copies import PageCopies
+from sapwood.memory.kv_events import KVEventSource
 from sapwood.memory.ledger import Ledger
-from sapwood.memory.storage.interface import PageStorage
+from sapwood.memory.storage.interface import PageStorage, StorageUser
 from sapwood.memory.storage.names import CopyNames
 from sapwood.memory.storage.opening import open_storage
+from sapwood.memory.storage.parts import OwnParts, PageParts
 from sapwood.memory.tiers.host import HostTier
 from sapwood.memory.tiers.rates import CostRule, Rate
 from sapwood.models.config import DecoderConfig
@@ -81,26 +84,47 @@ def host_tier(resolved: Resolved) -> HostTier | None:
     return HostTier(sizes, config.write_policy)
 
 
+def own_parts(resolved: Resolved, copies: PageCopies, rank: int) -> OwnParts:
+    """The storage as this rank uses it, for its part of every page."""
+    return OwnParts(
+        [pool.rows.numpy() for pool in copies.pools],
+        partial(_opened, resolved, rank),
+        rank=rank,
+        num_ranks=resolved.config.parallel.num_ranks,
+    )
+
+
 def cache_tiers(
-    resolved: Resolved, ledger: Ledger, host: HostTier, copies: PageCopies, clock: Clock
+    resolved: Resolved,
+    ledger: Ledger,
+    host: HostTier,
+    copies: PageCopies,
+    parts: PageParts,
+    clock: Clock,
+    adapters: AdapterSlots | None,
+    events: KVEventSource | None,
 ) -> CacheTiers:
     """What the scheduler asks of the tiers, and the storage behind the host where one is named.
 
     Raises ConfigError if it cannot be used"""
-    config = resolved.config
+    config, shape = resolved.config, resolved.shape
     token = Rate()
-    stored = None
-    if config.parallel.num_ranks == 1:
-        stored = StoredPages(
-            host,
-            ledger.needs,
-            [pool.rows.numpy() for pool in copies.pools],
-            clock,
-            CostRule(Rate(), token),
-            CopyNames(resolved.files.name, identity_of(resolved), resolved.cache.pools),
-            config.tiers.prefetch,
-            is_shared=partial(_is_shared, resolved=resolved),
-        )
+    has_lengths = isinstance(shape, DecoderConfig) and shape.switch_length is not None
+    stored = StoredPages(
+        host,
+        ledger.needs,
+        parts,
+        clock,
+        CostRule(Rate(), token),
+        CopyNames(resolved.files.name, identity_of(resolved), resolved.cache.pools),
+        config.tiers.prefetch,
+        SharedNames(
+            _no_content if adapters is None else adapters.content_of, has_lengths=has_lengths
+        ),
+        events=events,
+    )
+    if events is not None:
+        host.listeners.append(events)
     tiers = CacheTiers(
         ledger,
         host,
@@ -110,38 +134,39 @@ def cache_tiers(
         clock=clock,
     )
     backend = config.tiers.hicache_storage_backend
-    if backend is not None and stored is not None:
-        stored.attach(_opened(resolved, backend, config.tiers.extra), backend)
+    if backend is not None:
+        stored.attach(backend, config.tiers.extra)
     return tiers
+
+
+def _no_content(adapter_id: str) -> None:
+    """Of adapters where there can be none."""
+    del adapter_id
 
 
 def tier_desk(resolved: Resolved, tiers: CacheTiers | None) -> TierDesk:
     """What carries out orders about the storage."""
-    return TierDesk(tiers, resolved.config.tiers, partial(_opened, resolved))
+    return TierDesk(tiers, resolved.config.tiers)
 
 
-def _opened(resolved: Resolved, backend: str, extra: Mapping[str, Any]) -> PageStorage:
+def _opened(resolved: Resolved, rank: int, backend: str, extra: Mapping[str, Any]) -> PageStorage:
     """ConfigError if the storage cannot be used."""
-    if resolved.device.type != "cpu":
-        raise ConfigError(
-            "a storage behind the host tier reads pages that a GPU's queue may still be writing, "
-            "which is not made safe yet; leave out --hicache-storage-backend and keep the host tier"
-        )
     page_size = resolved.config.memory.page_size
     if page_size < LEAST_PAGE:
         raise ConfigError(
             f"a storage keeps each page by itself, and --page-size {page_size} makes them too "
             f"small; take at least {LEAST_PAGE}"
         )
-    return open_storage(backend, extra, default_directory=hicache_directory(environment()))
-
-
-def _is_shared(namespace: str, *, resolved: Resolved) -> bool:
-    """Whether other engines compute the same in that namespace: what an adapter is called, or the
-    number of its loading, says nothing to them."""
-    shape = resolved.shape
-    has_lengths = isinstance(shape, DecoderConfig) and shape.switch_length is not None
-    return not adapter_in(namespace, has_lengths=has_lengths)
+    parallel = resolved.config.parallel
+    user = StorageUser(
+        default_directory=hicache_directory(environment()),
+        model=resolved.files.name,
+        tp_rank=rank % parallel.tp_size,
+        tp_size=parallel.tp_size,
+        pp_rank=resolved.stage.index,
+        pp_size=parallel.pp_size,
+    )
+    return open_storage(backend, extra, user)
 
 
 def identity_of(resolved: Resolved) -> str:
@@ -159,6 +184,10 @@ def identity_of(resolved: Resolved) -> str:
         config.execution.cpu_products,
         config.scheduler.random_seed if config.model.load_format == "dummy" else "",
     ]
+    parallel = config.parallel
+    division = parallel.tp_size, parallel.pp_size, parallel.ep_size, parallel.enable_dp_attention
+    if division != (1, 1, 1, False):  # sums are in another order, and parts are others
+        parts += [division, parallel.pp_layer_partition]
     for part in parts:
         told.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
     drafts = () if resolved.draft is None else resolved.draft.files.weights

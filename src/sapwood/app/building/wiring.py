@@ -15,11 +15,12 @@ from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.runners import StepRunner, build_runner
 from sapwood.app.building.speculation import build_speculation
-from sapwood.app.building.tiers import cache_tiers, host_tier, tier_desk
+from sapwood.app.building.tiers import cache_tiers, host_tier, own_parts, tier_desk
 from sapwood.app.building.towers import media_vectors
 from sapwood.app.ranks.member import ALONE, facts_of, lead
 from sapwood.app.ranks.ranks import RankTeam, explained_by
 from sapwood.app.ranks.team_adapters import TeamAdapters
+from sapwood.app.ranks.team_parts import TeamParts
 from sapwood.app.ranks.team_weights import TeamWeights
 from sapwood.app.serving.joint_engines import JointEngines
 from sapwood.base.channel import Receiver, Sender
@@ -53,6 +54,7 @@ from sapwood.memory.kv_publisher import KVPublisher
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.listener import CacheListener, Listeners
 from sapwood.memory.prefix_tree import PrefixTree
+from sapwood.memory.storage.parts import PageParts
 from sapwood.memory.tiers.host import HostTier
 from sapwood.models.config import DecoderConfig
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
@@ -98,6 +100,8 @@ class Engine:
         if self.team is not None and self.team.failure() is not None:
             self.team.close()  # first: a step may wait for a rank that is stuck
         self.executor.close()
+        if self.tiers is not None:
+            self.tiers.close()  # what waits to be written may be on other ranks
         if self.team is not None:
             self.team.close()
         if self.grammars is not None:
@@ -106,8 +110,6 @@ class Engine:
             self.adapters.close()
         if self.kv_events is not None:
             self.kv_events.close()
-        if self.tiers is not None:
-            self.tiers.close()
         if self.departures is not None:
             self.departures.close()
 
@@ -192,10 +194,15 @@ def _build_engine(
                 resolved.decisions.append(_explained(steps_s))
     kv_events = _kv_publisher(resolved)
     host = host_tier(resolved)
-    ledger = _build_ledger(resolved, kv_events, host)
+    events = None if kv_events is None else _event_source(resolved, kv_events)
+    ledger = _build_ledger(resolved, events, host)
     tiers = None
     if host is not None and runner.copies is not None:
-        tiers = cache_tiers(resolved, ledger, host, runner.copies, clock)
+        parts: PageParts = own_parts(resolved, runner.copies, 0)
+        if team is not None:
+            parts = TeamParts(parts, team)
+        slots = None if adapters is None else adapters.slots
+        tiers = cache_tiers(resolved, ledger, host, runner.copies, parts, clock, slots, events)
     landing, arrivals = landing_tier(resolved), None
     if landing is not None and runner.copies is not None:
         tiers, arrivals = landing_tiers(resolved, ledger, landing, runner.copies)
@@ -356,22 +363,26 @@ def _kv_publisher(resolved: Resolved) -> KVPublisher | None:
     return KVPublisher(config, resolved.replica) if config.is_on else None
 
 
+def _event_source(resolved: Resolved, publisher: KVPublisher) -> KVEventSource:
+    """Tells the publisher of the pages that keep every token."""
+    shape, (pools, _) = resolved.shape, _pools(resolved)
+    has_lengths = isinstance(shape, DecoderConfig) and shape.switch_length is not None
+    return KVEventSource(
+        publisher.put,
+        pool=next(at for at, pool in enumerate(pools) if pool.kind is CacheKind.FULL),
+        adapter_of=partial(adapter_in, has_lengths=has_lengths),
+    )
+
+
 def _build_ledger(
-    resolved: Resolved, kv_events: KVPublisher | None, host: HostTier | None
+    resolved: Resolved, events: KVEventSource | None, host: HostTier | None
 ) -> Ledger:
     memory, (pools, sizes) = resolved.config.memory, _pools(resolved)
     tree = None
     if not memory.disable_radix_cache:
         eviction_key = EVICTION_POLICIES[memory.radix_eviction_policy]
         listener: CacheListener | None = host
-        if kv_events is not None:
-            shape = resolved.shape
-            has_lengths = isinstance(shape, DecoderConfig) and shape.switch_length is not None
-            events = KVEventSource(
-                kv_events.put,
-                pool=next(at for at, pool in enumerate(pools) if pool.kind is CacheKind.FULL),
-                adapter_of=partial(adapter_in, has_lengths=has_lengths),
-            )
+        if events is not None:
             listener = events if host is None else Listeners(events, host)
         tree = PrefixTree(memory.page_size, eviction_key, pools, listener)
     return Ledger(

@@ -19,7 +19,7 @@ from sapwood.base.errors import StartupError
 from sapwood.kernels.cpu import slower_because
 from sapwood.kernels.kv_cache import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import Platform, read_platform
-from sapwood.kernels.registry import IMPLEMENTATIONS, Need, select_kernels
+from sapwood.kernels.registry import IMPLEMENTATIONS, Need, kernel_names, select_kernels
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.options import Given, option_specs
 
@@ -81,7 +81,7 @@ def machine_rows(facts: Platform) -> list[Row]:
         Row(name="instructions", value=" ".join(sorted(facts.cpu_flags)) or "none of note"),
         Row(name="usable cores", value=facts.num_cores, why="by affinity and cgroup quota"),
         Row(name="memory", value=_gib(facts.memory_bytes), why=f"{_gib(free)} of it free"),
-        Row(name="GPUs", value=", ".join(facts.cuda_names) or "none"),
+        Row(name="GPUs", value=", ".join(facts.device_names) or "none"),
         Row(name="default device", value=facts.device, why="the best device found"),
     ]
 
@@ -128,7 +128,7 @@ def kernel_rows(
     except StartupError as error:
         return [Row(name="none", value="refused", why=error.message)]
     rows = []
-    for name in table:
+    for name in kernel_names(table):
         if name == selection.kernels.name:
             isa = f", with {selection.kernels.isa} instructions" if selection.kernels.isa else ""
             rows.append(Row(name=name, value="used", why=f"for {need}{isa}"))

@@ -62,6 +62,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "check": LazyCommand(
         "sapwood.app.cli.check:check", "Show what this machine has, and what would run on it."
     ),
+    "kernels": LazyCommand(
+        "sapwood.app.cli.kernels:kernels", "List and test the implementations of the ops."
+    ),
     "completion": LazyCommand(
         "sapwood.app.cli.completion:completion", "Print a script that completes in a shell."
     ),

@@ -25,6 +25,7 @@ from sapwood.observe.log import configure_logging
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.rank import (
     EndRank,
+    PartsTask,
     RankFailed,
     RankHello,
     RankOrder,
@@ -150,17 +151,23 @@ def serve_rank(args: RankArgs, leader: _Leader, own_host: str) -> None:
     leader.say(RankReady(facts=facts_of(args.rank, runner.resolved, watch)))
     gc.collect()
     gc.freeze()
-    run_plans(runner, leader)
+    run_plans(runner, leader, args.rank)
     gc.unfreeze()
 
 
-def run_plans(runner: StepRunner, leader: _Leader) -> None:
-    """Do what rank 0 says until it ends the engine. Adapters are loaded beside the steps."""
+def run_plans(runner: StepRunner, leader: _Leader, rank: int) -> None:
+    """Do what rank 0 says until it ends the engine. Adapters are loaded, and pages stored, beside
+    the steps."""
+    from sapwood.app.building.tiers import own_parts
+    from sapwood.app.ranks.team_parts import PartKeeper
     from sapwood.app.ranks.team_weights import do_task
 
     loader = None if runner.adapters is None else runner.adapters.loader
     if loader is not None:
         loader.tell(leader.say)
+    keeper = None
+    if runner.copies is not None:
+        keeper = PartKeeper(own_parts(runner.resolved, runner.copies, rank), leader.say)
     while not isinstance(order := leader.next_order(), EndRank):
         match order:
             case RunStep():
@@ -171,10 +178,14 @@ def run_plans(runner: StepRunner, leader: _Leader) -> None:
                 loader.unload(order.adapter_id)
             case WeightsTask():
                 do_task(runner.memory, order, leader.say)
+            case PartsTask() if keeper is not None:
+                keeper.take(order)
             case _:
                 raise AssertionError(f"rank 0 sent {type(order).__name__}")
     if loader is not None:
         loader.close()
+    if keeper is not None:
+        keeper.close()
 
 
 def _own_options(asked: EngineConfig, args: RankArgs) -> EngineConfig:

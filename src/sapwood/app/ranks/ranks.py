@@ -30,6 +30,7 @@ from sapwood.schema.output import RankFacts
 from sapwood.schema.rank import (
     EndRank,
     Loaded,
+    PartsTold,
     RankFailed,
     RankHello,
     RankOrder,
@@ -135,6 +136,7 @@ class RankTeam:
         self._facts: dict[int, RankFacts] = {}
         self._loaded: queue.SimpleQueue[tuple[int, Loaded]] = queue.SimpleQueue()
         self._told: dict[int, dict[int, WeightsTold]] = {}
+        self._parts_told: dict[int, dict[int, PartsTold]] = {}
         self._signs: list[tuple[bool, str]] = []
         self._failure: str | None = None
         self._stops: list[Callable[[], None]] = []
@@ -204,6 +206,13 @@ class RankTeam:
         found = self._told.setdefault(number, {})
         self._wait_for(found, "carried out an order about their weights")
         del self._told[number]
+        return found
+
+    def parts_told(self, number: int) -> dict[int, PartsTold]:
+        """By rank: how an order about stored pages ended. As `told`."""
+        found = self._parts_told.setdefault(number, {})
+        self._wait_for(found, "answered for their parts of stored pages")
+        del self._parts_told[number]
         return found
 
     def send(self, order: RankOrder) -> None:
@@ -280,6 +289,8 @@ class RankTeam:
                     self._loaded.put((rank, report))
                 elif isinstance(report, WeightsTold):
                     self._told.setdefault(report.number, {})[rank] = report
+                elif isinstance(report, PartsTold):
+                    self._parts_told.setdefault(report.number, {})[rank] = report
                 self._state.notify_all()
             if isinstance(report, RankFailed):
                 has_spoken = True

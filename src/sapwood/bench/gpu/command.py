@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sapwood.bench.environment import describe_environment
-from sapwood.bench.gpu.measure import Figure, GpuBench, Report
+from sapwood.bench.gpu.measure import Figure, GpuBench
 from sapwood.bench.gpu.options import GpuOptions
 from sapwood.bench.report import (
     OutputOptions,
@@ -17,6 +17,7 @@ from sapwood.bench.report import (
     report_stem,
     write_json,
 )
+from sapwood.kernels.conformance.report import check_table
 
 
 def bench_gpu(options: GpuOptions, output: OutputOptions, console: Console) -> bool:
@@ -24,7 +25,7 @@ def bench_gpu(options: GpuOptions, output: OutputOptions, console: Console) -> b
     environment = describe_environment()
     report = GpuBench(options, console).run()
     console.print(f"{report.device}; {environment}", markup=False, soft_wrap=True)
-    console.print(check_table(report))
+    console.print(check_table(f"kernels: {report.kernels}", report.checks))
     if report.limits is not None:
         console.print(
             f"copy {report.limits.copy_bytes_s / 1e9:.1f} GB/s (read and written), "
@@ -55,21 +56,6 @@ def bench_gpu(options: GpuOptions, output: OutputOptions, console: Console) -> b
         plot_figures(report, path.with_suffix(".png"))
     console.print(f"written: {path}", markup=False, soft_wrap=True)
     return bool(report.checks) and all(check.passed for check in report.checks)
-
-
-def check_table(report: Report) -> Table:
-    """A table with a row per check: its largest error, or its failure."""
-    table = Table("check", "cases", "largest error", "limit", "verdict")
-    table.title = f"kernels: {report.kernels}"
-    for name in dict.fromkeys(check.name for check in report.checks):
-        of_name = [check for check in report.checks if check.name == name]
-        failed = [check for check in of_name if not check.passed]
-        worst = max(of_name, key=lambda check: check.error / check.limit)
-        verdict = "passed"
-        if failed:
-            verdict = f"FAILED: {failed[0].case}: {failed[0].failure or 'differs'}"
-        table.add_row(name, str(len(of_name)), f"{worst.error:.1e}", f"{worst.limit:.0e}", verdict)
-    return table
 
 
 def figure_table(figures: list[Figure]) -> Table:

@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 
 from sapwood.base.errors import ConfigError, SapwoodError
-from sapwood.bench.gpu.checks import Case, CheckResult, run_checks
 from sapwood.bench.gpu.engines import EngineUnderTest, median, open_engine
 from sapwood.bench.gpu.idle import measure_idle
 from sapwood.bench.gpu.limits import Limits, measure_limits
 from sapwood.bench.gpu.options import GpuOptions
 from sapwood.bench.gpu.shapes import Shape, shapes
 from sapwood.bench.gpu.transformers_peer import TransformersPeer, open_transformers
+from sapwood.kernels.conformance.checks import Case, CheckResult
+from sapwood.kernels.conformance.suite import run_checks
 from sapwood.kernels.platform import Platform, find_device, read_platform
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need, select_kernels
@@ -117,7 +118,7 @@ class GpuBench:
         self._device = device_of(options, platform)
         name = platform.cpu_name
         if self._device.type == "cuda":
-            name = platform.cuda_names[self._device.index or 0]
+            name = platform.device_names[self._device.index or 0]
         self.report = Report(device=name)
         self._options = options
         self._console = console

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from sapwood.schema.kv_events import PageHash
+from sapwood.schema.kv_events import DEVICE_TIER, HOST_TIER, STORAGE_TIER, PageHash
 
 MAX_PAGES = 1 << 20
 """Of one source; some 100 bytes each. No engine of today has so many."""
@@ -31,25 +31,42 @@ def token_ids(spelled: bytes) -> array[int] | None:
         return None
 
 
+ON_DEVICE = 1
+_BITS = {DEVICE_TIER: ON_DEVICE, HOST_TIER: 2, STORAGE_TIER: 4}
+_OTHER = 8
+"""Of all tiers that others may have."""
+
+
+def _bit(medium: str | None) -> int:
+    return ON_DEVICE if medium is None else _BITS.get(medium, _OTHER)
+
+
 @dataclass(slots=True)
 class PageSet:
-    """The names of the pages of one cache; `page_size` is that of its first page."""
+    """The names of the pages of one cache, each with the tiers that have it; `page_size` is that of
+    its first page."""
 
     page_size: int = 0
-    names: dict[int, None] = field(default_factory=dict)
+    names: dict[int, int] = field(default_factory=dict)
 
-    def add(self, names: Iterable[int], page_size: int) -> None:
+    def add(self, names: Iterable[int], page_size: int, medium: str | None = None) -> None:
+        """medium: the tier that has them now, in the word of the events; None: the device"""
         if page_size != self.page_size:
             self.names.clear()
             self.page_size = page_size
         for name in names:
-            self.names[name] = None
+            self.names[name] = self.names.get(name, 0) | _bit(medium)
         while len(self.names) > MAX_PAGES:
             del self.names[next(iter(self.names))]
 
-    def remove(self, names: Iterable[int]) -> None:
+    def remove(self, names: Iterable[int], medium: str | None = None) -> None:
+        """medium: the tier that has them no longer; None: no tier has"""
         for name in names:
-            self.names.pop(name, None)
+            left = 0 if medium is None else self.names.get(name, 0) & ~_bit(medium)
+            if left:
+                self.names[name] = left
+            else:
+                self.names.pop(name, None)
 
 
 class KnownPages:
@@ -74,11 +91,13 @@ class KnownPages:
         return all(worker_id in self._caches for worker_id in worker_ids)
 
     def holders(self, ids: array[int], worker_ids: Collection[str]) -> tuple[int, list[str]]:
-        """(tokens of the longest beginning of the prompt that a worker holds, those workers).
+        """(tokens of the longest beginning of the prompt that a worker holds in whatever tiers,
+        those workers: the ones first that have most of it on the device).
 
         Takes time for the tokens that some worker holds, and not for those behind."""
         caches = [(one, cache) for one in worker_ids for cache in self._caches.get(one, ())]
         best, found = 0, list(worker_ids)
+        on_device: dict[str, int] = {}
         for page_size in {cache.page_size for _, cache in caches if cache.page_size > 0}:
             left = [pair for pair in caches if pair[1].page_size == page_size]
             digest, end = b"", 0
@@ -89,6 +108,9 @@ class KnownPages:
                 if not left:
                     break
                 end += page_size
+                for worker_id, cache in left:
+                    if cache.names.get(name, 0) & ON_DEVICE:
+                        on_device[worker_id] = on_device.get(worker_id, 0) + page_size
                 if end > best:
                     best, found = end, [worker_id for worker_id, _ in left]
-        return best, found
+        return best, sorted(found, key=lambda worker_id: -on_device.get(worker_id, 0))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sapwood.base.errors import ConfigError
-from sapwood.memory.storage.interface import StorageUnavailable
+from sapwood.memory.storage.interface import StorageUnavailable, StorageUser
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class DynamicStorage:
         self._plug_in = plug_in
 
     @classmethod
-    def of(cls, extra: Mapping[str, Any]) -> DynamicStorage:
+    def of(cls, extra: Mapping[str, Any], user: StorageUser) -> DynamicStorage:
         """ConfigError if there is no such class, or it cannot be made."""
         module, name = extra.get("module_path"), extra.get("class_name")
         if not module or not name:
@@ -46,7 +46,15 @@ class DynamicStorage:
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"there is no storage class {module}:{name}: {error}") from error
         try:
-            return cls(kind(PlugInConfig(extra_config=dict(extra)), {}))
+            config = PlugInConfig(
+                extra_config=dict(extra),
+                model_name=user.model,
+                tp_rank=user.tp_rank,
+                tp_size=user.tp_size,
+                pp_rank=user.pp_rank,
+                pp_size=user.pp_size,
+            )
+            return cls(kind(config, {}))
         except Exception as error:
             raise ConfigError(f"{module}:{name} cannot be made: {error}") from error
 

@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageUser:
+    """Who opens a storage: one rank of an engine.
+
+    default_directory  of files, if the settings name none
+    model              its name
+    """
+
+    default_directory: Path
+    model: str = ""
+    tp_rank: int = 0
+    tp_size: int = 1
+    pp_rank: int = 0
+    pp_size: int = 1
 
 
 class StorageUnavailable(Exception):

@@ -14,7 +14,8 @@ _UNFIT = re.compile(r"[^A-Za-z0-9.+@=-]")
 MOST_NAME = 60
 """Characters of a model's name in the name of a copy."""
 _NAME = re.compile(
-    rf"[0-9a-f]{{64}}_([A-Za-z0-9.+@=-]*)-([0-9a-f]{{{IDENTITY_DIGITS}}})(?:_[a-z]+(?:_[0-9]+)?)?_0_1"
+    rf"[0-9a-f]{{64}}_([A-Za-z0-9.+@=-]*)-([0-9a-f]{{{IDENTITY_DIGITS}}})"
+    r"(?:_[a-z]+(?:_[0-9]+)?)?_[0-9]{1,6}_[0-9]{1,6}"
 )
 
 
@@ -32,8 +33,9 @@ def copy_of(name: str) -> CopyOf | None:
 
 
 class CopyNames:
-    """`{page key}_{model}-{identity}_{pool}_{rank}_{ranks}`, without the pool if it keeps every
-    token. The page key is SGLang's, if the namespace is empty."""
+    """`{page key}_{model}-{identity}_{pool}`, without the pool if it keeps every token; each rank
+    adds which part of the page it has (`part_name`). The page key is SGLang's, if the namespace is
+    empty."""
 
     def __init__(self, model: str, identity: str, pools: Sequence[CachePool]) -> None:
         """identity  a hexadecimal digest of all that the bytes of a page depend on besides its
@@ -43,8 +45,13 @@ class CopyNames:
         self._pools = ["" if pool.kind is CacheKind.FULL else f"_{pool.name}" for pool in pools]
 
     def of(self, pool: int, digest: bytes) -> str:
-        return f"{digest.hex()}_{self._model}-{self._identity}{self._pools[pool]}_0_1"
+        return f"{digest.hex()}_{self._model}-{self._identity}{self._pools[pool]}"
 
     def renew(self) -> None:
         """The weights are others now, which nobody else has: no copy so far is theirs."""
         self._identity = uuid.uuid4().hex[:IDENTITY_DIGITS]
+
+
+def part_name(name: str, rank: int, num_ranks: int) -> str:
+    """Of the part of a page that a rank has."""
+    return f"{name}_{rank}_{num_ranks}"

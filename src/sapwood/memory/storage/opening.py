@@ -9,20 +9,19 @@ from typing import Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.base.registry import Registry
-from sapwood.memory.storage.interface import PageStorage, StorageUnavailable
+from sapwood.memory.storage.interface import PageStorage, StorageUnavailable, StorageUser
 
 GB = 10**9
 
 
-def open_storage(backend: str, extra: Mapping[str, Any], *, default_directory: Path) -> PageStorage:
+def open_storage(backend: str, extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
     """The storage of that name.
 
-    extra              as TiersConfig.extra
-    default_directory  of files, if `extra` names none
-    Raises             ConfigError if there is none, or it cannot be used
+    extra   as TiersConfig.extra
+    Raises  ConfigError if there is none, or it cannot be used
     """
     try:
-        storage: PageStorage = STORAGES.get(backend)(extra, default_directory)
+        storage: PageStorage = STORAGES.get(backend)(extra, user)
     except StorageUnavailable as error:
         raise ConfigError(f"the storage {backend} cannot be used: {error}") from error
     key = extra.get("encryption_key")
@@ -37,11 +36,11 @@ def open_storage(backend: str, extra: Mapping[str, Any], *, default_directory: P
     return SealedStorage(storage, key)
 
 
-def open_files(extra: Mapping[str, Any], default_directory: Path) -> PageStorage:
+def open_files(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
     from sapwood.memory.storage.file import FileStorage
 
     named = extra.get("directory")
-    directory = default_directory if named is None else Path(named).expanduser()
+    directory = user.default_directory if named is None else Path(named).expanduser()
     if directory.exists() and directory.stat().st_uid not in (os.getuid(), 0):
         raise ConfigError(
             f"{directory} belongs to another user, who could put other keys and values there; name "
@@ -51,7 +50,7 @@ def open_files(extra: Mapping[str, Any], default_directory: Path) -> PageStorage
     return FileStorage(directory, max_bytes=None if not max_gb else int(max_gb * GB))
 
 
-def open_redis(extra: Mapping[str, Any], default_directory: Path) -> PageStorage:
+def open_redis(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
     try:
         from sapwood.memory.storage.redis import RedisStorage
     except ImportError as error:
@@ -61,10 +60,20 @@ def open_redis(extra: Mapping[str, Any], default_directory: Path) -> PageStorage
     return RedisStorage.of(extra)
 
 
-def open_plug_in(extra: Mapping[str, Any], default_directory: Path) -> PageStorage:
+def open_s3(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
+    try:
+        from sapwood.memory.storage.s3 import S3Storage
+    except ImportError as error:
+        raise ConfigError(
+            "the storage s3 needs the package obstore; pip install 'sapwood[s3]'"
+        ) from error
+    return S3Storage.of(extra)
+
+
+def open_plug_in(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
     from sapwood.memory.storage.dynamic import DynamicStorage
 
-    return DynamicStorage.of(extra)
+    return DynamicStorage.of(extra, user)
 
 
 STORAGES: Registry[Any] = Registry(
@@ -72,6 +81,7 @@ STORAGES: Registry[Any] = Registry(
     {
         "file": "sapwood.memory.storage.opening:open_files",
         "redis": "sapwood.memory.storage.opening:open_redis",
+        "s3": "sapwood.memory.storage.opening:open_s3",
         "dynamic": "sapwood.memory.storage.opening:open_plug_in",
     },
 )

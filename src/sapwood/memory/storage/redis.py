@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +9,11 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
+from sapwood.memory.storage.checked import checked, taken
 from sapwood.memory.storage.interface import StorageUnavailable
 
 PREFIX = "sapwood:kv:"
 TIMEOUT_S = 5.0
-CHECKSUM = struct.Struct("<I")
 CLEARED_AT_ONCE = 1000
 
 
@@ -61,12 +59,8 @@ class RedisStorage:
                     pipe.getex(self._prefix + key, ex=self._ttl_s)
             found = pipe.execute()
         for at, (value, view) in enumerate(zip(found, into, strict=True)):
-            if value is None or len(value) != CHECKSUM.size + len(view):
+            if value is None or not taken(value, view):
                 return at
-            content = memoryview(value)[CHECKSUM.size :]
-            if CHECKSUM.unpack_from(value)[0] != zlib.crc32(content):
-                return at
-            view[:] = content
         return len(keys)
 
     def batch_set(self, keys: Sequence[str], values: Sequence[memoryview]) -> int:
@@ -78,8 +72,7 @@ class RedisStorage:
             pipe = self._client.pipeline(transaction=False)
             for key, value, is_there in zip(keys, values, known, strict=True):
                 if not is_there:
-                    sealed = CHECKSUM.pack(zlib.crc32(value)) + value
-                    pipe.set(self._prefix + key, sealed, ex=self._ttl_s)
+                    pipe.set(self._prefix + key, checked(value), ex=self._ttl_s)
             pipe.execute()
         return len(keys)
 

@@ -9,16 +9,30 @@ because pages, windows and states are given away at different times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
 
 from sapwood.memory.listener import Stretch
 from sapwood.memory.tiers.slots import CopySlots, PageCopy
 from sapwood.schema.config.tiers import WritePolicy
 from sapwood.schema.step import CopiedPage
 
-OnSaved = Callable[[Stretch, Sequence[tuple[bytes, PageCopy]]], None]
-"""Told of copies that the next plan makes, each with its page's digest, the last page first."""
+Copies = Sequence[tuple[bytes, PageCopy]]
+"""Each with its page's digest, the last page first."""
+
+
+class HostListener(Protocol):
+    """Hears which pages the host has."""
+
+    def saved(self, stretch: Stretch, copies: Copies) -> None:
+        """The next plan copies these pages to the host."""
+        ...
+
+    def dropped(self, pool: int, digest: bytes) -> None:
+        """The host has a page no longer, or never got what its slot was for."""
+        ...
 
 
 class HostTier:
@@ -30,13 +44,16 @@ class HostTier:
     def __init__(self, sizes: Sequence[int], policy: WritePolicy) -> None:
         """sizes  slots of each pool"""
         self.policy = policy
-        self.slots = [CopySlots(size) for size in sizes]
+        self.slots = [CopySlots(size, partial(self._dropped, at)) for at, size in enumerate(sizes)]
         self.num_saved = 0
         self.num_restored = 0
-        self.on_saved: OnSaved | None = None
+        self.listeners: list[HostListener] = []
         self._saves: list[CopiedPage] = []
         self._loads: list[CopiedPage] = []
-        self._loading: list[tuple[int, PageCopy]] = []
+        self._moving: list[tuple[int, PageCopy]] = []
+        """Of the next plan; their slots are pinned until it was executed, since a thread may fill
+        any other slot at any time."""
+        self._in_plans: dict[int, list[tuple[int, PageCopy]]] = {}
 
     # ---- what the tree tells ------------------------------------------------------------------
 
@@ -91,29 +108,39 @@ class HostTier:
         assert copy is not None, "the copy was asked for before"
         assert copy.is_filled, "the copy is on its way"
         self.slots[pool].touch(digest)
-        self.slots[pool].pin(copy)
-        self._loading.append((pool, copy))
+        self._pin(pool, copy)
         self._loads.append(CopiedPage(pool, copy.slot, number))
         self.num_restored += 1
         return copy.was_stored
 
-    def take_orders(self) -> tuple[list[CopiedPage], list[CopiedPage]]:
-        """(copies to the host, copies back) of the next plan, told once. Later plans may use these
-        slots for other pages."""
+    def take_orders(self, step: int) -> tuple[list[CopiedPage], list[CopiedPage]]:
+        """(copies to the host, copies back) of the plan of that number, told once."""
         orders = self._saves, self._loads
-        self._forget_orders()
+        if self._moving:
+            self._in_plans[step] = self._moving
+        self._saves, self._loads, self._moving = [], [], []
         return orders
+
+    def executed(self, step: int) -> None:
+        """The copies of that plan are made: their slots may get other pages."""
+        for pool, copy in self._in_plans.pop(step, ()):
+            self.slots[pool].unpin(copy)
 
     def clear(self) -> None:
         """Forget all copies: they are of other weights, or somebody asked for it."""
-        self._forget_orders()
+        for pool, copy in self._moving:
+            self.slots[pool].unpin(copy)
+        self._saves, self._loads, self._moving = [], [], []
         for slots in self.slots:
             slots.clear()
 
-    def _forget_orders(self) -> None:
-        for pool, copy in self._loading:
-            self.slots[pool].unpin(copy)
-        self._saves, self._loads, self._loading = [], [], []
+    def _pin(self, pool: int, copy: PageCopy) -> None:
+        self.slots[pool].pin(copy)
+        self._moving.append((pool, copy))
+
+    def _dropped(self, pool: int, digest: bytes) -> None:
+        for one in self.listeners:
+            one.dropped(pool, digest)
 
     def _save(self, stretch: Stretch) -> None:
         pool = stretch.pool
@@ -131,8 +158,9 @@ class HostTier:
             copy = slots.add(digest)
             if copy is None:
                 break
+            self._pin(pool, copy)
             self._saves.append(CopiedPage(pool, number, copy.slot))
             self.num_saved += 1
             new.append((digest, copy))
-        if self.on_saved is not None:
-            self.on_saved(stretch, new)
+        for one in self.listeners if new else ():
+            one.saved(stretch, new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -28,8 +29,10 @@ class CopySlots:
     """The slots of one host pool, by the digest of the page; the copy that was of use longest ago
     goes first."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, on_drop: Callable[[bytes], None]) -> None:
+        """on_drop  is told each page whose copy is forgotten"""
         self.num_slots = num_slots
+        self._on_drop = on_drop
         self._free = list(range(num_slots - 1, -1, -1))
         self._copies: OrderedDict[bytes, PageCopy] = OrderedDict()
         self._num_pinned = 0
@@ -66,6 +69,7 @@ class CopySlots:
     def drop(self, digest: bytes) -> None:
         """The copy is of no use; its slot is free once it is not pinned."""
         copy = self._copies.pop(digest)
+        self._on_drop(digest)
         copy.is_forgotten = True
         if not copy.num_pins:
             self._free.append(copy.slot)
@@ -83,7 +87,8 @@ class CopySlots:
 
     def clear(self) -> None:
         """Forget all copies. Slots that are pinned are free when they are unpinned."""
-        for copy in self._copies.values():
+        for digest, copy in self._copies.items():
+            self._on_drop(digest)
             copy.is_forgotten = True
             if not copy.num_pins:
                 self._free.append(copy.slot)

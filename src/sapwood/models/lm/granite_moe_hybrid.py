@@ -11,11 +11,11 @@ from sapwood.layers.mamba2 import Mamba2
 from sapwood.layers.rope_config import RopeConfig
 from sapwood.models.config import FULL, DecoderConfig, ExpertsConfig
 from sapwood.models.hf_fields import integer, switch
-from sapwood.models.lm.granite_moe import GraniteMoeForCausalLM
+from sapwood.models.lm.granite_moe_shared import GraniteMoeSharedForCausalLM
 from sapwood.models.lm.state_space import BAMBA_FIELDS, LINEAR, dt_range, kinds_of, with_states
 
 
-class GraniteMoeHybridForCausalLM(GraniteMoeForCausalLM):
+class GraniteMoeHybridForCausalLM(GraniteMoeSharedForCausalLM):
     """Granite whose layers mostly have Mamba 2 instead of attention, and a shared expert beside the
     others; the small models have the shared one only."""
 
@@ -23,10 +23,9 @@ class GraniteMoeHybridForCausalLM(GraniteMoeForCausalLM):
         "max_position_embeddings": 2048,
         "mamba_conv_bias": True,
         "num_local_experts": 8,
-        "shared_intermediate_size": 1024,
+        "shared_intermediate_size": GraniteMoeSharedForCausalLM.shared_size,
     }
     can_be_rescaled = False
-    shared_name = "shared_mlp"
 
     @classmethod
     def read(cls, hf: Mapping[str, Any]) -> DecoderConfig:
@@ -49,14 +48,7 @@ class GraniteMoeHybridForCausalLM(GraniteMoeForCausalLM):
         number = integer(config.hf, "num_local_experts")
         if number < 1:  # only the shared one, which then is a dense feed-forward: see `read`
             return ExpertsConfig(num_experts=1, num_per_token=1, intermediate_size=1)
-        shared = integer(config.hf, "shared_intermediate_size")
-        return replace(super().experts_in(config), shared_size=shared)
-
-    @classmethod
-    def checkpoint_name(cls, name: str) -> str:
-        """The shared expert counts as a part of the others' layer."""
-        shared = cls.shared_name
-        return name.replace(f".{shared}.", f".{cls.names.feed_forward}.{shared}.")
+        return super().experts_in(config)
 
     def layer(self, index: int) -> Layer:
         if index not in self.config.layers_with_states:
@@ -95,12 +87,3 @@ class GraniteMoeHybridForCausalLM(GraniteMoeForCausalLM):
         if self.config.experts is None:
             return self.shared_expert(self.config.intermediate_size)
         return super().feed_forward(index)
-
-    def shared_expert(self, size: int) -> FeedForward:
-        fused = None if self.is_from_gguf else "input_linear"
-        return self.gated_mlp(
-            size=size,
-            names=("gate", "up", "output_linear"),
-            fused=fused,
-            build=self.build.beside_experts,
-        )

@@ -114,3 +114,13 @@ def dense_layers(hf: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
     listed = hf.get("mlp_only_layers") or []
     step = int(hf.get("decoder_sparse_step") or 1)
     return tuple(layer for layer in range(num_layers) if layer in listed or (layer + 1) % step != 0)
+
+
+def listed_dense_layers(
+    hf: Mapping[str, Any], *, otherwise: tuple[int, ...] = ()
+) -> tuple[int, ...]:
+    """Layers without experts as newer files say them: by the kind of each layer's feed-forward."""
+    kinds = hf.get("mlp_layer_types")
+    if kinds is None:
+        return otherwise
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == "dense")

@@ -60,11 +60,6 @@ def check_tiers(asked: EngineConfig, model: ModelFacts) -> None:
         )
     if not asked.tiers.enable_hierarchical_cache:
         return
-    if asked.tiers.hicache_storage_backend and asked.parallel.num_ranks > 1:
-        raise ConfigError(
-            "--hicache-storage-backend keeps the pages of models that one rank computes so far, "
-            f"but there are {asked.parallel.num_ranks}; leave it out, and keep the host tier"
-        )
     if asked.memory.disable_radix_cache:
         raise ConfigError(
             "--enable-hierarchical-cache keeps prefixes, and --disable-radix-cache keeps none; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -64,7 +65,7 @@ class PrefetchRules:
 
 MOST_GIB = 1 << 20
 
-_SHARED = "take redis to share pages between machines, or dynamic with a class that calls it"
+_SHARED = "take redis or s3 to share pages between machines, or dynamic with a class that calls it"
 _OTHER_STORAGES = {
     "mooncake": f"Mooncake's store is not called by sapwood; {_SHARED}",
     "nixl": "NIXL is not called by sapwood; take file for disks and mounted file systems, or "
@@ -75,7 +76,6 @@ _OTHER_STORAGES = {
     "eic": f"EIC is not called by sapwood; {_SHARED}",
     "lmcache": "LMCache would keep the same pages once more and is not called by sapwood; take "
     "file or redis",
-    "s3": f"objects of S3 are not read by sapwood; {_SHARED}",
     "valkey": "Valkey speaks Redis's protocol; take redis with its url",
 }
 """Storages that SGLang or others have, each with the reason and the way out."""
@@ -108,9 +108,9 @@ class TiersConfig:
     hicache_storage_backend: str | None = option(
         None,
         "Where the host's copies outlive the server, and from where other servers take them: file, "
-        "in a directory; redis, on a server of Redis or Valkey; dynamic, by a class of yours. "
-        "Default: nowhere.",
-        choices=("file", "redis", "dynamic"),
+        "in a directory; redis, on a server of Redis or Valkey; s3, in a bucket of S3 or of a "
+        "server with its protocol; dynamic, by a class of yours. Default: nowhere.",
+        choices=("file", "redis", "s3", "dynamic"),
         lacking=_OTHER_STORAGES,
     )
     hicache_storage_prefetch_policy: str = option(
@@ -123,8 +123,9 @@ class TiersConfig:
         None,
         "Settings of the storage, as JSON: prefetch_threshold, prefetch_timeout_base and "
         "prefetch_timeout_per_ki_token; directory and max_gb of file; url, prefix, ttl_s and "
-        "timeout_s of redis; backend_name, module_path and class_name of dynamic; encryption_key "
-        "of all.",
+        "timeout_s of redis; bucket, endpoint_url, region, access_key_id, secret_access_key, "
+        "prefix and timeout_s of s3; backend_name, module_path and class_name of dynamic; "
+        "encryption_key of all.",
         secret=True,
     )
 
@@ -182,9 +183,20 @@ _NUMBERS = {
     "timeout_s": 3600.0,
 }
 """What is a number in the JSON, and the largest."""
+SECRET_SETTINGS = frozenset({"encryption_key", "url", "access_key_id", "secret_access_key"})
+"""What nobody is shown; an address may have a password."""
 _TEXTS = {
-    "directory", "url", "prefix", "backend_name", "module_path", "class_name", "encryption_key"
+    "directory", "url", "prefix", "backend_name", "module_path", "class_name", "encryption_key",
+    "bucket", "endpoint_url", "region", "access_key_id", "secret_access_key",
 }  # fmt: skip
+_SHAPES = {
+    "bucket": r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}",
+    "endpoint_url": r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?",
+    "region": r"[A-Za-z0-9-]{1,64}",
+    "access_key_id": r"[\x21-\x7e]{1,256}",
+    "secret_access_key": r"[\x21-\x7e]{1,256}",
+}
+"""What some texts must look like."""
 
 
 def extra_of(text: str | None) -> dict[str, Any]:
@@ -208,6 +220,9 @@ def extra_of(text: str | None) -> dict[str, Any]:
         elif name in _TEXTS:
             if not isinstance(value, str) or not value or "\0" in value or len(value) > 4096:
                 raise ConfigError(f"{_FLAG} has a {name} that is no text")
+            if name in _SHAPES and not re.fullmatch(_SHAPES[name], value):
+                shown = "" if name in SECRET_SETTINGS else f", {value[:80]!r}"
+                raise ConfigError(f"{_FLAG} has a {name} that is none{shown}")
         elif name == "hicache_storage_pass_prefix_keys" and value is False:
             continue
         elif name not in _CLASS_SETTINGS and told.get("class_name") is None:
@@ -227,6 +242,8 @@ def check_storage(config: TiersConfig) -> None:
         raise ConfigError(
             f"the storage backend dynamic needs module_path and class_name in {_FLAG}"
         )
+    if backend == "s3" and not extra.get("bucket"):
+        raise ConfigError(f'the storage backend s3 needs its bucket in {_FLAG}: {{"bucket": "…"}}')
     if backend == "redis" and not extra.get("url"):
         raise ConfigError(
             f'the storage backend redis needs its url in {_FLAG}: {{"url": "redis://…"}}'

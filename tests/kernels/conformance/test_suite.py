@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapwood.bench.gpu.checks import CHECKS, Case, run_checks
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.attention_batch import AttentionBatch
+from sapwood.kernels.conformance.checks import Case
+from sapwood.kernels.conformance.suite import CHECKS, run_checks
 from sapwood.kernels.cpu import CpuKernels
 from sapwood.kernels.reference import ReferenceKernels
 from sapwood.kernels.registry import Need, select_kernels
