@@ -237,6 +237,8 @@ class PipelineTraits(msgspec.Struct, frozen=True, kw_only=True):
     max_input_pictures  that a request may bring; 0: the pipeline draws from a prompt alone
     needs_picture       whether a request must bring one
     takes_mask          whether the first picture may have a mask
+    draws_over_picture  whether a picture without a size gets that of the first one that the request
+                        brings
     max_together        pictures that may be drawn at once; None: as many as memory holds
     video               of a pipeline that draws videos; None: it draws pictures
     """
@@ -246,6 +248,7 @@ class PipelineTraits(msgspec.Struct, frozen=True, kw_only=True):
     max_input_pictures: int = 0
     needs_picture: bool = False
     takes_mask: bool = False
+    draws_over_picture: bool = False
     max_together: int | None = None
     video: VideoDefaults | None = None
 

@@ -29,6 +29,7 @@ from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.ops import TorchKernels
+from sapwood.kernels.torch_ops.rotations import norm_rotate_heads
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
 from sapwood.kernels.triton import (
@@ -170,6 +171,11 @@ class TritonKernels:
     ) -> Tensor:
         return bidirectional_attention(q, k, v, texts, scale)
 
+    def norm_rotate_heads(
+        self, x: Tensor, norm: Tensor | None, eps: float, rotations: Tensor | None, out: Tensor
+    ) -> None:
+        norm_rotate_heads(x, norm, eps, rotations, out)
+
     def layer_norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Tensor:
@@ -177,6 +183,9 @@ class TritonKernels:
 
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         return elementwise.activate(x, activation)
+
+    def add_to(self, x: Tensor, total: Tensor) -> None:
+        total.add_(x)
 
     def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
         return xielu(x, above, below)

@@ -20,7 +20,7 @@ from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.texts import EqualTexts, group_texts
 from sapwood.layers.adaptive import Modulation, add_gated, modulated_norm
-from sapwood.layers.axial_rope import AxialRope, grid, rotate
+from sapwood.layers.axial_rope import AxialRope, grid
 from sapwood.layers.build import Build
 from sapwood.layers.masked_attention import attend
 from sapwood.layers.mlp import PlainMLP
@@ -127,11 +127,17 @@ class VideoAttention(WanAttention):
         """x [T, size] -> the same shape"""
         q, k, v = self._qkv.split(x)
         q, k = (norm(part.contiguous()) for norm, part in zip(self._norms, (q, k), strict=True))
-        q, k = (rotate(self._heads(part), step.rotations) for part in (q, k))
+        q, k = (self._rotated(part, step.rotations) for part in (q, k))
         mixed = self._kernels.bidirectional_attention(
             q, k, self._heads(v).contiguous(), step.groups, self._head_dim**-0.5
         )
         return self._out(mixed.flatten(1))
+
+    def _rotated(self, x: Tensor, rotations: Tensor) -> Tensor:
+        """[T, H, D]"""
+        out = torch.empty_like(self._heads(x))
+        self._kernels.norm_rotate_heads(x, None, 0.0, rotations, out)
+        return out
 
     def targets(self) -> dict[str, Target]:
         return self._common_targets() | self._qkv.targets()
