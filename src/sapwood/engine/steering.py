@@ -8,6 +8,7 @@ is prepared, with the requests that a pause in place leaves where they are.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,6 +19,8 @@ from sapwood.engine.scheduler import Scheduler
 from sapwood.schema.output import RequestOutput
 from sapwood.schema.request import OrderWeights, Pause
 from sapwood.schema.weights import UPDATES, WAITING, JoinUpdateGroup, ReleaseMemory, WeightOrder
+
+log = logging.getLogger(__name__)
 
 Tell = Callable[[str, bool, str], None]
 """Answers a call: its id, whether it is done, and what there is to say."""
@@ -181,16 +184,18 @@ class Steering:
             self._joining.append((message.call_id, memory.join(order)))
             return
         preparing, self._preparing = self._preparing, None
+        if preparing is not None and (failure := preparing.exception()) is not None:
+            # Whatever it was, as a lack of memory: nothing has changed, so the engine goes on.
+            log.warning("an update of weights could not be prepared", exc_info=failure)
+            tell(message.call_id, False, str(failure) or type(failure).__name__)
+            return
         makes_stale = isinstance(order, UPDATES) and message.flush_cache
         forgets = isinstance(order, ReleaseMemory) and (not order.tags or "kv_cache" in order.tags)
         if (makes_stale or forgets) and self._scheduler.has_running:
-            if preparing is not None and preparing.exception() is None:
-                memory.drop()
+            memory.drop()
             tell(message.call_id, False, _HELD)
             return
         try:
-            if preparing is not None:
-                preparing.result()
             told = memory.perform(order)
         except SapwoodError as error:
             tell(message.call_id, False, error.message)

@@ -312,6 +312,8 @@ def test_weights_change_between_two_steps_of_a_request(
     update = UpdateFromDisk(path=str(dense.b))
     with pytest.raises(InvalidRequest, match="flush_cache false"):
         order(llm, update, between_steps=True)
+    with pytest.raises(InvalidRequest, match="unexpected: x"):
+        send(llm, {"x": torch.zeros(1)})
     order(llm, update, between_steps=True, flush_cache=False)
     assert llm.stats().num_running == 1
     assert not results

@@ -41,6 +41,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
+MAX_SENT_DIMS = 8
+
+
 def iterate(
     files: ModelFiles,
     dtype: torch.dtype | None,
@@ -88,6 +91,8 @@ def sent(data: bytes, what: str, *, with_numbers: bool) -> Iterator[tuple[str, T
         dtype = DTYPES.get(entry.dtype)
         if dtype is None:
             raise WeightError(f"{what}: the data type {entry.dtype} of {entry.name} is not read")
+        if len(entry.shape) > MAX_SENT_DIMS or any(size >= 1 << 40 for size in entry.shape):
+            raise WeightError(f"{what}: {entry.name[:200]} is no tensor of a model by its shape")
         if not with_numbers or not entry.num_bytes:
             yield entry.name, torch.empty(entry.shape, dtype=dtype, device="meta")
             continue
