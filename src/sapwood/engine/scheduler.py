@@ -385,13 +385,13 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
-        self._step_time.end(plan.step)
+        self._step_time.end(plan.step, result.encoding_s)
         if self._tiers is not None:
             self._tiers.end_step(plan.step)
         if self._speculation is not None:
             self._speculation.end_step(plan.step, result.drafting_s)
         if self._media is not None:
-            self._media.encoding_s += result.encoding_s
+            self._media.encoded(plan.encodes, result.encoding_s)
         sampled = iter(result.token_ids)
         pairs = zip(plan.scheduled, self._in_flight.pop(plan.step), strict=True)
         for index, (entry, (state, num_runs)) in enumerate(pairs):

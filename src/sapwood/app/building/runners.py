@@ -16,6 +16,7 @@ from sapwood.app.building.loaded_models import Models, build_of, load_models
 from sapwood.app.building.loading import LoadWatch, fill, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.tiers import page_copies
+from sapwood.app.building.towers import load_tower
 from sapwood.app.building.weights import ServedWeights
 from sapwood.app.ranks.expert_moves import ExpertMoves
 from sapwood.app.ranks.expert_parts import expert_record
@@ -115,10 +116,12 @@ def build_runner(
     grammars  enforces grammars; None: no request has one, or another rank chooses the tokens
     """
     if resolved.pooling is not None:
+        pools, tower = _pooling_execute(resolved, resolved.pooling, watch, member)
         return StepRunner(
             resolved=resolved,
-            execute=_pooling_execute(resolved, resolved.pooling, watch, member),
+            execute=pools,
             launch=None,
+            tower=tower,
             warm_up=partial(
                 warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
             ),
@@ -362,10 +365,14 @@ def _decoder_runner(
         drafter=drafter,
         share=same_requests.broadcast if overlaps and same_requests.size > 1 else None,
         record_anew=lambda: record().steps,
-        sight=None
-        if models.tower is None
-        else Sight(models.tower, hidden_size=resolved.decoder.hidden_size, device=device),
+        sight=_sight(resolved, models.tower),
     )
+
+
+def _sight(resolved: Resolved, tower: Tower | None) -> Sight | None:
+    if tower is None:
+        return None
+    return Sight(tower, hidden_size=resolved.decoder.hidden_size, device=resolved.device)
 
 
 def _stage_runner(
@@ -491,12 +498,13 @@ def _load_encoder(
 
 def _pooling_execute(
     resolved: Resolved, pooling: Pooling, watch: LoadWatch, member: RankMember
-) -> Execute:
-    """Computes steps of a model that makes embeddings or scores; the last stage pools."""
+) -> tuple[Execute, Tower | None]:
+    """(computes steps of a model that makes embeddings or scores, sees for it); the last stage
+    pools."""
     build, num_labels = build_of(resolved, member), len(pooling.labels)
     if isinstance(resolved.shape, EncoderConfig):
         encoder = _load_encoder(resolved, resolved.shape, watch, build, num_labels)
-        return _pooling_runner(resolved, pooling, encoder, watch).execute
+        return _pooling_runner(resolved, pooling, encoder, watch).execute, None
     shape = resolved.decoder
     with timed("model structure"):
         decoder = Decoder.of(shape, build, resolved.stage, member.pipe)
@@ -512,12 +520,17 @@ def _pooling_execute(
         watch=watch,
     )
     if not resolved.stage.is_last:
-        return _stage_runner(resolved, decoder, _kv_caches(resolved, watch)).execute
-    return _pooling_runner(resolved, pooling, model, watch).execute
+        return _stage_runner(resolved, decoder, _kv_caches(resolved, watch)).execute, None
+    tower = load_tower(resolved, build, watch)
+    return _pooling_runner(resolved, pooling, model, watch, tower).execute, tower
 
 
 def _pooling_runner(
-    resolved: Resolved, pooling: Pooling, model: PoolingModel, watch: LoadWatch
+    resolved: Resolved,
+    pooling: Pooling,
+    model: PoolingModel,
+    watch: LoadWatch,
+    tower: Tower | None = None,
 ) -> PoolingRunner:
     config, shape = resolved.config, resolved.shape
     kv_caches = _kv_caches(resolved, watch)
@@ -537,4 +550,5 @@ def _pooling_runner(
         page_size=config.memory.page_size,
         device=resolved.device,
         places=_places(resolved),
+        sight=_sight(resolved, tower),
     )

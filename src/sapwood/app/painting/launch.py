@@ -17,7 +17,7 @@ import uvloop
 from sapwood.app.painting.engine_process import MODULE, PainterProcessArgs
 from sapwood.app.serving.http_server import HttpServer, access_of
 from sapwood.app.serving.launch import FAREWELL_S, body_limits_of
-from sapwood.app.serving.observability import print_stacks_on_signal
+from sapwood.app.serving.observability import build_tracing, print_stacks_on_signal
 from sapwood.app.serving.supervision import ProcessSupervisor, RestartPolicy
 from sapwood.base.clock import MonotonicClock
 from sapwood.base.process import Child, hand_over, start_module
@@ -27,6 +27,7 @@ from sapwood.frontends.images.server import create_painting_app
 from sapwood.frontends.images.services import PaintingServices
 from sapwood.frontends.images.stored import PictureStore
 from sapwood.observe.log import configure_logging
+from sapwood.observe.tracing import Tracing
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.config.server import ServerConfig
@@ -74,6 +75,7 @@ class _Session:
     api: HttpServer = field(init=False)
     client: AsyncPaintingClient = field(init=False)
     store: PictureStore | None = None
+    tracing: Tracing | None = None
 
     async def run(self) -> int:
         server = self.server
@@ -90,6 +92,7 @@ class _Session:
             on_ready=self._announce,
         )
         self.client = supervisor.client
+        self.tracing = build_tracing(self.observability, "sapwood-api")
         supervise: asyncio.Task[None] | None = None
         try:
             self.api = self._api(supervisor)
@@ -103,6 +106,9 @@ class _Session:
                 supervise.cancel()
                 await asyncio.gather(supervise, return_exceptions=True)
             await supervisor.close()
+            if self.tracing is not None:
+                # In a thread: the last spans may take seconds to send.
+                await asyncio.to_thread(self.tracing.close)
             # Ids end with this server, so nobody could fetch its pictures any more.
             if self.store is not None and not self.painting.output_path:
                 self.store.clear()
@@ -144,6 +150,7 @@ class _Session:
             version=version("sapwood"),
             serves_metrics=self.observability.enable_metrics,
             shows_paths=painting.output_path is not None,
+            tracing=self.tracing,
         )
         app = create_painting_app(
             services, access=access_of(self.server), body_limits=body_limits_of(self.server)

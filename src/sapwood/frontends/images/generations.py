@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ from sapwood.frontends.images.protocol import (
     PicturesAnswer,
 )
 from sapwood.frontends.images.services import PaintingServices
+from sapwood.frontends.images.traces import PictureTrace
 from sapwood.http.errors import openai_body
 from sapwood.http.sse import EVENT_STREAM, EventStream, Framing, until_disconnect
 from sapwood.schema.limits import PICTURE_PROMPT
@@ -32,6 +33,7 @@ from sapwood.schema.painting import (
     InputPicture,
     Paint,
     PaintDone,
+    PaintEvent,
     PaintFailed,
     PaintProgress,
     Picture,
@@ -72,7 +74,7 @@ async def answer_pictures(
     """kind: "generation" or "edit", for the names of events"""
     paints = paints_of(asked, services, brought)
     if asked.stream:
-        events = _events(services, asked, paints[0], _NAMES[kind])
+        events = _events(services, request.headers, asked, paints[0], _NAMES[kind])
         return EventStream(events, openai_body, _FRAMING)
     work = _drawn(request, services, asked, paints)
     return await until_disconnect(work, request.receive)
@@ -145,9 +147,9 @@ def picture_size(text: str, max_pixels: int) -> tuple[int, int] | None:
     return width, height
 
 
-async def draw(services: PaintingServices, paint: Paint) -> PaintDone:
-    """Raises PaintingError if there is no picture."""
-    async with aclosing(_opened(services, paint)) as events:
+async def draw(services: PaintingServices, paint: Paint, headers: Mapping[str, str]) -> PaintDone:
+    """Raises PaintingError if there is no picture. headers: of the call, for its trace"""
+    async with aclosing(_opened(services, paint, headers)) as events:
         async for event in events:
             if isinstance(event, PaintDone):
                 return event
@@ -157,10 +159,19 @@ async def draw(services: PaintingServices, paint: Paint) -> PaintDone:
 
 
 async def _opened(
-    services: PaintingServices, paint: Paint
-) -> AsyncGenerator[PaintProgress | PaintDone | PaintFailed, None]:
-    async for event in services.engine.paint(paint):
-        yield event
+    services: PaintingServices, paint: Paint, headers: Mapping[str, str]
+) -> AsyncGenerator[PaintEvent, None]:
+    if services.tracing is None:
+        async for event in services.engine.paint(paint):
+            yield event
+        return
+    trace = PictureTrace(services.tracing, headers, paint)
+    try:
+        async for event in services.engine.paint(paint):
+            trace.note(event)
+            yield event
+    finally:
+        trace.end()
 
 
 async def _drawn(
@@ -168,7 +179,7 @@ async def _drawn(
 ) -> Response:
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(draw(services, paint)) for paint in paints]
+            tasks = [group.create_task(draw(services, paint, request.headers)) for paint in paints]
     except* SapwoodError as errors:
         raise _first(errors) from None
     done = [task.result() for task in tasks]
@@ -225,11 +236,15 @@ def _first(errors: BaseExceptionGroup[SapwoodError]) -> SapwoodError:
 
 
 async def _events(
-    services: PaintingServices, asked: PictureFields, paint: Paint, name: str
+    services: PaintingServices,
+    headers: Mapping[str, str],
+    asked: PictureFields,
+    paint: Paint,
+    name: str,
 ) -> AsyncGenerator[bytes, None]:
     """OpenAI's events of one picture: partial ones, then the completed one."""
     num_partial = 0
-    async with aclosing(_opened(services, paint)) as events:
+    async with aclosing(_opened(services, paint, headers)) as events:
         async for event in events:
             if isinstance(event, PaintFailed):
                 raise PaintingError(event)

@@ -55,7 +55,6 @@ from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops import latent as torch_latent
-from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.penalties import penalise
@@ -63,6 +62,7 @@ from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 
 try:
     from sapwood.kernels.cpu import _native
+    from sapwood.kernels.cpu.both_ways import attend_both_ways
     from sapwood.kernels.cpu.experts import pack_experts, route
     from sapwood.kernels.cpu.head_products import HeadProducts
     from sapwood.kernels.cpu.latent import (
@@ -334,7 +334,7 @@ class CpuKernels:
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
-        return bidirectional_attention(q, k, v, texts, scale)
+        return attend_both_ways(self._context, q, k, v, texts, scale)
 
     def norm_rotate_heads(
         self, x: Tensor, norm: Tensor | None, eps: float, rotations: Tensor | None, out: Tensor
@@ -361,6 +361,14 @@ class CpuKernels:
         number = ACTIVATIONS[activation]
         _native.activate(self._context, dtype, number, x.data_ptr(), out.data_ptr(), x.numel())
         return out
+
+    def add_to(self, x: Tensor, total: Tensor) -> None:
+        dtype = dtype_of(total)
+        if x.shape != total.shape or x.dtype != total.dtype:
+            raise ValueError(f"{describe(x)} cannot be added to {describe(total)}")
+        if not (x.is_contiguous() and total.is_contiguous()):
+            raise ValueError("what is added and its total must be contiguous")
+        _native.add_to(self._context, dtype, x.data_ptr(), total.data_ptr(), total.numel())
 
     def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
         dtype = dtype_of(x)
@@ -596,14 +604,6 @@ class CpuKernels:
 def with_isa(isa: str) -> CpuKernels:
     """The kernels with a given instruction set; ValueError if this machine cannot run it."""
     return CpuKernels(isa=isa)
-
-
-def exact_products_are_free(only: str | None) -> bool:
-    """Whether exact products take no more time than others with the compiled kernels that would
-    serve (measured, docs/determinism.md)."""
-    asked, _, variant = (only or "cpu").partition(":")
-    usable = CpuKernels.usable_isas()
-    return asked == "cpu" and bool(usable) and (variant or usable[-1]) == "avx512_vnni"
 
 
 def slower_because(platform: Platform, only: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
@@ -11,6 +12,7 @@ from sapwood.schema.config.options import check_options, option
 BACKENDS = ("auto", "sapwood", "diffusers")
 DIT_QUANTIZATIONS = ("none", "fp8", "w8a16", "w8a8_int8", "w4a8")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_SIZES = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}(,[1-9]\d{0,4}x[1-9]\d{0,4}){0,15}")
 _AT_LEAST_1 = (
     "max_running_pictures",
     "max_waiting_pictures",
@@ -61,6 +63,14 @@ class PaintingConfig:
         False,
         "Decode large pictures tile by tile: less memory, and others are held up by a tile at "
         "most; the picture differs a little where tiles meet.",
+    )
+    warmup: bool = option(
+        False,
+        "Draw one step before the first request, in the pipeline's usual size or in those of "
+        "--warmup-resolutions.",
+    )
+    warmup_resolutions: str | None = option(
+        None, "Sizes of the warm-up, separated by commas, such as 512x512,1024x768."
     )
     lora_path: str | None = option(
         None,
@@ -114,6 +124,21 @@ class PaintingConfig:
                     f"--text-encoder-precisions has {precision!r}, but must be made of "
                     f"{', '.join(PRECISIONS)}"
                 )
+
+        if self.warmup_resolutions is not None:
+            if not self.warmup:
+                raise ConfigError("--warmup-resolutions does nothing without --warmup")
+            if not _SIZES.fullmatch(self.warmup_resolutions):
+                raise ConfigError(
+                    f"--warmup-resolutions is {self.warmup_resolutions[:100]!r}, but must be sizes "
+                    "such as 512x512,1024x768"
+                )
+
+    @property
+    def warmup_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each that --warmup-resolutions names"""
+        sizes = (self.warmup_resolutions or "").split(",")
+        return tuple((int(w), int(h)) for w, _, h in (size.partition("x") for size in sizes) if w)
 
     @property
     def text_precisions(self) -> tuple[str, ...]:
