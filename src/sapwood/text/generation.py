@@ -24,6 +24,7 @@ from sapwood.base.errors import InvalidRequest, PromptTooLong, UnsupportedFeatur
 from sapwood.observe.tracing import RequestTrace
 from sapwood.schema import limits
 from sapwood.schema.client import EngineClient
+from sapwood.schema.handover import Handover
 from sapwood.schema.logits_processors import code_of
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.media import Medium
@@ -74,6 +75,8 @@ class TextRequest:
     trace               the request's spans; None: it is not traced
     allowance           what the answer may tell besides its text; None: anything
     turn                the request's place in a session; None: it is in none
+    handovers           where the pages of each sample are handed over; empty: one engine reads the
+                        prompt and answers it
     """
 
     request_id: str
@@ -88,6 +91,7 @@ class TextRequest:
     trace: RequestTrace | None = None
     allowance: AnswerAllowance | None = None
     turn: TurnOfSession | None = None
+    handovers: Sequence[Handover] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_SAMPLES:
@@ -563,6 +567,8 @@ def _engine_request(
         seed = seed if seed < _NUM_SEEDS else seed - _NUM_SEEDS
         sampling = msgspec.structs.replace(sampling, seed=seed)
         options = msgspec.structs.replace(options, sampling=sampling)
+    if request.handovers:
+        options = msgspec.structs.replace(options, handover=request.handovers[index])
     return Generate(
         request_id=part_ids(request.request_id, request.n)[index],
         prompt_ids=prompt_ids,

@@ -12,6 +12,7 @@ from torch import Tensor
 from sapwood.app.building.adapters import AdapterParts, build_adapters, steps_with_adapters
 from sapwood.app.building.gpu import capture_on_device, capture_plan, measure_pool, why_not_captured
 from sapwood.app.building.grammars import GrammarParts
+from sapwood.app.building.handover import landing_copies, page_memory
 from sapwood.app.building.loaded_models import Models, build_of, load_models
 from sapwood.app.building.loading import LoadWatch, fill, timed
 from sapwood.app.building.resolving import Resolved
@@ -29,7 +30,7 @@ from sapwood.executor.grammar.ahead import GrammarsAhead
 from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.joint import jointly
 from sapwood.executor.launch import Execute, Finished, Launch
-from sapwood.executor.page_copies import PageCopies
+from sapwood.executor.page_copies import PageCopies, PageMemory
 from sapwood.executor.per_token import RoutedExperts
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.recorded import Recorded, record_steps
@@ -91,6 +92,7 @@ class StepRunner:
     memory    carries out orders about weights and memory; None: it cannot be asked to
     tower     sees for the model; None: it takes only text
     copies    has the host's memory of pages; None: there is none
+    pages     the pools' memory, for whoever sends pages to other engines; None: nobody does
     """
 
     resolved: Resolved
@@ -103,6 +105,7 @@ class StepRunner:
     memory: ServedWeights | None = None
     tower: Tower | None = None
     copies: PageCopies | None = None
+    pages: PageMemory | None = None
 
 
 def build_runner(
@@ -191,7 +194,7 @@ def build_runner(
         moves = ExpertMoves(model, experts, resolved, member.tp)
         execute = moves.before(execute)
         launch = None if launch is None else moves.before(launch)
-    copies = page_copies(resolved, caches, watch)
+    copies = page_copies(resolved, caches, watch) or landing_copies(resolved, caches, watch)
     if copies is not None:
         execute = copies.before(execute)
         launch = None if launch is None else copies.before(launch)
@@ -211,6 +214,7 @@ def build_runner(
         memory=memory,
         tower=models.tower,
         copies=copies,
+        pages=page_memory(resolved, caches),
     )
 
 

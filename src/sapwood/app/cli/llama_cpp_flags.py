@@ -56,7 +56,6 @@ _HINTS = [
     ),
     *hints("a model with such a head ranks without a flag", switches="reranking rerank"),
     *hints("figures are at /metrics with --enable-metrics", switches="perf no-perf"),
-    *hints("the server warms up before it is ready", switches="warmup"),
 ]
 
 _REFUSED = [

@@ -26,6 +26,7 @@ from sapwood.diffusion.client import AsyncPaintingClient
 from sapwood.frontends.images.server import create_painting_app
 from sapwood.frontends.images.services import PaintingServices
 from sapwood.frontends.images.stored import PictureStore
+from sapwood.frontends.videos.records import VideoStore
 from sapwood.observe.log import configure_logging
 from sapwood.observe.tracing import Tracing
 from sapwood.schema.config.observability import ObservabilityConfig
@@ -75,6 +76,7 @@ class _Session:
     api: HttpServer = field(init=False)
     client: AsyncPaintingClient = field(init=False)
     store: PictureStore | None = None
+    videos: VideoStore | None = None
     tracing: Tracing | None = None
 
     async def run(self) -> int:
@@ -112,6 +114,8 @@ class _Session:
             # Ids end with this server, so nobody could fetch its pictures any more.
             if self.store is not None and not self.painting.output_path:
                 self.store.clear()
+            if self.videos is not None and not (self.painting.output_path or self.server.state_dir):
+                self.videos.clear()
 
     def _spawn(self, inbox: str, outbox: str) -> Child:
         process = start_module(MODULE)
@@ -133,12 +137,18 @@ class _Session:
             pictures = Path(painting.output_path)
         elif self.server.state_dir:
             pictures = Path(self.server.state_dir) / "pictures"
-        pictures.mkdir(parents=True, exist_ok=True)
         self.store = PictureStore(
-            pictures,
+            _made(pictures),
             max_bytes=painting.max_stored_picture_bytes,
             max_age_s=painting.stored_picture_age,
             clock=MonotonicClock(),
+        )
+        self.videos = VideoStore(
+            _made(pictures.with_name("videos") if not painting.output_path else pictures),
+            max_bytes=painting.max_stored_video_bytes,
+            max_age_s=painting.stored_video_age,
+            max_kept=painting.max_kept_videos,
+            now=time.time,
         )
         services = PaintingServices(
             engine=supervisor.client,
@@ -153,7 +163,10 @@ class _Session:
             tracing=self.tracing,
         )
         app = create_painting_app(
-            services, access=access_of(self.server), body_limits=body_limits_of(self.server)
+            services,
+            self.videos,
+            access=access_of(self.server),
+            body_limits=body_limits_of(self.server),
         )
         loop = asyncio.get_running_loop()
 
@@ -177,6 +190,11 @@ class _Session:
         if supervisor.has_been_ready:
             await asyncio.sleep(FAREWELL_S)
         self.api.stop()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _exit_code(failure: str | None) -> int:

@@ -86,9 +86,9 @@ def paints_of(asked: PictureFields, services: PaintingServices, brought: Brought
     services.check_model(asked.model)
     PICTURE_PROMPT.check(len(asked.prompt), "prompt")
     PICTURE_PROMPT.check(len(asked.negative_prompt or ""), "negative_prompt")
-    _check_most("n", asked.n, config.max_pictures_per_request, "--max-pictures-per-request")
+    check_most("n", asked.n, config.max_pictures_per_request, "--max-pictures-per-request")
     if asked.num_inference_steps is not None:
-        _check_most(
+        check_most(
             "num_inference_steps",
             asked.num_inference_steps,
             config.max_inference_steps,
@@ -100,7 +100,10 @@ def paints_of(asked: PictureFields, services: PaintingServices, brought: Brought
         raise InvalidRequest("partial_images is for stream: true", param="partial_images")
     size = picture_size(asked.size, config.max_picture_pixels)
     seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
+    # A pipeline of videos draws pictures too: videos of one frame.
+    num_frames = None if services.engine.info.traits.video is None else 1
     options = PictureOptions(
+        num_frames=num_frames,
         width=size[0] if size else None,
         height=size[1] if size else None,
         num_inference_steps=asked.num_inference_steps,
@@ -149,7 +152,7 @@ def picture_size(text: str, max_pixels: int) -> tuple[int, int] | None:
 
 async def draw(services: PaintingServices, paint: Paint, headers: Mapping[str, str]) -> PaintDone:
     """Raises PaintingError if there is no picture. headers: of the call, for its trace"""
-    async with aclosing(_opened(services, paint, headers)) as events:
+    async with aclosing(draw_events(services, paint, headers)) as events:
         async for event in events:
             if isinstance(event, PaintDone):
                 return event
@@ -158,9 +161,10 @@ async def draw(services: PaintingServices, paint: Paint, headers: Mapping[str, s
     raise AssertionError("the last event is a picture or a failure")
 
 
-async def _opened(
+async def draw_events(
     services: PaintingServices, paint: Paint, headers: Mapping[str, str]
 ) -> AsyncGenerator[PaintEvent, None]:
+    """What becomes of it, as a generator that can be closed. headers: of the call, for its trace"""
     if services.tracing is None:
         async for event in services.engine.paint(paint):
             yield event
@@ -244,7 +248,7 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     """OpenAI's events of one picture: partial ones, then the completed one."""
     num_partial = 0
-    async with aclosing(_opened(services, paint, headers)) as events:
+    async with aclosing(draw_events(services, paint, headers)) as events:
         async for event in events:
             if isinstance(event, PaintFailed):
                 raise PaintingError(event)
@@ -299,7 +303,8 @@ def _size_of(picture: Picture) -> str:
     return f"{picture.width}x{picture.height}"
 
 
-def _check_most(name: str, value: int, most: int, flag: str) -> None:
+def check_most(name: str, value: int, most: int, flag: str) -> None:
+    """InvalidRequest, with the flag that raises the limit, for more than `most`."""
     if value > most:
         raise InvalidRequest(
             f"{name} is {value} but at most {most} are accepted; ask for fewer, or start the "

@@ -19,6 +19,7 @@ from sapwood.frontends.openai.protocol import (
 )
 from sapwood.frontends.openai.sampling import (
     check_stream_options,
+    handovers,
     request_ids,
     request_options,
     sampling_params,
@@ -165,6 +166,7 @@ def to_text_request(
         add_special_tokens=asked.add_special_tokens is True,
         options=request_options(asked, turn.sampling, chat_options(asked), key, services)[0],
         n=asked.n,
+        handovers=handovers(asked, 1)[0],
     )
 
 

@@ -133,8 +133,10 @@ async def embeddings(request: Request, services: Services) -> Response:
 
 
 def _prompts(asked: EmbeddingsRequest, services: Services) -> Sequence[Text | EmbedPrompt]:
-    if (asked.input is None) == (asked.messages is None):
-        raise InvalidRequest("exactly one of input and messages is required", param="input")
+    if asked.input is None and asked.messages is None:
+        raise InvalidRequest("input is required, or messages in its place", param="input")
+    if asked.input is not None and asked.messages is not None:
+        raise InvalidRequest("input and messages exclude each other; send one", param="input")
     if asked.messages is not None:
         media = MediaParts(services.media_markers)
         messages = [chat_message(given, i, media) for i, given in enumerate(asked.messages)]

@@ -27,7 +27,6 @@ from sapwood.kernels.attention_batch import (
     lacking,
 )
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.cpu.instruction_sets import unused_set
 from sapwood.kernels.cpu.shared import groups_of_decodes
 from sapwood.kernels.cpu.tensors import (
     ACTIVATIONS,
@@ -45,7 +44,6 @@ from sapwood.kernels.cpu.tensors import (
 )
 from sapwood.kernels.low_rank import AdapterRoom, LowRankLayer
 from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
-from sapwood.kernels.platform import Platform
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.registry import Need
@@ -90,7 +88,6 @@ else:
     _missing = None
 
 _TORCH = TorchKernels()
-_BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT, CHOSEN_KEYS})
 
 
@@ -604,23 +601,3 @@ class CpuKernels:
 def with_isa(isa: str) -> CpuKernels:
     """The kernels with a given instruction set; ValueError if this machine cannot run it."""
     return CpuKernels(isa=isa)
-
-
-def slower_because(platform: Platform, only: str | None) -> str | None:
-    """Why the compiled kernels are slower than this processor allows, and what helps; None if they
-    are not, are not asked for, or are asked to use a certain instruction set."""
-    usable = CpuKernels.usable_isas()
-    if (only or "cpu") != "cpu" or not usable:
-        return None
-    return unused_set(platform.cpu_flags, compiled=CpuKernels.compiled_isas(), usable=usable)
-
-
-def fast_bfloat16(platform: Platform, only: str | None) -> bool:
-    """Whether matrix products of bfloat16 on the CPU have instructions of their own: in the
-    compiled kernels that would serve, or for torch where these were not built or are not asked
-    for."""
-    asked, _, variant = (only or "cpu").partition(":")
-    usable = CpuKernels.usable_isas()
-    if asked != "cpu" or not usable:
-        return not platform.cpu_flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-    return (variant or usable[-1]) in _BFLOAT16_ISAS

@@ -21,8 +21,12 @@ _AT_LEAST_1 = (
     "max_inference_steps",
     "max_pictures_per_request",
     "max_stored_picture_bytes",
+    "max_video_frames",
+    "max_video_pixels",
+    "max_stored_video_bytes",
+    "max_kept_videos",
 )
-_AT_LEAST_0 = ("text_cache_bytes", "picture_timeout", "stored_picture_age")
+_AT_LEAST_0 = ("text_cache_bytes", "picture_timeout", "stored_picture_age", "stored_video_age")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,25 @@ class PaintingConfig:
     )
     max_stored_picture_bytes: int = option(
         2**30, "Kept pictures together; the oldest are removed first.", unit="bytes"
+    )
+
+    max_video_frames: int = option(241, "Frames that a video may have.", unit="frames")
+    max_video_pixels: int = option(
+        128 * 2**20, "Width times height times frames that a video may have.", unit="pixels"
+    )
+    stored_video_age: float = option(
+        86400.0,
+        "A finished video is removed after this long. Videos are kept beside pictures "
+        "(--output-path), and with --output-path or --state-dir they outlive the server.",
+        unit="seconds",
+    )
+    max_stored_video_bytes: int = option(
+        4 * 2**30,
+        "Kept videos together; the oldest finished ones are removed first.",
+        unit="bytes",
+    )
+    max_kept_videos: int = option(
+        1000, "Videos that are kept and told of; the oldest finished ones are removed first."
     )
 
     def __post_init__(self) -> None:
