@@ -114,6 +114,8 @@ def build_runner(
 
     grammars  enforces grammars; None: no request has one, or another rank chooses the tokens
     """
+    if resolved.device.type != "cpu" and resolved.config.execution.enable_deterministic_inference:
+        resolved.kernels.kernels.set_exact_products(True)
     if resolved.pooling is not None:
         return StepRunner(
             resolved=resolved,
