@@ -439,6 +439,114 @@ def flux2_klein(*, is_distilled: bool = False) -> Any:
     )
 
 
+def umt5() -> Any:
+    config = transformers.UMT5Config(
+        vocab_size=VOCAB,
+        d_model=20,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return _random(transformers.UMT5EncoderModel(config), 2)
+
+
+def wan_vae(*, is_residual: bool = False) -> Any:
+    import diffusers
+
+    sizes: dict[str, Any] = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2, 2]}
+    if is_residual:
+        sizes |= {
+            "decoder_base_dim": 6,
+            "is_residual": True,
+            "patch_size": 2,
+            "in_channels": 12,
+            "out_channels": 12,
+            "scale_factor_spatial": 8,
+        }
+    else:
+        sizes["scale_factor_spatial"] = 4
+    vae = diffusers.AutoencoderKLWan(
+        **sizes,
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.4],
+        latents_std=[1.5, 0.7, 1.1, 0.9],
+    )
+    return _random(vae, 3)
+
+
+def wan(kind: str = "t2v", scheduler: str = "UniPCMultistepScheduler", **fields: Any) -> Any:
+    """kind: "t2v", "two" (two transformers), "i2v", "two i2v", "ti2v", "ti2v picture" """
+    import diffusers
+
+    sees = kind == "i2v"
+    beside = kind in ("i2v", "two i2v")
+
+    def transformer(seed: int) -> Any:
+        made = diffusers.WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=12 if beside else 4,
+            out_channels=4,
+            text_dim=20,
+            freq_dim=16,
+            ffn_dim=40,
+            num_layers=2,
+            image_dim=24 if sees else None,
+            added_kv_proj_dim=24 if sees else None,
+        )
+        return _random(made, seed)
+
+    shifts: dict[str, Any] = {"shift": 3.0}
+    if scheduler == "UniPCMultistepScheduler":
+        shifts = {
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+            "flow_shift": 3.0,
+            "num_train_timesteps": 1000,
+        }
+    parts: dict[str, Any] = {
+        "scheduler": getattr(diffusers, scheduler)(**shifts, **fields),
+        "text_encoder": umt5(),
+        "tokenizer": byte_tokenizer(512, frames=False),
+        "transformer": transformer(4),
+        "vae": wan_vae(is_residual=kind.startswith("ti2v")),
+    }
+    if kind.startswith("two"):
+        parts |= {"transformer_2": transformer(5), "boundary_ratio": 0.875}
+    if kind.startswith("ti2v"):
+        parts["expand_timesteps"] = True
+    if not beside and kind != "ti2v picture":
+        return diffusers.WanPipeline(**parts)
+    if sees:
+        parts |= {"image_encoder": clip_vision(), "image_processor": clip_pictures()}
+    else:
+        parts |= {"image_encoder": None, "image_processor": None}
+    return diffusers.WanImageToVideoPipeline(**parts)
+
+
+def clip_vision() -> Any:
+    config = transformers.CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        projection_dim=16,
+        hidden_act="gelu",
+    )
+    return _random(transformers.CLIPVisionModel(config), 6)
+
+
+def clip_pictures() -> Any:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+
+
 def saved(pipeline: Any, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     return folder

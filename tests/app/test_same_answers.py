@@ -259,9 +259,7 @@ def test_any_schedule(saved_model: Callable[[str], Path], data: st.DataObject) -
             assert_same(found, [expected[which] for which, _ in asked], f"{options}{again}")
 
 
-def test_products_of_other_kernels_are_not_called_exact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_products_of_other_kernels_are_not_called_exact(tmp_path: Path) -> None:
     path = write_llama(tmp_path / "model")
 
     def resolved(**options: Any) -> Resolved:
@@ -275,7 +273,5 @@ def test_products_of_other_kernels_are_not_called_exact(
         with pytest.raises(ConfigError, match="--cpu-products exact holds for"):
             resolved(kernels=kernels, cpu_products="exact")
         assert resolved(kernels=kernels).config.execution.cpu_products == "fast"
-    monkeypatch.setattr("sapwood.schema.config.resolve.DEFAULT_CPU_PRODUCTS", "exact")
-    assert resolved(kernels="torch").config.execution.cpu_products == "fast"
     found = resolved()
     assert found.config.execution.cpu_products == "exact"

@@ -116,6 +116,39 @@ def test_layer_norm(
         torch.testing.assert_close(expected, own, rtol=1e-5, atol=1e-5)
 
 
+@sweep(
+    name=IMPLEMENTATIONS,
+    dtype=DTYPES,
+    shape=[(7, 2, 64), (300, 3, 128), (1, 1, 6), (0, 2, 16)],
+    given=[(True, True), (True, False), (False, True), (False, False)],
+)
+def test_norm_rotate_heads(
+    name: str, dtype: torch.dtype, shape: tuple[int, int, int], given: tuple[bool, bool]
+) -> None:
+    tokens, heads, size = shape
+    # Columns of a wider product, as queries and keys are.
+    x = torch.randn(tokens, 3 * heads * size).to(dtype)[:, heads * size : 2 * heads * size]
+    norm = torch.randn(size).to(dtype) if given[0] else None
+    angles = torch.randn(tokens, size // 2)
+    rotations = torch.polar(torch.ones_like(angles), angles) if given[1] else None
+    found, expected = (torch.empty(shape, dtype=dtype) for _ in range(2))
+    make_kernels(name).norm_rotate_heads(x, norm, 1e-6, rotations, found)
+    REFERENCE.norm_rotate_heads(x, norm, 1e-6, rotations, expected)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-7}[dtype]
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_norm_rotate_heads_refuses_what_does_not_fit() -> None:
+    x, out = torch.randn(2, 32), torch.empty(2, 2, 16)
+    kernels = CpuKernels(isa=CpuKernels.usable_isas()[-1])
+    with pytest.raises(ValueError, match="does not fit"):
+        kernels.norm_rotate_heads(x[:, :16], None, 1e-6, None, out)
+    with pytest.raises(ValueError, match=r"rotations .* do not fit"):
+        kernels.norm_rotate_heads(x, None, 1e-6, torch.zeros(2, 4, dtype=torch.complex64), out)
+    with pytest.raises(ValueError, match="norm"):
+        kernels.norm_rotate_heads(x, torch.ones(15), 1e-6, None, out)
+
+
 def test_layer_norm_refuses_a_weight_of_another_size() -> None:
     for isa in CpuKernels.usable_isas()[-1:]:
         with pytest.raises(ValueError, match=r"weight \[31\] float32 must be \[32\]"):

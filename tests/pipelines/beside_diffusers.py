@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,24 @@ Drawn = tuple[list[Tensor], Tensor]
 
 def by_diffusers(peer: Any, seed: int, **arguments: Any) -> Drawn:
     steps: list[Tensor] = []
+    peer.set_progress_bar_config(disable=True)
+    pictures = peer(
+        generator=torch.Generator("cpu").manual_seed(seed),
+        callback_on_step_end=keep_steps(steps),
+        output_type="np",
+        **arguments,
+    ).images
+    return steps, torch.from_numpy((pictures[0] * 255).round().astype(np.uint8))
+
+
+def keep_steps(steps: list[Tensor]) -> Callable[..., dict[str, Any]]:
+    """A callback of diffusers that adds the latents of each step to the list."""
 
     def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         steps.append(tensors["latents"].clone())
         return tensors
 
-    peer.set_progress_bar_config(disable=True)
-    pictures = peer(
-        generator=torch.Generator("cpu").manual_seed(seed),
-        callback_on_step_end=keep,
-        output_type="np",
-        **arguments,
-    ).images
-    return steps, torch.from_numpy((pictures[0] * 255).round().astype(np.uint8))
+    return keep
 
 
 def begun(pipeline: Pipeline, request: PictureRequest) -> Trajectory:

@@ -395,7 +395,7 @@ def test_bytes_that_are_no_file_are_refused(flux: Loaded, tmp_path: Path) -> Non
             flux.adapters.set([LoraWish(nickname="bad", path=str(path))])
     with pytest.raises(NotFound, match="give its lora_path"):
         flux.adapters.set([LoraWish(nickname="never seen")])
-    with pytest.raises(InvalidRequest, match="one transformer"):
+    with pytest.raises(InvalidRequest, match="one of transformer"):
         flux.adapters.set([LoraWish(nickname="x", path="x", target="transformer_2")])
     flux.adapters.set([])
     with pytest.raises(InvalidRequest, match="no LoRA adapter is set"):

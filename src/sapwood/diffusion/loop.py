@@ -15,6 +15,7 @@ from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import Clock
 from sapwood.base.errors import SapwoodError
 from sapwood.diffusion.lora_changes import LoraChanges
+from sapwood.diffusion.memory import PictureMemory
 from sapwood.diffusion.scheduler import Phase, StepScheduler, refused
 from sapwood.diffusion.text_cache import TextCache
 from sapwood.pipelines.interface import (
@@ -39,6 +40,8 @@ from sapwood.schema.painting import (
     PaintFailed,
     PaintProgress,
     Picture,
+    PictureOptions,
+    PipelineTraits,
     StopPainting,
 )
 
@@ -94,11 +97,13 @@ class PaintingLoop:
         text_cache_bytes: int,
         adapters: PictureAdapters | None = None,
         heartbeat: Heartbeat | None = None,
+        room: PictureMemory | None = None,
         memory: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         """A loop that has not begun.
 
         adapters  of the pipeline; None: it has none
+        room      what pictures may take in memory; None: nobody knows, and none is refused
         memory    (bytes that the process has, the most that it has had)
         """
         self._pipeline = pipeline
@@ -108,6 +113,7 @@ class PaintingLoop:
         self._clock = clock
         self._heartbeat = heartbeat
         self._memory = memory
+        self._room = room
         self._texts: TextCache[PromptText, PromptVectors] = TextCache(text_cache_bytes)
         self._works: dict[str, _Work] = {}
         self._counts = _Counts()
@@ -225,7 +231,11 @@ class PaintingLoop:
             self._scheduler.denoised(request_id)
 
     def _prepared(self, paint: Paint) -> Generator[None, None, Trajectory]:
-        """Encode the texts, then draw the noise; yields between pieces of the work."""
+        """Encode the texts, then draw the noise; yields between pieces of the work.
+
+        Raises InvalidRequest for a picture that does not fit into memory, before it takes any."""
+        if self._room is not None:
+            self._room.check_pixels(drawn_pixels(paint.options, self._pipeline.traits))
         request = picture_request(paint)
         vectors: list[PromptVectors] = []
         for text in self._pipeline.texts(request):
@@ -238,7 +248,10 @@ class PaintingLoop:
                     self._texts.put(text, known)
                 yield
             vectors.append(known)
-        return (yield from self._pipeline.begin(request, vectors))
+        trajectory = yield from self._pipeline.begin(request, vectors)
+        if self._room is not None:
+            self._room.check_tokens(trajectory.num_tokens)
+        return trajectory
 
     def _step(self, request_ids: tuple[str, ...]) -> None:
         """One call of the transformer, with the rows of these pictures."""
@@ -419,6 +432,16 @@ def partial_steps(num_partial: int, num_steps: int) -> frozenset[int]:
     return frozenset(num_steps * (place + 1) // (wanted + 1) for place in range(wanted))
 
 
+def drawn_pixels(options: PictureOptions, traits: PipelineTraits) -> int:
+    """Of the picture that will be drawn; 0 if the pipeline does not tell.
+
+    Without a size it is the usual one, or that of the picture that is drawn over."""
+    width, height = traits.defaults.width or 0, traits.defaults.height or 0
+    if options.pictures and traits.draws_over_picture:
+        width, height = options.pictures[0].width, options.pictures[0].height
+    return (options.width or width) * (options.height or height)
+
+
 def picture_request(paint: Paint) -> PictureRequest:
     options = paint.options
     mask = None
@@ -438,6 +461,8 @@ def picture_request(paint: Paint) -> PictureRequest:
         mask=mask,
         strength=options.strength,
         max_sequence_length=options.max_sequence_length,
+        num_frames=options.num_frames,
+        guidance_scale_2=options.guidance_scale_2,
     )
 
 
@@ -450,10 +475,16 @@ def _levels(levels: bytes, shape: tuple[int, ...]) -> Tensor:
 
 
 def picture_of(pixels: Tensor) -> Picture:
-    """pixels: [height, width, channels] uint8"""
-    height, width, channels = pixels.shape
+    """pixels: [height, width, channels] uint8, or [frames, height, width, channels]"""
+    height, width, channels = pixels.shape[-3:]
     raw = pixels.cpu().contiguous().numpy().tobytes()
-    return Picture(width=width, height=height, channels=channels, pixels=raw)
+    return Picture(
+        width=width,
+        height=height,
+        channels=channels,
+        pixels=raw,
+        num_frames=len(pixels) if pixels.dim() == 4 else 1,
+    )
 
 
 def _is_done(trajectory: Trajectory) -> bool:

@@ -200,15 +200,12 @@ class EngineLoop:
     def _patience_s(self) -> float | None:
         if self._has_work():
             return 0.0
+        if self._steering.waits_for_others:
+            return GRAMMAR_POLL_S
         is_loading = self._adapters is not None and self._adapters.is_loading
         if not self._steering.may_step and (self._scheduler.has_open_requests or is_loading):
             return DRAIN_POLL_S
-        if (
-            self._scheduler.has_open_requests
-            or self._scheduler.is_fetching
-            or is_loading
-            or self._steering.is_joining
-        ):
+        if self._scheduler.has_open_requests or self._scheduler.is_fetching or is_loading:
             return GRAMMAR_POLL_S
         return None if self._drain_until_s is None else DRAIN_POLL_S
 

@@ -1,8 +1,9 @@
 """Pauses, and orders about weights and memory: what happens between steps, not in one.
 
-An update must not fall between two steps of a request, whose KV would be of two models. So it waits
-until no request runs, while none is admitted; a paused engine carries it out at once, with the
-requests that a pause in place leaves where they are.
+An update must not fall between two steps of a request, whose KV would be of two models, unless the
+order says that it may. First it is prepared beside the steps, while requests run and are admitted;
+then it waits until none runs, while none is admitted. A paused engine carries it out as soon as it
+is prepared, with the requests that a pause in place leaves where they are.
 """
 
 from __future__ import annotations
@@ -50,6 +51,14 @@ class ModelMemory(Protocol):
         cannot be."""
         ...
 
+    def prepare(self, order: WeightOrder) -> Future[None] | None:
+        """Begin what can be done of an order beside the steps, before `perform`; None: nothing."""
+        ...
+
+    def drop(self) -> None:
+        """Forget what was prepared: the order will not be performed."""
+        ...
+
     def join(self, order: JoinUpdateGroup) -> Future[str]:
         """Join a group beside the steps, since that waits for other processes."""
         ...
@@ -66,6 +75,8 @@ class Steering:
         self._scheduler = scheduler
         self._memory = memory
         self._orders: deque[OrderWeights] = deque()
+        self._preparing: Future[None] | None = None
+        """What is done for the first order beside the steps; None: nothing, or not yet begun."""
         self._joining: list[tuple[str, Future[str]]] = []
         self._pauses: list[Pause] = []
         self.is_paused = False
@@ -73,20 +84,37 @@ class Steering:
     @property
     def may_step(self) -> bool:
         ready = self._memory is None or self._memory.why_not_ready is None
-        return not self.is_paused and ready
+        return not self.is_paused and ready and not self._wants_gap
 
     @property
     def is_busy(self) -> bool:
         """Whether there is something to do as soon as no step is in flight."""
-        return bool(self._pauses) or (bool(self._orders) and self._is_quiet)
+        return bool(self._pauses) or self._is_due
 
     @property
-    def is_joining(self) -> bool:
-        return bool(self._joining)
+    def waits_for_others(self) -> bool:
+        """Whether threads work for an order: one joins a group, or prepares an update."""
+        is_prepared = self._preparing is None or self._preparing.done()
+        return bool(self._joining) or not is_prepared
 
     @property
     def _is_quiet(self) -> bool:
         return not self.may_step or not self._scheduler.has_running
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether the first order can be prepared, or carried out once no step is in flight."""
+        if not self._orders:
+            return False
+        if self._preparing is None:
+            return self._is_quiet or isinstance(self._orders[0].order, UPDATES)
+        return self._preparing.done() and self._is_quiet
+
+    @property
+    def _wants_gap(self) -> bool:
+        """Whether an order is prepared that is to be carried out between two steps."""
+        is_prepared = self._preparing is not None and self._preparing.done()
+        return is_prepared and self._orders[0].between_steps
 
     def pause(self, message: Pause) -> None:
         """Compute no more steps. The answer comes when those in flight have ended."""
@@ -99,7 +127,7 @@ class Steering:
 
     def order(self, message: OrderWeights) -> None:
         self._orders.append(message)
-        self._scheduler.admits = False
+        self._scheduler.admits = self._may_admit
 
     def between_steps(self, tell: Tell, *, is_idle: bool) -> None:
         """To be called once per turn of the loop.
@@ -113,9 +141,30 @@ class Steering:
                 self._scheduler.retract_all()
             tell(message.call_id, True, "generation is paused")
         self._pauses.clear()
-        while self._orders and (self._is_quiet or not isinstance(self._orders[0].order, WAITING)):
+        while self._orders and self._is_ready(self._orders[0]):
             self._carry_out(self._orders.popleft(), tell)
-        self._scheduler.admits = not self._orders
+        self._scheduler.admits = self._may_admit
+
+    def _is_ready(self, message: OrderWeights) -> bool:
+        """Whether the first order can be carried out. Begins its preparation."""
+        if not isinstance(message.order, WAITING):
+            return True
+        if self._preparing is None and self._memory is not None:
+            self._preparing = self._memory.prepare(message.order) or _done()
+        if self._preparing is not None and not self._preparing.done():
+            return False
+        has_failed = self._preparing is not None and self._preparing.exception() is not None
+        return has_failed or self._is_quiet
+
+    @property
+    def _may_admit(self) -> bool:
+        """Whether new requests may run: not while the first order only waits for those that do."""
+        if not self._orders:
+            return True
+        first, preparing = self._orders[0], self._preparing
+        if first.abort_all or not isinstance(first.order, UPDATES):
+            return False
+        return preparing is not None and (first.between_steps or not preparing.done())
 
     def abort_all(self, reason: str) -> list[RequestOutput]:
         """End all open requests. Returns their terminal outputs."""
@@ -131,12 +180,17 @@ class Steering:
         if isinstance(order, JoinUpdateGroup):
             self._joining.append((message.call_id, memory.join(order)))
             return
+        preparing, self._preparing = self._preparing, None
         makes_stale = isinstance(order, UPDATES) and message.flush_cache
         forgets = isinstance(order, ReleaseMemory) and (not order.tags or "kv_cache" in order.tags)
         if (makes_stale or forgets) and self._scheduler.has_running:
+            if preparing is not None and preparing.exception() is None:
+                memory.drop()
             tell(message.call_id, False, _HELD)
             return
         try:
+            if preparing is not None:
+                preparing.result()
             told = memory.perform(order)
         except SapwoodError as error:
             tell(message.call_id, False, error.message)
@@ -152,3 +206,9 @@ class Steering:
             self._joining.remove((call_id, joining))
             error = joining.exception()
             tell(call_id, error is None, joining.result() if error is None else str(error))
+
+
+def _done() -> Future[None]:
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done

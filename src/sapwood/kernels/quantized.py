@@ -11,7 +11,10 @@ Products: x is rounded to int8 when a layer is called, with one fp32 scale per r
 inputs, 64 of them (int8; fewer at the end of a row) or 32 (the others): scale = max |x| / 127,
 number = x * (127 / max |x|) rounded half to even. With blocks whose `x_bits` are 16 there are 32384
 steps instead of 127, which two digits of int8 in base 254 can count: twice the products of bytes.
-Or, with many rows, blocks are decoded and x is not rounded. A max |x| below 1e-30 counts as zero.
+Exact products of bfloat16 on a matrix unit of x86 round x of blocks whose scales are of 32 inputs
+to whole multiples of a power of two instead: of 14 bits, or 12 where numbers have 8, so that
+bfloat16 holds x still and fp32 the sums of a group. With fast products and many rows
+blocks are decoded and x is not rounded. A max |x| below 1e-30 counts as zero.
 Where x has NaN or an infinity, the group's scale is NaN, and so is that row of the result. Products
 of numbers are summed exactly within a group of inputs that share a scale of x and a scale of w; the
 rest is computed in fp32. Implementations that compute with dequantised weights say so.

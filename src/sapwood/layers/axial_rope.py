@@ -42,9 +42,3 @@ def grid(*sizes: int) -> Tensor:
     """Positions of a picture's tokens, the last axis fastest: [product, len(sizes)] int64"""
     axes = torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij")
     return torch.stack(axes, dim=-1).reshape(-1, len(sizes))
-
-
-def rotate(x: Tensor, by: Tensor) -> Tensor:
-    """Rotate neighbouring pairs of entries. x [T, H, D]; by [T, D / 2] complex64 -> [T, H, D]"""
-    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * by[:, None]).flatten(-2).to(x.dtype)

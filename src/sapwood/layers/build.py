@@ -13,6 +13,7 @@ from sapwood.layers.expert_exchange import ExpertExchange
 from sapwood.layers.expert_slots import MovableExperts
 from sapwood.layers.quantization.dense import DENSE
 from sapwood.layers.quantization.interface import LinearScheme
+from sapwood.layers.renewal import Renewal
 from sapwood.layers.routes import RouteLog
 from sapwood.layers.shared_rows import SharedRows
 
@@ -61,6 +62,7 @@ class Build:
     num_redundant_experts  further copies of experts in each layer of experts, over all ranks
     experts          is told of the layers of experts; None: nobody moves experts
     rows             of ranks that share feed-forwards, but not attention; None: there are none
+    renewal          knows which layers are being filled again, while the model computes
     exchange         sends rows to the ranks that have their experts; None: each rank has all rows
     """
 
@@ -75,6 +77,7 @@ class Build:
     num_redundant_experts: int = 0
     experts: MovableExperts | None = None
     rows: SharedRows | None = None
+    renewal: Renewal = field(default_factory=Renewal)
     exchange: ExpertExchange | None = None
 
     @property

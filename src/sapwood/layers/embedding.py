@@ -50,6 +50,8 @@ class VocabEmbedding:
         self._first = self._group.rank * size
         dtype = build.embedding_dtype or build.dtype
         self.weight = torch.empty(size, hidden_size, device=build.device, dtype=dtype)
+        self._next: Tensor | None = None
+        self._renewal = build.renewal
         self._site: EmbeddingSite | None = None
         if build.adapters is not None:
             # A captured step has no place for them.
@@ -75,8 +77,11 @@ class VocabEmbedding:
     def targets(self) -> dict[str, Target]:
         def put(rows: Tensor) -> None:
             own = with_rows(rows, self.weight.shape[0])
-            self.weight.copy_(own)
-            check_range(self.weight, own)
+            if self._renewal.is_open:
+                self._next = torch.empty_like(self.weight)
+                self._renewal.note(self)
+            self.newest.copy_(own)
+            check_range(self.newest, own)
 
         def put_blocks(rows: LinearPart) -> None:
             put(rows.dequantized(torch.float32))
@@ -84,9 +89,38 @@ class VocabEmbedding:
         shape = (self._vocab_size, self.weight.shape[1])
         adapter = self._vocab_adapter(shape)
         target = Target(
-            shape, put, put_blocks, part=self._part(), vocab_adapter=adapter, read=self._read
+            shape,
+            put,
+            put_blocks,
+            part=self._part(),
+            vocab_adapter=adapter,
+            is_beside=True,
+            read=self._read,
         )
         return {"weight": target}
+
+    @property
+    def newest(self) -> Tensor:
+        """The weight that was put last, also if the layer does not yet compute with it."""
+        return self.weight if self._next is None else self._next
+
+    def pack(self) -> None:
+        """As Renewed.pack: the rows are ready as they were put."""
+
+    def change(self) -> Tensor | None:
+        """As Renewed.change."""
+        if self._next is None:
+            return None
+        if self._renewal.in_place:
+            self.weight.copy_(self._next)
+            old = self._next
+        else:
+            old, self.weight = self.weight, self._next
+        self._next = None
+        return old
+
+    def forget(self) -> None:
+        self._next = None
 
     def _read(self) -> Tensor:
         return self.weight[: own_rows(self.weight.shape[0], self._vocab_size, self._first)]
@@ -256,7 +290,8 @@ class LMHead:
         num_own = own_rows(self._size, vocab_size, self._first)
         part = Slice.unless_whole(0, min(self._first, vocab_size), num_own, vocab_size)
         blocks = put_blocks if linear.takes_blocks and not self._normalises else None
-        return {"weight": Target(self._shape, put, blocks, part=part), **bias}
+        weight = Target(self._shape, put, blocks, part=part, is_beside=True)
+        return {"weight": weight, **bias}
 
     def adapter_targets(self) -> dict[str, Target]:
         """What adapters may change, also if the weight is the embedding's: that stays as it is."""
@@ -291,13 +326,13 @@ class LMHead:
 
         def put(rows: Tensor) -> None:
             target.put(rows)
-            linear.share(tied.weight, None)
+            linear.share(tied.newest, None)
             linear.pack()
 
         def put_blocks(rows: LinearPart) -> None:
             assert target.put_blocks is not None
             target.put_blocks(rows)
-            linear.share(tied.weight, rows.with_rows(self._size))
+            linear.share(tied.newest, rows.with_rows(self._size))
             linear.pack()
 
         return replace(target, put=put, put_blocks=put_blocks)

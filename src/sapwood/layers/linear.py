@@ -120,7 +120,8 @@ class Linear:
     The scheme decides how the weight is stored and multiplied. `pack` hands the weight to the
     kernels and forgets it, so that it is not held twice. A packed layer can be filled again, also
     in part: it computes with the old weight until `pack` is called once more, which keeps the parts
-    that were not put.
+    that were not put. While the model's Renewal is open, it packs the new weight as soon as it is
+    whole, and computes with the old one until `change`.
     """
 
     def __init__(
@@ -150,6 +151,8 @@ class Linear:
         self.takes_blocks = self._storage.takes_blocks
         self._bias = build.empty(sum(part_sizes)) if bias else None
         self._packed: PackedLinear | None = None
+        self._next: PackedLinear | None = None
+        self._renewal = build.renewal
 
     @property
     def weight(self) -> Tensor:
@@ -174,12 +177,12 @@ class Linear:
     def put(self, part: int, shard: Tensor) -> None:
         """Take this rank's shard [outputs of the part, in] of a checkpoint's tensor."""
         self._open().place(part, shard)
-        self._placed.add(part)
+        self._note(part)
 
     def put_blocks(self, part: int, shard: LinearPart) -> None:
         """Take the same shard in the checkpoint's quantised form; only if `takes_blocks`."""
         self._open().place_blocks(part, shard)
-        self._placed.add(part)
+        self._note(part)
 
     def share(self, weight: Tensor, blocks: LinearPart | None) -> None:
         """Take the embedding's weight, as LinearStorage.share says."""
@@ -190,7 +193,7 @@ class Linear:
         """Pack what was put since the last call, if anything was.
 
         Raises RuntimeError if some parts were put of a packed layer that `keeps_parts` not."""
-        if self._storage is None:
+        if self._storage is None or (self._is_beside and self._renewal.in_place):
             return
         if self._packed is not None and len(self._placed) < len(self._part_sizes):
             for part in set(range(len(self._part_sizes))) - self._placed:
@@ -200,9 +203,23 @@ class Linear:
                 self._storage.place(part, rows)
         if self._packed is None:
             self._packed = self._storage.pack(self._bias)
+        elif self._is_beside:
+            self._next = self._storage.pack(self._bias)
         else:
             self._packed = self._storage.repack(self._packed, self._bias)
         self._storage, self._placed = None, set()
+
+    def change(self) -> PackedLinear | None:
+        """Compute with what was put while the model's Renewal was open. Returns the old layer."""
+        self.pack()
+        if self._next is None:
+            return None
+        old, self._packed, self._next = self._packed, self._next, None
+        return old
+
+    def forget(self) -> None:
+        """Drop what was put since the last `change`."""
+        self._storage, self._placed, self._next = None, set(), None
 
     @property
     def keeps_parts(self) -> bool:
@@ -222,7 +239,18 @@ class Linear:
     def _open(self) -> LinearStorage:
         if self._storage is None:
             self._storage = self._new_storage()
+        if self._is_beside:
+            self._renewal.note(self)
         return self._storage
+
+    def _note(self, part: int) -> None:
+        self._placed.add(part)
+        if self._is_beside and len(self._placed) == len(self._part_sizes):
+            self.pack()
+
+    @property
+    def _is_beside(self) -> bool:
+        return self._packed is not None and self._renewal.is_open
 
 
 class ColumnParallelLinear:
@@ -268,6 +296,7 @@ class ColumnParallelLinear:
                     part.whole_size, start, slice(part.first, part.first + part.size)
                 ),
                 fused_with=linear,
+                is_beside=True,
                 read=partial(linear.rows_of, index),
             )
             if linear.bias is not None:
@@ -338,6 +367,7 @@ class ColumnParallelLinear:
             is_rearranged=True,
             has_rows=not transposed,
             fused_with=linear,
+            is_beside=True,
         )
 
     def record(self, program: Program, x: Buffer) -> Buffer:
@@ -395,6 +425,7 @@ class RowParallelLinear:
                 part=Slice.unless_whole(0, first, self._in_size, in_size),
                 is_rearranged=True,
                 has_rows=False,
+                is_beside=True,
             )
         else:
             weight = Target(
@@ -402,6 +433,7 @@ class RowParallelLinear:
                 partial(linear.put, 0),
                 partial(linear.put_blocks, 0) if linear.takes_blocks else None,
                 part=Slice.unless_whole(1, first, self._in_size, in_size),
+                is_beside=True,
                 read=partial(linear.rows_of, 0),
             )
         if self.site is not None:

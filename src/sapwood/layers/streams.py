@@ -58,7 +58,8 @@ class WholeLinear:
     def targets(self) -> dict[str, Target]:
         linear = self._linear
         blocks = (lambda rows: linear.put_blocks(0, rows)) if linear.takes_blocks else None
-        return {"weight": Target(self._shape, lambda rows: linear.put(0, rows), blocks)}
+        put = lambda rows: linear.put(0, rows)  # noqa: E731
+        return {"weight": Target(self._shape, put, blocks, is_beside=True)}
 
     def pack(self) -> None:
         self._linear.pack()

@@ -96,6 +96,8 @@ class Target:
     is_elsewhere  whether other ranks have the tensor, so that this rank need not read it
     of_expert  whether the tensor is one of an expert that a router chooses
     fused_with  the layer that keeps the tensor beside others in one weight; None: it lies alone
+    is_beside  whether `put` leaves the numbers alone with which the layer computes, until its
+           model's Renewal changes them
     read   the values of this rank's part as they are now, or None where kernels keep them in
            another form; None: they cannot be read back
     """
@@ -113,6 +115,7 @@ class Target:
     is_elsewhere: bool = False
     of_expert: bool = False
     fused_with: FusedLayer | None = None
+    is_beside: bool = False
     read: Callable[[], Tensor | None] | None = None
 
     @property
@@ -187,7 +190,9 @@ def into_all(targets: Sequence[Target]) -> Target:
             target.put_blocks(part)
 
     takes_blocks = all(target.put_blocks is not None for target in targets)
-    return replace(targets[0], put=put, put_blocks=put_blocks if takes_blocks else None)
+    is_beside = all(target.is_beside for target in targets)
+    blocks = put_blocks if takes_blocks else None
+    return replace(targets[0], put=put, put_blocks=blocks, is_beside=is_beside)
 
 
 def shared_by(first: Target, second: Target) -> Target:

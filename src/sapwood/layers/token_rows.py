@@ -56,6 +56,20 @@ class JointRows:
         pairs = zip(self.first.lengths, self.second.lengths, strict=True)
         return TokenRows(tuple(a + b for a, b in pairs))
 
+    @property
+    def places(self) -> tuple[list[tuple[slice, slice]], list[tuple[slice, slice]]]:
+        """Of each stream, row by row: (its tokens, where they are among the joint ones)"""
+        firsts: list[tuple[slice, slice]] = []
+        seconds: list[tuple[slice, slice]] = []
+        start = 0
+        for first, second in zip(self.first.spans, self.second.spans, strict=True):
+            middle = start + first.stop - first.start
+            end = middle + second.stop - second.start
+            firsts.append((first, slice(start, middle)))
+            seconds.append((second, slice(middle, end)))
+            start = end
+        return firsts, seconds
+
     def join(self, first: Tensor, second: Tensor) -> Tensor:
         """[T1, …] and [T2, …] -> [T1 + T2, …], row after row"""
         pairs = zip(self.first.split(first), self.second.split(second), strict=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sapwood.memory.namespace import Namespace
 from sapwood.memory.node import Node
+from sapwood.memory.pages import PageAllocator
 
 NO_PAGE = -1
 """In a window's table: the page was given back."""
@@ -113,6 +114,13 @@ class Lease:
         first = self.first_changed
         self.first_changed = len(self.pages)
         return first, self.pages[first:]
+
+    def give_up(self, allocator: PageAllocator, pool: int, number: int) -> None:
+        """The request has no use for a private page or slot any more."""
+        if self.num_readers:
+            self.withheld.append((pool, number))
+        else:
+            allocator.give_back([number])
 
     def take_copies(self) -> list[tuple[int, int]]:
         """(source, target) slots that must be copied before the next step, told once."""

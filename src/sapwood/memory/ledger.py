@@ -24,6 +24,7 @@ from sapwood.memory.needs import Needs
 from sapwood.memory.node import TOKEN_BYTES, Node
 from sapwood.memory.pages import PageAllocator
 from sapwood.memory.prefix_tree import PrefixTree, first_needed_page
+from sapwood.memory.window_leases import WindowLeases
 from sapwood.memory.without_leases import WithoutLeases
 from sapwood.schema.cache import FULL_POOL, CachePool
 
@@ -60,6 +61,9 @@ class Ledger:
         self._full, self._state = self.needs.full, self.needs.state
         self._windows, self._is_plain = self.needs.windows, self.needs.is_plain
         self._pages = self._allocators[0]
+        self._kept_slots: frozenset[int] = frozenset()
+        """That must not be taken from the tree now."""
+        self._held = WindowLeases(tree, self._windows, self._allocators)
 
     # ---- figures -----------------------------------------------------------------------------
 
@@ -177,10 +181,10 @@ class Ledger:
             return True
         end = num_tokens if end is None else end
         for index, (_, window) in enumerate(self._windows):
-            self._give_back(lease, index, first_needed_page(window, start, self.page_size))
+            self._held.give_back(lease, index, first_needed_page(window, start, self.page_size))
         needed = self.needs.missing(lease, num_tokens, start, end)
         if self._lacks(needed):
-            self._unlock_exactly(lease)
+            self._held.unlock_exactly(lease)
             if self._lacks(needed):
                 return False
         if self._full is not None:
@@ -217,12 +221,12 @@ class Ledger:
         if self._full is not None:
             for index in range(old_shared, num_whole):
                 if own[index] != shared[index]:
-                    self._give_up(lease, self._full, own[index])
+                    lease.give_up(self._allocators[self._full], self._full, own[index])
                     lease.pages[index] = shared[index]
                     lease.first_changed = min(lease.first_changed, index)
         if not self._is_plain:
             for index in range(len(self._windows)):
-                self._share_window(lease, index, old_shared)
+                self._held.share(lease, index, old_shared)
             if lease.state is not None:
                 self._share_states(lease, lease.state, node, num_whole)
         tree.unlock(old_node)
@@ -254,10 +258,14 @@ class Ledger:
         known, _ = tree.known(lease.namespace, key)
         tree.lock(known)
         missing = self.needs.missing(lease, num_tokens, num_tokens, num_tokens)
-        if self._lacks(missing) or self._would_fill_a_source():
+        # A plan fills slots before it copies states, so the copy would be of the other state.
+        self._kept_slots = self._copied_slots()
+        if self._lacks(missing) or self._lacks_a_slot():
+            self._kept_slots = frozenset()
             tree.unlock(known)
             return None
         has_room = self.reserve(lease, num_tokens, num_tokens, num_tokens)
+        self._kept_slots = frozenset()
         assert has_room, "the room was counted"
         own = [] if self._full is None else lease.pages[begin:num_whole]
         firsts = [max(held.first, begin) for held in lease.windows]
@@ -290,12 +298,21 @@ class Ledger:
             empty.append((self._state, num_whole - 1, slot))
         return empty
 
-    def _would_fill_a_source(self) -> bool:
-        """Whether the next slot may be one that the same plan copies a state from. A plan fills
-        slots before it copies, so the copy would be of the other state."""
+    def _copied_slots(self) -> frozenset[int]:
+        """The slots that the next plan copies states from."""
+        return frozenset(
+            source
+            for lease in self._leases
+            if lease.state is not None
+            for source, _ in lease.state.copies
+        )
+
+    def _lacks_a_slot(self) -> bool:
+        """Whether all slots may be needed that could be had."""
         if self._state is None or self._allocators[self._state].num_free > 0:
             return False
-        return any(lease.state is not None and lease.state.copies for lease in self._leases)
+        assert self._tree is not None
+        return self._tree.num_evictable_states <= len(self._kept_slots)
 
     def keep_state(self, lease: Lease, num_tokens: int, num_prompt: int) -> None:
         """After a step was planned that ends at `num_tokens`: keep the state there, if this is a
@@ -311,7 +328,7 @@ class Ledger:
         state.source, state.slot = state.slot, None
         if len(state.kept) > MOST_KEPT_STATES:
             assert self._state is not None
-            self._give_up(lease, self._state, state.kept.pop(0)[1])
+            lease.give_up(self._allocators[self._state], self._state, state.kept.pop(0)[1])
 
     def begin_trial(self, lease: Lease) -> bool:
         """Keep the state as it is before the next step, which `reserve` has made room for and which
@@ -342,7 +359,7 @@ class Ledger:
         assert state.slot is not None, "a request waits for its trial"
         if not succeeded:
             state.slot, state.before_trial = state.before_trial, state.slot
-        self._give_up(lease, self._state, state.before_trial)
+        lease.give_up(self._allocators[self._state], self._state, state.before_trial)
         state.before_trial = None
 
     def release(self, lease: Lease) -> None:
@@ -355,8 +372,8 @@ class Ledger:
         if self._full is not None:
             self._allocators[self._full].give_back(lease.pages[lease.num_shared :])
         for index in range(len(lease.windows)):
-            self._give_back(lease, index, len(lease.windows[index].pages))
-            self._unlock_window(lease, index, lease.num_shared)
+            self._held.give_back(lease, index, len(lease.windows[index].pages))
+            self._held.unlock(lease, index, lease.num_shared)
         if lease.state is not None:
             self._unpin(lease.state)
             assert self._state is not None
@@ -427,7 +444,7 @@ class Ledger:
                 allocator.give_back(tree.evict(short))
             elif pool == self._state:
                 for _ in range(short):
-                    tree.evict_state()
+                    tree.evict_state(self._kept_slots)
             else:
                 tree.evict_window(pool - (0 if self._full is None else 1), short)
             if not self._is_plain:
@@ -440,13 +457,6 @@ class Ledger:
             if freed:
                 allocator.give_back(freed)
                 freed.clear()
-
-    def _give_up(self, lease: Lease, pool: int, number: int) -> None:
-        """The lease has no use for a private page or slot any more."""
-        if lease.num_readers:
-            lease.withheld.append((pool, number))
-        else:
-            self._allocators[pool].give_back([number])
 
     def _begin_others(self, lease: Lease, windows: Sequence[list[int]]) -> None:
         """The parts of a new lease in window pools and in the pool of states."""
@@ -461,99 +471,11 @@ class Ledger:
                 held.append(WindowLease([NO_PAGE] * first + pages, first, first))
             lease.windows = tuple(held)
             for index in range(len(held)):
-                self._lock_window(lease, index, held[index].first)
+                self._held.lock(lease, index, held[index].first)
         if self._state is not None:
             lease.state = StateLease()
             if node is not None and node.state is not None:
                 self._start_from(lease.state, node)
-
-    # ---- windows -----------------------------------------------------------------------------
-
-    def _lock_window(self, lease: Lease, index: int, first: int) -> None:
-        """Lock the pages of a window pool from `first` on, up to the lease's node."""
-        tree, node, held = self._tree, lease.node, lease.windows[index]
-        assert tree is not None
-        assert node is not None
-        held.locked_from = held.unlock_at = first
-        if first >= lease.num_shared:
-            return
-        tree.node_at(node, lease.num_shared, first)  # so that a node begins there
-        end = lease.num_shared
-        while end > first:
-            tree.lock_window(node, index)
-            held.unlock_at = end
-            end -= node.length
-            assert node.parent is not None
-            node = node.parent
-
-    def _share_window(self, lease: Lease, index: int, old_shared: int) -> None:
-        """After a commit: hold the tree's pages instead of the lease's own where it has them."""
-        tree, held, node = self._tree, lease.windows[index], lease.node
-        assert tree is not None
-        assert node is not None
-        begin = max(held.first, old_shared)
-        pool = self._windows[index][0]
-        if begin < lease.num_shared:
-            shared = tree.window_pages(node, lease.num_shared, index, begin)
-            for at, page in enumerate(shared, start=begin):
-                if held.pages[at] != page:
-                    self._give_up(lease, pool, held.pages[at])
-                    held.pages[at] = page
-                    held.first_changed = min(held.first_changed, at)
-        # Nodes of the new part are locked one by one; those of the old part are locked already.
-        had_some = held.locked_from < old_shared
-        end, unlock_at = lease.num_shared, lease.num_shared
-        walker = node
-        while end > begin:
-            tree.lock_window(walker, index)
-            unlock_at = end
-            end -= walker.length
-            assert walker.parent is not None
-            walker = walker.parent
-        if not had_some:
-            held.locked_from, held.unlock_at = min(end, lease.num_shared), unlock_at
-
-    def _give_back(self, lease: Lease, index: int, first: int) -> None:
-        """Give back the pages of a window pool before index `first`, as far as they are private;
-        unlock those nodes of the tree that lie before it."""
-        held = lease.windows[index]
-        if first <= held.first or lease.num_readers:
-            return
-        pool = self._windows[index][0]
-        private = range(max(held.first, lease.num_shared), min(first, len(held.pages)))
-        if private:
-            self._allocators[pool].give_back(held.pages[at] for at in private)
-        end = min(first, len(held.pages))
-        held.pages[held.first : end] = [NO_PAGE] * (end - held.first)
-        held.first = first
-        if held.locked_from < lease.num_shared and first >= held.unlock_at:
-            self._unlock_window(lease, index, first)
-
-    def _unlock_window(self, lease: Lease, index: int, first: int) -> None:
-        """Unlock the nodes that the lease has locked in a window pool, as far as they end before
-        `first`."""
-        held, node, end = lease.windows[index], lease.node, lease.num_shared
-        if held.locked_from >= end or self._tree is None:
-            return
-        locked_from = end
-        unlock_at = end
-        while node is not None and end > held.locked_from:
-            if end <= first:
-                self._tree.unlock_window(node, index)
-            else:
-                locked_from, unlock_at = end - node.length, end
-            end -= node.length
-            node = node.parent
-        held.locked_from, held.unlock_at = locked_from, unlock_at
-
-    def _unlock_exactly(self, lease: Lease) -> None:
-        """Split nodes where the lease's windows begin, so that no page before that stays locked."""
-        for index, held in enumerate(lease.windows):
-            if held.locked_from < held.first < lease.num_shared:
-                assert self._tree is not None
-                assert lease.node is not None
-                self._tree.node_at(lease.node, lease.num_shared, held.first)
-                self._unlock_window(lease, index, held.first)
 
     # ---- states ------------------------------------------------------------------------------
 
@@ -598,7 +520,7 @@ class Ledger:
             owner = self._tree.put_state(node, num_whole, end, slot)
             if owner is None:
                 owner = self._tree.node_at(node, num_whole, end)
-                self._give_up(lease, self._state, slot)
+                lease.give_up(self._allocators[self._state], self._state, slot)
             if state.source == slot:
                 self._start_from(state, owner)
 

@@ -370,9 +370,17 @@ class PrefixTree:
             self._window_queues[index].offer(node)
             self._prune(node)
 
-    def evict_state(self) -> None:
-        """Forget the state used longest ago that no lease has pinned, into `freed`."""
+    def evict_state(self, kept: frozenset[int] = frozenset()) -> None:
+        """Forget the state used longest ago that no lease has pinned, into `freed`.
+
+        kept: slots of states that stay"""
+        passed: list[Node] = []
         node = self._states.take()
+        while node is not None and node.state in kept:
+            passed.append(node)
+            node = self._states.take()
+        for one in passed:
+            self._states.offer(one)
         if node is not None:
             self._drop_state(node)
             self._prune(node)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sapwood.base.errors import ModelSourceError
 from sapwood.kernels.registry import Need, select_kernels
 from sapwood.layers.build import Build
-from sapwood.layers.quantization.dense import DENSE
+from sapwood.layers.quantization.dense import DENSE, MANY_ROWS
 from sapwood.layers.quantization.interface import LinearScheme
 from sapwood.models.loader.assign import Loadable, load_weights
 from sapwood.models.loader.safetensors import iterate
@@ -120,6 +120,8 @@ class ComponentFolder:
         head_dim  of its attention over pages, if it has any, for the choice of kernels
         """
         config = self.config(name)
+        if name in DIT_FOLDERS and scheme.name == "none":
+            scheme = MANY_ROWS
         adapters = self.adapters if _takes_adapters(name, config) else None
         build = replace(
             self.build(dtype, head_dim=head_dim),
@@ -127,7 +129,7 @@ class ComponentFolder:
             adapters=None if adapters is None else adapters.context,
         )
         model = make(config, build)
-        if self.dit_file is not None and name in DIT_FOLDERS:
+        if self.dit_file is not None and name in ("transformer", "unet"):
             fill_from_file(model, self.dit_file, config, dtype)
         else:
             fill(model, self.path / name, dtype)

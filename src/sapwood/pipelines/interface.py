@@ -31,6 +31,8 @@ class PictureRequest:
     images          [H, W, 3] uint8: pictures to begin from, to change or to look at
     mask            [H, W] uint8: 255 where `images[0]` is to be drawn anew
     strength        0..1: how much of `images[0]` is replaced by noise before the first step
+    num_frames      of a video
+    guidance_scale_2  of the second transformer, where a pipeline has two
     """
 
     prompt: str
@@ -45,6 +47,8 @@ class PictureRequest:
     mask: Tensor | None = None
     strength: float | None = None
     max_sequence_length: int | None = None
+    num_frames: int | None = None
+    guidance_scale_2: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +166,8 @@ class Pipeline(Protocol):
         ...
 
     def finish(self, trajectory: Trajectory) -> Generator[None, None, Tensor]:
-        """The picture [H, W, 3] uint8, or [H, W, 4] with its opacity, of the latents as they are.
-        Yields between tiles."""
+        """The picture [H, W, 3] uint8, or [H, W, 4] with its opacity, of the latents as they are;
+        of a video all frames [F, H, W, 3]. Yields between tiles."""
         ...
 
 

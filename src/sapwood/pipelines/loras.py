@@ -20,7 +20,7 @@ from sapwood.lora.picture_files import DIT, PicturePair, read_picture_adapter
 from sapwood.pipelines.originals import Origin, origins
 from sapwood.schema.painting import ActiveLora, LoadedLora, LoraList, LoraWish
 
-DIT_FOLDERS = ("transformer", "unet")
+DIT_FOLDERS = ("transformer", "transformer_2", "unet")
 _SHOWN = 5
 
 Parts = dict[AdapterSite, list[tuple[int, Tensor, Tensor]]]
@@ -135,13 +135,22 @@ class PictureAdapters:
 
     def listing(self) -> LoraList:
         loaded = [LoadedLora(nickname=name, path=path) for name, (path, _) in self._files.items()]
-        merged = tuple(one for one in self._active if one.merged)
-        active = dict.fromkeys(self._own_folder, merged) if merged else {}
+        merged = [one for one in self._active if one.merged]
+        by_folder = {
+            name: tuple(one for one in merged if name in self._folders(one.target))
+            for name in self._own_folders
+        }
+        active = {name: own for name, own in by_folder.items() if own}
         return LoraList(loaded_adapters=tuple(loaded), active=active)
 
     @property
-    def _own_folder(self) -> list[str]:
+    def _own_folders(self) -> list[str]:
         return [name for name in self.components if name in DIT_FOLDERS]
+
+    def _folders(self, target: str) -> list[str]:
+        """Those that a target means; "transformer" means a U-Net too."""
+        own = self._own_folders
+        return own if target == "all" else [target if target in own else own[0]]
 
     def _switch(self, target: str, *, on: bool, strength: float | None) -> None:
         self._check_target(target)
@@ -157,10 +166,10 @@ class PictureAdapters:
         self._active = changed
 
     def _check_target(self, target: str) -> None:
-        if target not in ("all", *DIT_FOLDERS):
+        own = self._own_folders
+        if target not in ("all", "transformer", "unet", *own):
             raise InvalidRequest(
-                f"target is {target[:80]!r}, but this pipeline has one transformer: all, or "
-                "transformer",
+                f"target is {target[:80]!r}, but must be all, or one of {', '.join(own)}",
                 param="target",
             )
 
@@ -192,15 +201,16 @@ class PictureAdapters:
         for pair in pairs:
             if one.target != "all" and pair.component != DIT:
                 continue
-            name = self._own_folder[0] if pair.component == DIT else pair.component
-            component = self.components.get(name)
-            if component is None or pair.path not in component.layers:
-                strange.append(f"{pair.component}: {pair.path}")
-                continue
-            try:
-                component.place(pair, one.strength, by_component[name], one.path)
-            except ConfigError as error:
-                raise InvalidRequest(error.message, param="lora_path") from error
+            names = self._folders(one.target) if pair.component == DIT else [pair.component]
+            for name in names:
+                component = self.components.get(name)
+                if component is None or pair.path not in component.layers:
+                    strange.append(f"{pair.component}: {pair.path}")
+                    continue
+                try:
+                    component.place(pair, one.strength, by_component[name], one.path)
+                except ConfigError as error:
+                    raise InvalidRequest(error.message, param="lora_path") from error
         if strange:
             raise InvalidRequest(
                 f"{one.path} adds to {len(strange)} layers that this pipeline has not, or that "

@@ -99,7 +99,7 @@ def _media(tensors: Sequence[Any], counts: Sequence[int], at: Tensor) -> list[Me
             Medium(
                 kind="image",
                 digest=b"",
-                tensors={name: _carried(array) for name, array in own.items()},
+                tensors={name: carried(array) for name, array in own.items()},
                 spans=((int(at[start]), count),),
             )
         )
@@ -107,7 +107,7 @@ def _media(tensors: Sequence[Any], counts: Sequence[int], at: Tensor) -> list[Me
     return found
 
 
-def _carried(array: Any) -> MediaTensor:
+def carried(array: Any) -> MediaTensor:
     whole = np.ascontiguousarray(array)
     return MediaTensor(dtype=str(whole.dtype), shape=whole.shape, data=whole.tobytes())
 

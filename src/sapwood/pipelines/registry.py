@@ -28,6 +28,8 @@ PIPELINES: dict[str, str] = {
         "sapwood.pipelines.stable_diffusion:StableDiffusionXLPipeline"
     ),
     "StableDiffusionXLPipeline": "sapwood.pipelines.stable_diffusion:StableDiffusionXLPipeline",
+    "WanImageToVideoPipeline": "sapwood.pipelines.wan:WanImageToVideoPipeline",
+    "WanPipeline": "sapwood.pipelines.wan:WanPipeline",
     "ZImagePipeline": "sapwood.pipelines.z_image:ZImagePipeline",
 }
 

@@ -14,6 +14,7 @@ def refuse_unused(
     max_pictures: int = 0,
     takes_mask: bool = False,
     takes_strength: bool = False,
+    draws_videos: bool = False,
 ) -> None:
     """InvalidRequest, by name, for what a pipeline would not look at.
 
@@ -33,6 +34,13 @@ def refuse_unused(
         raise InvalidRequest(
             f"{len(request.images)} pictures were sent, but {name} {ability}", param="image"
         )
+    if request.num_frames not in (None, 1) and not draws_videos:
+        raise InvalidRequest(
+            f"num_frames is {request.num_frames}, but {name} draws pictures, not videos",
+            param="num_frames",
+        )
+    if request.guidance_scale_2 is not None and not draws_videos:
+        raise InvalidRequest(f"{name} takes no guidance_scale_2", param="guidance_scale_2")
     if request.mask is not None and not takes_mask:
         raise InvalidRequest(f"{name} takes no mask", param="mask")
     if request.strength is not None and not takes_strength:

@@ -67,6 +67,7 @@ class StableDiffusionPipeline:
             ),
             size_multiple=self._vae.scale,
             max_input_pictures=1,
+            draws_over_picture=True,
         )
 
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:

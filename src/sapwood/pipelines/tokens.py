@@ -90,6 +90,7 @@ class TokenPipeline(Generic[M, V]):
             max_input_pictures=self.max_pictures,
             needs_picture=self.needs_picture or self.takes_mask,
             takes_mask=self.takes_mask,
+            draws_over_picture=self.takes_mask,
         )
 
     def texts(self, request: PictureRequest) -> tuple[PromptText, ...]:

@@ -29,6 +29,8 @@ class PictureOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     pictures         to begin from, to change or to look at
     mask             uint8 [height, width] of the first picture: 255 where it is to be drawn anew
     strength         0..1: how much of the first picture is replaced by noise
+    num_frames       of a video
+    guidance_scale_2  strength of guidance of the second transformer, where a pipeline has two
     """
 
     width: int | None = None
@@ -41,6 +43,8 @@ class PictureOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     pictures: tuple[InputPicture, ...] = ()
     mask: bytes | None = None
     strength: float | None = None
+    num_frames: int | None = None
+    guidance_scale_2: float | None = None
 
 
 class Paint(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -146,12 +150,16 @@ class LorasAnswer(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
-    """pixels: uint8 [height, width, channels], row by row; 3 channels, or 4 with opacity"""
+    """A picture, or the frames of a video, one after the other.
+
+    pixels  uint8 [num_frames, height, width, channels]; 3 channels, or 4 with opacity
+    """
 
     width: int
     height: int
     channels: int
     pixels: bytes
+    num_frames: int = 1
 
 
 class PaintProgress(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -210,6 +218,18 @@ class PictureDefaults(msgspec.Struct, frozen=True, kw_only=True):
     guidance_scale: float | None = None
 
 
+class VideoDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What a video has where a request says nothing.
+
+    fps         frames per second that the model was trained on
+    frame_step  by which the number of frames grows, from 1 on
+    """
+
+    num_frames: int
+    fps: int
+    frame_step: int
+
+
 class PipelineTraits(msgspec.Struct, frozen=True, kw_only=True):
     """What may be asked of a loaded pipeline.
 
@@ -217,7 +237,10 @@ class PipelineTraits(msgspec.Struct, frozen=True, kw_only=True):
     max_input_pictures  that a request may bring; 0: the pipeline draws from a prompt alone
     needs_picture       whether a request must bring one
     takes_mask          whether the first picture may have a mask
+    draws_over_picture  whether a picture without a size gets that of the first one that the request
+                        brings
     max_together        pictures that may be drawn at once; None: as many as memory holds
+    video               of a pipeline that draws videos; None: it draws pictures
     """
 
     defaults: PictureDefaults
@@ -225,7 +248,9 @@ class PipelineTraits(msgspec.Struct, frozen=True, kw_only=True):
     max_input_pictures: int = 0
     needs_picture: bool = False
     takes_mask: bool = False
+    draws_over_picture: bool = False
     max_together: int | None = None
+    video: VideoDefaults | None = None
 
 
 class ComponentFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -211,16 +211,20 @@ class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
 class OrderWeights(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """An order about weights, memory or limits; answered by a `CallDone` with the same id.
 
-    Updates wait until no request runs, or are carried out at once while the engine is paused.
+    Updates are prepared beside the steps. Then they wait until no request runs, or are carried out
+    at once while the engine is paused.
 
     abort_all    whether to end all open requests first
     flush_cache  whether to forget the prefixes that were computed with the old weights
+    between_steps  whether an update comes between two steps of the requests that run, which keep
+                   their KV; needs flush_cache false
     """
 
     call_id: str
     order: WeightOrder
     abort_all: bool = False
     flush_cache: bool = True
+    between_steps: bool = False
 
 
 class Pause(msgspec.Struct, frozen=True, tag=True):

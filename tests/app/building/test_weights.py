@@ -297,6 +297,58 @@ def test_an_update_waits_for_running_requests(make_llm: Callable[..., LLM], dens
     assert of_b.token_ids == make_llm(dense.b).generate([TEXT], sampling)[0].token_ids
 
 
+def test_weights_change_between_two_steps_of_a_request(
+    make_llm: Callable[..., LLM], dense: Pair
+) -> None:
+    """Which goes on with the KV that it has, if the caller wants that."""
+    llm = make_llm(max_total_tokens=2048)
+    sampling = {"max_new_tokens": 1500, "ignore_eos": True, "temperature": 0.0}
+    results: list[Any] = []
+    asking = threading.Thread(target=lambda: results.extend(llm.generate([TEXT], sampling)))
+    before = llm.stats().num_output_tokens
+    asking.start()
+    while llm.stats().num_output_tokens < before + 5:
+        time.sleep(0.001)
+    update = UpdateFromDisk(path=str(dense.b))
+    with pytest.raises(InvalidRequest, match="flush_cache false"):
+        order(llm, update, between_steps=True)
+    order(llm, update, between_steps=True, flush_cache=False)
+    assert llm.stats().num_running == 1
+    assert not results
+    llm.run(pause(llm.services, "abort"))
+    llm.run(go_on(llm.services))
+    asking.join(60)
+    llm.flush_cache()
+    assert numbers(llm) == numbers(make_llm(dense.b))
+
+
+def test_the_weights_of_before_are_read_again_if_a_file_ends_early(
+    make_llm: Callable[..., LLM], dense: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update that fails while it is prepared, after its checks, leaves nothing behind: a part
+    that comes later does not bring the failed one's along."""
+    from sapwood.app.building import weights
+
+    llm = make_llm()
+    before = numbers(llm)
+    whole = weights.stored_weights
+
+    def broken(*args: Any, **how: Any) -> Iterator[tuple[str, Any]]:
+        for count, one in enumerate(whole(*args, **how)):
+            if count == 20:
+                raise OSError("the disk is gone")
+            yield one
+
+    with monkeypatch.context() as patched:
+        patched.setattr(weights, "stored_weights", broken)
+        with pytest.raises(InvalidRequest, match="the disk is gone"):
+            order(llm, UpdateFromDisk(path=str(dense.b)))
+    assert numbers(llm) == before
+    name = "model.layers.0.self_attn.q_proj.weight"
+    send(llm, {name: dense.tensors(dense.a)[name]})
+    assert numbers(llm) == before
+
+
 def broadcast(path: str, port: int, flattened: bool, size: int = 2) -> None:
     """A trainer: makes the group with torch's own functions and sends a checkpoint's tensors."""
     import torch.distributed as dist

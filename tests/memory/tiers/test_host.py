@@ -37,7 +37,9 @@ def test_a_slot_of_a_plan_is_nobody_elses_until_it_was_executed() -> None:
     host.load(0, second, number=9)
     _, loads = host.take_orders(step=8)
     assert [(load.source, load.target) for load in loads] == [(0, 9)]
-    assert host.slots[0].add(b"read ahead") is not None
+    read_ahead = host.slots[0].add(b"read ahead")
+    assert read_ahead is not None
+    host.slots[0].pin(read_ahead)
     assert host.slots[0].find(first) is None
     assert host.slots[0].add(b"and another") is None, "the plan still reads that slot"
     host.executed(8)

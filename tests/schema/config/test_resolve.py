@@ -383,12 +383,9 @@ def test_deterministic_inference_takes_exact_products() -> None:
     assert config.execution.cpu_products == "exact"
     assert "--enable-deterministic-inference wants it" in [one.reason for one in decisions]
     assert resolved(cpu_products="fast")[0].execution.cpu_products == "fast"
-    assert resolved()[0].execution.cpu_products == DEFAULT_CPU_PRODUCTS
-    free = replace(CPU, free_exactness=True)
-    config, decisions = resolved(free)
-    assert config.execution.cpu_products == "exact"
-    assert "free with the kernels for AVX-512 VNNI" in reasons(decisions)["cpu_products"]
-    assert resolved(free, cpu_products="fast")[0].execution.cpu_products == "fast"
+    config, decisions = resolved()
+    assert config.execution.cpu_products == DEFAULT_CPU_PRODUCTS == "exact"
+    assert reasons(decisions)["cpu_products"] == "an answer depends on its request alone"
     with pytest.raises(ConfigError, match="--cpu-products fast lets a row depend"):
         resolved(cpu_products="fast", enable_deterministic_inference=True)
     assert resolved(GPU)[0].execution.cpu_products is None

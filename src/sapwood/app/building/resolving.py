@@ -23,7 +23,7 @@ from sapwood.app.building.model_impl import TRANSFORMERS, choose_impl
 from sapwood.app.ranks.expert_location import initial_placements
 from sapwood.base.errors import ConfigError
 from sapwood.distributed import deepep
-from sapwood.kernels.cpu import exact_products_are_free, fast_bfloat16, slower_because
+from sapwood.kernels.cpu import fast_bfloat16, slower_because
 from sapwood.kernels.kv_cache import DTYPES, KV_CACHE_DTYPES
 from sapwood.kernels.platform import Platform, device_memory, find_device, read_platform
 from sapwood.kernels.registry import Need, Selection, select_kernels
@@ -447,7 +447,6 @@ def machine_facts(
         available_bytes=free,
         num_cores=platform.num_cores,
         fast_bfloat16=fast_bfloat16(platform, asked_kernels),
-        free_exactness=exact_products_are_free(asked_kernels),
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import safetensors.torch
@@ -23,16 +23,15 @@ from sapwood.app.building.loading import (
 from sapwood.app.building.model_defaults import read_json, reading
 from sapwood.app.building.released import ReleasableMemory
 from sapwood.app.building.resolving import Resolved, fetch_files, read_shape
-from sapwood.base.errors import ConfigError, InvalidRequest, SapwoodError, WeightError
+from sapwood.base.errors import ConfigError, InvalidRequest, WeightError
 from sapwood.distributed.update_group import UpdateGroup
 from sapwood.executor.captured_memory import CapturePlan
 from sapwood.kernels.kv_cache import DTYPES
 from sapwood.kernels.transfer import runs_ahead
-from sapwood.layers.quantization.dense import check_range
 from sapwood.lora.pickled import read_bucket, read_weights
 from sapwood.models.lm.decoder import Decoder
 from sapwood.models.loader import safetensors as stored_safetensors
-from sapwood.models.loader.assign import check_weights, load_weights, place_some
+from sapwood.models.loader.assign import PutBeside, check_weights, load_weights, put_beside
 from sapwood.models.loader.dummy import random_weights
 from sapwood.schema.config.model import GGUF_BLOCKS
 from sapwood.schema.env import environment, home
@@ -68,8 +67,24 @@ class Renewing(Protocol):
     def renew(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """An update that lies beside the weights that compute.
+
+    files, load_format  where its weights are; None: nowhere but here
+    """
+
+    put: PutBeside
+    told: str
+    files: ModelFiles | None
+    load_format: str
+
+
 class ServedWeights:
-    """Carries out orders about the weights of one rank, between its steps."""
+    """Carries out orders about the weights of one rank, between its steps.
+
+    An update has two parts: what takes long is done beside the weights that compute, perhaps while
+    they do, and then all change at once."""
 
     def __init__(
         self,
@@ -96,9 +111,14 @@ class ServedWeights:
         self._before: tuple[ModelFiles | None, str] = (self._files, self._load_format)
         """Where the weights before the last update are; None: nowhere."""
         self._checked: tuple[ModelFiles, str] | None = None
+        self._ready: _Ready | None = None
+        self._has_changed = False
+        """Whether the last update came as far as to change weights."""
+        model.renewal.in_place = captures is not None
         self._groups: dict[str, UpdateGroup] = {}
         self._snapshot: dict[str, str] | None = None
         self._joins = ThreadPoolExecutor(1, "sapwood-join")
+        self._beside = ThreadPoolExecutor(1, "sapwood-weights")
         self._memory = ReleasableMemory(resolved.config.memory, model, runner.kv_caches)
 
     # ---- orders ------------------------------------------------------------------------------
@@ -108,14 +128,22 @@ class ServedWeights:
         return self._memory.why_not_ready
 
     def perform(self, order: WeightOrder) -> str:
+        if self._ready is None:
+            self.check(order)
+        return self.carry_out(order)
+
+    def prepare(self, order: WeightOrder) -> Future[None] | None:
+        """Begin an update beside the steps; None: there is nothing to do before `perform`."""
+        return self._beside.submit(self._prepare, order) if isinstance(order, UPDATES) else None
+
+    def _prepare(self, order: UpdateFromDisk | UpdateFromTensors | UpdateFromGroup) -> None:
         self.check(order)
-        try:
-            return self.carry_out(order)
-        except (SapwoodError, OSError) as error:
-            if not isinstance(order, UpdateFromDisk):
-                raise
-            self.undo()
-            raise WeightError(f"{error}; the old weights were read again") from error
+        self._ready = self._put_beside(order)
+
+    def drop(self) -> None:
+        """Forget what was prepared."""
+        self._ready = None
+        self._model.renewal.forget()
 
     def check(self, order: WeightOrder) -> None:
         """SapwoodError if an update cannot be; nothing has changed then."""
@@ -130,18 +158,11 @@ class ServedWeights:
 
     def carry_out(self, order: WeightOrder) -> str:
         """What `check` has found right. An update that fails must be undone."""
-        if isinstance(order, UPDATES):
-            self._before = (self._files, self._load_format)
         match order:
-            case UpdateFromDisk():
-                assert self._checked is not None, "an order is checked before it is carried out"
-                (files, load_format), self._checked = self._checked, None
-                self._files, self._load_format = files, load_format
-                return f"{self._load(files, load_format)} tensors were loaded from {files.path}"
-            case UpdateFromTensors():
-                return self._take(self._tensors_of(order), "tensors")
-            case UpdateFromGroup():
-                return self._from_group(order)
+            case UpdateFromDisk() | UpdateFromTensors() | UpdateFromGroup():
+                self._has_changed = False
+                ready, self._ready = self._ready or self._put_beside(order), None
+                return self._change(ready)
             case LeaveUpdateGroup():
                 if self._groups.pop(order.group_name, None) is None:
                     raise InvalidRequest(f"there is no group {order.group_name!r} to destroy")
@@ -181,6 +202,8 @@ class ServedWeights:
     def undo(self) -> None:
         """Read the weights from before the last update again; RuntimeError, which ends the engine,
         if they are nowhere."""
+        if not self._has_changed:
+            return
         self._files, self._load_format = self._before
         if self._files is None:
             raise RuntimeError(
@@ -260,7 +283,45 @@ class ServedWeights:
                 "can change while serving, so start a server with that model"
             )
 
-    def _from_group(self, order: UpdateFromGroup) -> str:
+    def _put_beside(self, order: UpdateFromDisk | UpdateFromTensors | UpdateFromGroup) -> _Ready:
+        """What takes long of an update that `check` has found right. SapwoodError, and the weights
+        are as before, if it fails all the same."""
+        files, load_format, is_part = None, self._load_format, True
+        weights: Iterable[tuple[str, Any]]
+        match order:
+            case UpdateFromDisk():
+                assert self._checked is not None, "an order is checked before it is carried out"
+                (files, load_format), self._checked = self._checked, None
+                weights, is_part = self._stored(files, load_format), False
+                told = f"loaded from {files.path}"
+            case UpdateFromTensors():
+                weights, told = self._named(self._tensors_of(order)), "taken from tensors"
+            case UpdateFromGroup():
+                weights = self._named(self._from_group(order))
+                told = f"taken from the group {order.group_name}"
+        source = UPDATE if files is None else str(files.path)
+        try:
+            with self._model.renewal.beside():
+                put = put_beside(self._fillable, weights, source=source, may_be_partial=is_part)
+        except OSError as error:
+            raise WeightError(f"{error}; the weights stay as they were") from error
+        told = f"{put.num_tensors} tensors were {told}"
+        return _Ready(put=put, told=told, files=files, load_format=load_format)
+
+    def _change(self, ready: _Ready) -> str:
+        """Have the model compute with what lies ready."""
+        self._before = (self._files, self._load_format)
+        self._has_changed = True
+        ready.put.place_late()
+        old = self._model.renewal.change()
+        self._fillable.finalize()
+        self._runner.renew()
+        self._memory.filled()
+        self._files, self._load_format = ready.files, ready.load_format
+        self._beside.submit(_give_back, old)
+        return ready.told
+
+    def _from_group(self, order: UpdateFromGroup) -> list[tuple[str, Tensor]]:
         group = self._group(order)
         tensors = [
             (name, torch.empty(told.shape, dtype=told.dtype, device=group.device))
@@ -278,7 +339,7 @@ class ServedWeights:
         else:
             for _, tensor in tensors:
                 group.receive(tensor)
-        return self._take(tensors, f"the group {order.group_name}")
+        return tensors
 
     def _group(self, order: UpdateFromGroup) -> UpdateGroup:
         group = self._groups.get(order.group_name)
@@ -287,17 +348,6 @@ class ServedWeights:
                 f"there is no group {order.group_name!r}; call /init_weights_update_group first"
             )
         return group
-
-    def _take(self, tensors: Sequence[tuple[str, Tensor]], source: str) -> str:
-        """Place tensors, which may be some of the model's."""
-        weight_dtype = self._weight_dtype
-        if weight_dtype == torch.float16:
-            for _, tensor in tensors:
-                check_range(tensor.to(weight_dtype), tensor)
-        place_some(self._fillable, self._named(tensors))
-        self._finish()
-        self._files = None
-        return f"{len(tensors)} tensors were taken from {source}"
 
     def _check_given(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         self._refuse_unless_fillable()
@@ -357,10 +407,6 @@ class ServedWeights:
     @property
     def _has_blocks(self) -> bool:
         return self._resolved.config.model.quantization in GGUF_BLOCKS
-
-    @property
-    def _weight_dtype(self) -> torch.dtype:
-        return DTYPES[self._resolved.config.model.weight_dtype]
 
     def _refuse_unless_fillable(self) -> None:
         if self._memory.has_released_weights:
@@ -444,6 +490,12 @@ class ServedWeights:
             self._load(self._files, self._load_format)
             told += "; the weights were read from their checkpoint again"
         return told
+
+
+def _give_back(old: list[object]) -> None:
+    """Free old weights, which takes a while."""
+    old.clear()
+    give_back_freed_memory()
 
 
 def _announced(order: UpdateFromGroup) -> list[tuple[str, Tensor]]:

@@ -9,13 +9,11 @@ from collections.abc import (
     Callable,
     Coroutine,
     Generator,
-    Iterable,
     Mapping,
     Sequence,
 )
 from contextlib import aclosing
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +29,13 @@ from sapwood.app.offline.chat import chat_turn
 from sapwood.app.offline.in_process import InProcessEngine
 from sapwood.app.offline.loop_thread import LoopThread
 from sapwood.app.offline.media import media_of, per_prompt, with_images
+from sapwood.app.offline.prompts import (
+    Prompt,
+    adapter_of_each,
+    as_prompt,
+    as_prompts,
+    sampling_of_each,
+)
 from sapwood.app.offline.sampling import Sampling, sampling_params
 from sapwood.app.serving.replica_engines import ReplicaEngines
 from sapwood.app.serving.services import build_services
@@ -58,7 +63,6 @@ from sapwood.text.events import Answer
 from sapwood.text.generation import TextChunk, TextRequest
 
 T = TypeVar("T")
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 OnFinish = Callable[[int, "GenerationResult"], None]
 
@@ -172,14 +176,14 @@ class LLM:
         the error is raised, with a note that says which prompt it was. What had ended before was
         given to on_finish. An interrupt (Ctrl-C) aborts what is open likewise.
         """
-        many = _as_prompts(prompts)
+        many = as_prompts(prompts)
         is_single = isinstance(prompts, str) or (len(many) == 1 and not isinstance(many[0], str))
         requests = [
             self._request(prompt, params, adapter, add_special_tokens=True, media=media)
             for prompt, params, adapter, media in zip(
                 many,
-                _as_many(sampling, len(many)),
-                _per_prompt(lora_path, len(many)),
+                sampling_of_each(sampling, len(many)),
+                adapter_of_each(lora_path, len(many)),
                 self._media(images, videos, len(many), is_single=is_single),
                 strict=True,
             )
@@ -217,7 +221,7 @@ class LLM:
         turns = [
             self._turn(conversation, each, template_options)
             for conversation, each in zip(
-                conversations, _as_many(sampling, len(conversations)), strict=True
+                conversations, sampling_of_each(sampling, len(conversations)), strict=True
             )
         ]
         requests = [self._chat_request(turn, lora_path) for turn in turns]
@@ -295,7 +299,7 @@ class LLM:
         check_dimensions(self.services, dimensions)
         requests = [
             EmbedRequest(request_id=f"llm-{next(self._numbers)}", text=prompt, param="prompt")
-            for prompt in _as_prompts(prompts)
+            for prompt in as_prompts(prompts)
         ]
         normalize = pooling is not None and pooling.normalize
         return [
@@ -327,7 +331,7 @@ class LLM:
         self.services.check_task("tokens")
         if not label_token_ids:
             raise InvalidRequest("label_token_ids is empty; give one", param="label_token_ids")
-        start = _as_prompt(query, "the query")
+        start = as_prompt(query, "the query")
         requests = [
             EmbedRequest(
                 request_id=f"llm-{next(self._numbers)}",
@@ -335,7 +339,7 @@ class LLM:
                 param="items",
                 label_ids=tuple(int(label) for label in label_token_ids),
             )
-            for item in _as_prompts(items)
+            for item in as_prompts(items)
         ]
         answers = self._embed_all(requests)
         return [scores_of(answer, apply_softmax=apply_softmax) for answer in answers]
@@ -443,7 +447,7 @@ class LLM:
         self, prompt: Prompt, sampling: Sampling, adapter: str | None, images: Any, videos: Any
     ) -> TextRequest:
         [media] = self._media(images, videos, 1, is_single=True)
-        text = _as_prompt(prompt)
+        text = as_prompt(prompt)
         return self._request(text, sampling, adapter, add_special_tokens=True, media=media)
 
     def _media(
@@ -566,43 +570,3 @@ async def _until_error(tasks: Sequence[asyncio.Task[None]]) -> list[asyncio.Task
         return []
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     return [task for task in tasks if task in done]
-
-
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[str | list[int]]:
-    if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
-        return [_as_prompt(prompts)]
-    many: list[Any] = list(prompts)
-    if many and isinstance(many[0], Integral):
-        return [_as_prompt(many)]
-    return [_as_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(many)]
-
-
-def _as_prompt(prompt: Any, name: str = "the prompt") -> str | list[int]:
-    if isinstance(prompt, str):
-        return prompt
-    found = f"a {type(prompt).__name__}"
-    if isinstance(prompt, Iterable) and not isinstance(prompt, bytes | Mapping):
-        token_ids: list[Any] = list(prompt)
-        others = [token_id for token_id in token_ids if not isinstance(token_id, Integral)]
-        if not others:
-            return [int(token_id) for token_id in token_ids]
-        found += f" with a {type(others[0]).__name__} in it"
-    raise InvalidRequest(
-        f"{name} must be a text or a list of token ids, not {found}", param="prompt"
-    )
-
-
-def _per_prompt(lora_path: str | Sequence[str | None] | None, count: int) -> list[str | None]:
-    if lora_path is None or isinstance(lora_path, str):
-        return [lora_path] * count
-    if len(lora_path) != count:
-        raise InvalidRequest(f"{len(lora_path)} adapters for {count} prompts", param="lora_path")
-    return list(lora_path)
-
-
-def _as_many(sampling: Sampling | Sequence[Sampling], count: int) -> list[Sampling]:
-    if sampling is None or isinstance(sampling, Mapping) or not isinstance(sampling, Sequence):
-        return [sampling] * count
-    if len(sampling) != count:
-        raise InvalidRequest(f"{len(sampling)} sampling parameters for {count} prompts")
-    return list(sampling)

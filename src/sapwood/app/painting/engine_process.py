@@ -91,6 +91,7 @@ def serve(args: PainterProcessArgs, outbox: ZmqSender[PainterOutput], watchdog: 
         clock=clock,
         text_cache_bytes=args.config.text_cache_bytes,
         adapters=loaded.adapters,
+        room=plan.memory,
         heartbeat=watchdog,
         memory=process_memory,
     )

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 
 from sapwood.app.painting.folder import GGUF, PaintingFolder, read_folder
+from sapwood.app.painting.memory import no_room, other_precisions, picture_notes, picture_shape
 from sapwood.base.errors import ConfigError, InvalidRequest
+from sapwood.diffusion.memory import PictureMemory
 from sapwood.diffusion.scheduler import PaintingLimits
+from sapwood.kernels.platform import device_memory, read_platform
 from sapwood.layers.quantization import SCHEMES
 from sapwood.pipelines.components import Precisions
 from sapwood.pipelines.interface import Pipeline
@@ -32,6 +34,7 @@ class PaintingPlan:
     lora     the adapter that adds from the start
     dit_file    the weights of what draws, if they are not the folder's
     dit_scheme  in which they are kept: a name of layers/quantization
+    memory   what pictures take beside the weights; None: the folder does not tell
     notes    one line for each choice, with its reason
     problem  why it cannot be served on this machine; None: it can
     """
@@ -43,6 +46,7 @@ class PaintingPlan:
     dit_file: Path | None
     dit_scheme: str
     limits: PaintingLimits
+    memory: PictureMemory | None
     notes: tuple[str, ...]
     problem: str | None
 
@@ -62,7 +66,7 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
     not fit it."""
     folder = read_folder(Path(model), config)
     backend, why = _backend(folder.pipeline, config.backend)
-    free = psutil.virtual_memory().available
+    free, _ = device_memory(torch.device("cpu"), read_platform())
     need = folder.num_bytes
     notes = [f"backend {backend}: {why}"]
     notes += [
@@ -75,14 +79,16 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
     if scheme != "none":
         notes.append(f"the transformer's weights are kept as {scheme}")
     notes.append(f"weights take {need / 1e9:.2f} GB of {free / 1e9:.2f} GB that are free")
-    problem = None
+    notes += other_precisions(folder, config)
+    shape = picture_shape(folder)
+    memory, problem = None, None
     if need > free:
-        halved = sum(each.num_bytes // 2 for each in folder.components if each.precision == "fp32")
-        hint = f"; in bf16 they would take {(need - halved) / 1e9:.2f} GB" if halved else ""
-        problem = (
-            f"the weights take {need / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free{hint}"
-            " (--dit-precision, --text-encoder-precisions, --vae-precision)"
-        )
+        problem = _too_large(folder, free)
+    elif shape is not None:
+        left = free - need - config.text_cache_bytes
+        memory = shape.memory(left, vae_tiling=config.vae_tiling)
+        notes += picture_notes(shape, memory, config)
+        problem = no_room(shape, memory)
     lora = None
     if config.lora_path is not None:
         if backend == "diffusers":
@@ -94,10 +100,13 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
             nickname=config.lora_nickname, path=config.lora_path, strength=config.lora_scale
         )
         notes.append(f"LoRA: {lora.path} adds from the start, at strength {lora.strength:g}")
+    max_step_tokens = config.max_step_tokens
+    if memory is not None and problem is None:
+        max_step_tokens = min(max_step_tokens, memory.max_tokens)
     limits = PaintingLimits(
         max_running=config.max_running_pictures,
         max_waiting=config.max_waiting_pictures,
-        max_step_tokens=config.max_step_tokens,
+        max_step_tokens=max_step_tokens,
     )
     return PaintingPlan(
         folder=folder,
@@ -107,8 +116,20 @@ def plan_painting(model: str, config: PaintingConfig) -> PaintingPlan:
         dit_file=dit_file,
         dit_scheme=scheme,
         limits=limits,
+        memory=memory,
         notes=tuple(notes),
         problem=problem,
+    )
+
+
+def _too_large(folder: PaintingFolder, free: int) -> str:
+    """Why the weights cannot be loaded."""
+    need = folder.num_bytes
+    halved = sum(each.num_bytes // 2 for each in folder.components if each.precision == "fp32")
+    hint = f"; in bf16 they would take {(need - halved) / 1e9:.2f} GB" if halved else ""
+    return (
+        f"the weights take {need / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free{hint}"
+        " (--dit-precision, --text-encoder-precisions, --vae-precision)"
     )
 
 

@@ -105,6 +105,7 @@ class Painter:
             clock=clock,
             text_cache_bytes=config.text_cache_bytes,
             adapters=loaded.adapters,
+            room=loaded.plan.memory,
             memory=process_memory,
         )
 

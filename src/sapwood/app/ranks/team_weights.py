@@ -79,6 +79,12 @@ class TeamWeights:
             self._on_all("undo", order)
             raise WeightError(f"{error.message}; all ranks have the old weights again") from error
 
+    def prepare(self, order: WeightOrder) -> None:
+        """Ranks take orders in turn with steps, so nothing is done beside these."""
+
+    def drop(self) -> None:
+        """Nothing was prepared."""
+
     def join(self, order: JoinUpdateGroup) -> Future[str]:
         number = self._tell("do", order)
         own = self._own.join(order)

@@ -234,6 +234,8 @@ async def _events(
             if isinstance(event, PaintFailed):
                 raise PaintingError(event)
             if isinstance(event, PaintProgress):
+                # A comment, which clients pass over; our page shows it.
+                yield b": step %d of %d\n\n" % (event.step, event.num_steps)
                 if event.partial is not None:
                     told = await _told(event.partial, asked)
                     kind = f"{name}.partial_image"

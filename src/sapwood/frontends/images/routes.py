@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -143,7 +144,31 @@ def painting_server_dialect(services: PaintingServices) -> Dialect:
         text = metrics_text(await services.engine.status(), services.model_name)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @dialect.serves(
+        Endpoint(
+            paths=("/dashboard/figures",), methods=("GET",), access="user", is_documented=False
+        )
+    )
+    async def get_figures(request: Request) -> Response:
+        return json_response(await figures(services))
+
     return dialect
+
+
+async def figures(services: PaintingServices) -> dict[str, Any]:
+    """What the live page shows."""
+    reason = services.engine.unavailable_reason
+    now_s = time.time()
+    found: dict[str, Any] = {
+        "model": services.model_name,
+        "version": services.version,
+        "state": "ready" if reason is None else reason,
+        "at_s": now_s,
+        "uptime_s": now_s - services.created,
+    }
+    if reason is None:
+        found["status"] = msgspec.to_builtins(await services.engine.status())
+    return found
 
 
 def model_info(services: PaintingServices) -> dict[str, Any]:
@@ -179,6 +204,10 @@ def _card(services: PaintingServices) -> dict[str, Any]:
         "root": services.model_path,
         "parent": None,
         "task": "text-to-image",
+        "is_generation": False,
+        "defaults": msgspec.to_builtins(info.traits.defaults),
+        "max_input_pictures": info.traits.max_input_pictures,
+        "needs_picture": info.traits.needs_picture,
         "pipeline": info.pipeline,
         "backend": info.backend,
     }

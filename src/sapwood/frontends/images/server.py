@@ -9,6 +9,7 @@ from starlette.responses import Response
 from sapwood.frontends.images.loras import loras_dialect
 from sapwood.frontends.images.routes import images_dialect, painting_server_dialect
 from sapwood.frontends.images.services import PaintingServices
+from sapwood.frontends.web.routes import painting_web_dialect
 from sapwood.http.access import Access, Guarded
 from sapwood.http.body import BodyLimits
 from sapwood.http.endpoints import Dialect, Endpoint, EndpointTable
@@ -33,6 +34,7 @@ def create_painting_app(
             images_dialect(services),
             loras_dialect(services),
             painting_server_dialect(services),
+            painting_web_dialect(),
             _documents(app, services),
         ]
     )

@@ -44,6 +44,8 @@ class UpdateFromDiskRequest(msgspec.Struct, frozen=True, kw_only=True):
     abort_all_requests  end open requests first; if not, the update waits for those that run
     weight_version      name of the new weights, which answers have from then on
     flush_cache         forget what was computed with the old weights
+    between_steps       do not wait for requests that run: they go on with the KV that they have;
+                        needs flush_cache false
     """
 
     model_path: str
@@ -51,6 +53,7 @@ class UpdateFromDiskRequest(msgspec.Struct, frozen=True, kw_only=True):
     abort_all_requests: bool = False
     weight_version: str | None = None
     flush_cache: bool = True
+    between_steps: bool = False
 
 
 class UpdateFromTensorRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +71,7 @@ class UpdateFromTensorRequest(msgspec.Struct, frozen=True, kw_only=True):
     abort_all_requests: bool = False
     weight_version: str | None = None
     flush_cache: bool = True
+    between_steps: bool = False
 
 
 class InitGroupRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +100,7 @@ class UpdateFromGroupRequest(msgspec.Struct, frozen=True, kw_only=True):
     flush_cache: bool = True
     abort_all_requests: bool = False
     weight_version: str | None = None
+    between_steps: bool = False
     load_format: Literal["flattened_bucket"] | None = None
 
 
@@ -371,6 +376,7 @@ async def _updated(
         order,
         flush_cache=asked.flush_cache,
         abort_all=asked.abort_all_requests,
+        between_steps=asked.between_steps,
         weight_version=asked.weight_version,
     )
     num_paused = len(services.generator.open_ids("")) if services.served.is_paused else 0

@@ -26,13 +26,26 @@ async def order_weights(
     *,
     flush_cache: bool = True,
     abort_all: bool = False,
+    between_steps: bool = False,
     weight_version: str | None = None,
     engine: EngineClient | None = None,
 ) -> CallDone:
     """Have an order carried out. Path and version of the weights change only if that succeeded.
 
     engine  one of the replicas; None: all of them"""
-    message = OrderWeights(call_id="", order=order, abort_all=abort_all, flush_cache=flush_cache)
+    if between_steps and flush_cache:
+        raise InvalidRequest(
+            "between_steps keeps requests with the KV of the old weights, so it needs flush_cache "
+            "false",
+            param="between_steps",
+        )
+    message = OrderWeights(
+        call_id="",
+        order=order,
+        abort_all=abort_all,
+        flush_cache=flush_cache,
+        between_steps=between_steps,
+    )
     done = await (engine or services.engine).order_weights(message)
     if done.done:
         if isinstance(order, UpdateFromDisk):

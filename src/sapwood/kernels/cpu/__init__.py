@@ -2,7 +2,6 @@
 
 from sapwood.kernels.cpu.native import (
     CpuKernels,
-    exact_products_are_free,
     fast_bfloat16,
     slower_because,
     with_isa,
@@ -10,7 +9,6 @@ from sapwood.kernels.cpu.native import (
 
 __all__ = [
     "CpuKernels",
-    "exact_products_are_free",
     "fast_bfloat16",
     "slower_because",
     "with_isa",

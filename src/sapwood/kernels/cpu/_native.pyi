@@ -355,6 +355,20 @@ def rms_norm(
     eps: float,
     /,
 ) -> None: ...
+def norm_rotate_heads(
+    context: Context,
+    dtype: int,
+    x: int,
+    x_stride: int,
+    norm: int,
+    eps: float,
+    rotations: int,
+    out: int,
+    rows: int,
+    num_heads: int,
+    head_dim: int,
+    /,
+) -> None: ...
 def causal_conv(
     context: Context,
     dtype: int,

@@ -74,6 +74,7 @@ try:
     from sapwood.kernels.cpu.linear import Linear
     from sapwood.kernels.cpu.low_rank import NativeLowRank
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
+    from sapwood.kernels.cpu.rotations import norm_rotate_heads
     from sapwood.kernels.cpu.states import (
         causal_conv,
         gate_columns,
@@ -335,6 +336,11 @@ class CpuKernels:
     ) -> Tensor:
         return bidirectional_attention(q, k, v, texts, scale)
 
+    def norm_rotate_heads(
+        self, x: Tensor, norm: Tensor | None, eps: float, rotations: Tensor | None, out: Tensor
+    ) -> None:
+        norm_rotate_heads(self._context, x, norm, eps, rotations, out)
+
     def layer_norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Tensor:
@@ -590,14 +596,6 @@ class CpuKernels:
 def with_isa(isa: str) -> CpuKernels:
     """The kernels with a given instruction set; ValueError if this machine cannot run it."""
     return CpuKernels(isa=isa)
-
-
-def exact_products_are_free(only: str | None) -> bool:
-    """Whether exact products take no more time than others with the compiled kernels that would
-    serve (measured, docs/determinism.md)."""
-    asked, _, variant = (only or "cpu").partition(":")
-    usable = CpuKernels.usable_isas()
-    return asked == "cpu" and bool(usable) and (variant or usable[-1]) == "avx512_vnni"
 
 
 def slower_because(platform: Platform, only: str | None) -> str | None:

@@ -31,6 +31,18 @@ class ElementwiseOps(Protocol):
         """(rms_norm(x + residual), x + residual); `residual` may be overwritten with the sum."""
         ...
 
+    def norm_rotate_heads(
+        self, x: Tensor, norm: Tensor | None, eps: float, rotations: Tensor | None, out: Tensor
+    ) -> None:
+        """out = each head of x, first normalised as rms_norm does, then with neighbouring pairs of
+        its entries rotated in fp32.
+
+        x          [T, H * D]; rows may lie apart
+        norm       [D] of x's dtype; None: no norm
+        rotations  [T, D / 2] complex64; None: nothing rotates
+        out        [T, H, D], contiguous"""
+        ...
+
     def layer_norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Tensor:

@@ -267,6 +267,20 @@ class ReferenceKernels:
                 out[own] = mixed.to(q.dtype)
         return out
 
+    def norm_rotate_heads(
+        self, x: Tensor, norm: Tensor | None, eps: float, rotations: Tensor | None, out: Tensor
+    ) -> None:
+        heads = x.reshape(out.shape)
+        if norm is not None:
+            flat = heads.reshape(-1, heads.shape[-1])
+            heads = self.rms_norm(flat, norm, eps).view(out.shape)
+        if rotations is not None:
+            cosine, sine = rotations.real[:, None], rotations.imag[:, None]
+            first, second = heads[..., ::2].float(), heads[..., 1::2].float()
+            turned = (first * cosine - second * sine, first * sine + second * cosine)
+            heads = torch.stack(turned, dim=-1).flatten(-2)
+        out.copy_(heads)
+
     def layer_norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Tensor:

@@ -82,6 +82,11 @@ class _Widened:
         return self.wide.refill(weight.float())
 
 
+def plain(weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    """The layer with its weight as it is."""
+    return _Plain(weight, bias)
+
+
 def cpu_multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU has matrix products of that dtype in hardware, through oneDNN."""
     if not _HAS_ONEDNN:

@@ -57,6 +57,7 @@ from sapwood.kernels.torch_ops.linear import pack
 from sapwood.kernels.torch_ops.low_rank import TorchLowRank
 from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.penalties import penalise
+from sapwood.kernels.torch_ops.rotations import norm_rotate_heads
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, gated_rms_norm, soft_cap
 from sapwood.kernels.torch_ops.sampling import sample
@@ -205,6 +206,11 @@ class TorchKernels:
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
         return bidirectional_attention(q, k, v, texts, scale)
+
+    def norm_rotate_heads(
+        self, x: Tensor, norm: Tensor | None, eps: float, rotations: Tensor | None, out: Tensor
+    ) -> None:
+        norm_rotate_heads(x, norm, eps, rotations, out)
 
     def layer_norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float

@@ -28,6 +28,7 @@ from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.kernels.torch_ops.latent import HeadProducts, norm_rope_write_latent
 from sapwood.kernels.torch_ops.ops import TorchKernels
+from sapwood.kernels.torch_ops.rotations import norm_rotate_heads
 from sapwood.kernels.torch_ops.routing import route
 from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, soft_cap
 from sapwood.kernels.triton import (
@@ -174,6 +175,11 @@ class TritonKernels:
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
         return bidirectional_attention(q, k, v, texts, scale)
+
+    def norm_rotate_heads(
+        self, x: Tensor, norm: Tensor | None, eps: float, rotations: Tensor | None, out: Tensor
+    ) -> None:
+        norm_rotate_heads(x, norm, eps, rotations, out)
 
     def layer_norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float

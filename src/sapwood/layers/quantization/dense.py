@@ -11,6 +11,7 @@ from torch import Tensor
 from sapwood.base.errors import WeightError
 from sapwood.kernels.coded import LinearPart
 from sapwood.kernels.interface import Kernels
+from sapwood.kernels.many_rows import pack_many_rows
 from sapwood.kernels.packed import PackedLinear
 
 
@@ -29,14 +30,18 @@ class DenseStorage:
         kernels: Kernels,
         dtype: torch.dtype,
         allocate: Callable[[], Tensor] | None,
+        *,
+        has_many_rows: bool = False,
     ) -> None:
         """The storage of a dense weight.
 
         dtype     of the activations
         allocate  makes the tensor; None: another layer's tensor will be shared
+        has_many_rows  as of DenseScheme
         """
         self._kernels = kernels
         self._dtype = dtype
+        self._has_many_rows = has_many_rows
         self._part_sizes = part_sizes
         self._allocate = allocate
         self._weight: Tensor | None = None
@@ -64,7 +69,10 @@ class DenseStorage:
         self._weight = weight
 
     def pack(self, bias: Tensor | None) -> PackedLinear:
-        packed = self._kernels.pack_linear(self.weight, bias, self._dtype)
+        if self._has_many_rows:
+            packed = pack_many_rows(self._kernels, self.weight, bias, self._dtype)
+        else:
+            packed = self._kernels.pack_linear(self.weight, bias, self._dtype)
         self._weight = None  # frees the memory although targets still refer to this storage
         return packed
 
@@ -89,13 +97,17 @@ def check_range(stored: Tensor, shard: Tensor) -> None:
 class DenseScheme:
     """No quantisation.
 
-    weight_dtype  in which weights and the embedding are kept; None: that of the activations
+    weight_dtype   in which weights and the embedding are kept; None: that of the activations
+    has_many_rows  whether the layers are nearly always called with thousands of rows
     """
 
     name = "none"
 
-    def __init__(self, weight_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, weight_dtype: torch.dtype | None = None, *, has_many_rows: bool = False
+    ) -> None:
         self.weight_dtype = weight_dtype
+        self._has_many_rows = has_many_rows
 
     def storage(
         self,
@@ -110,7 +122,14 @@ class DenseScheme:
     ) -> DenseStorage:
         stored = self.weight_dtype or dtype
         allocate = partial(torch.empty, (sum(part_sizes), in_size), device=device, dtype=stored)
-        return DenseStorage(part_sizes, kernels, dtype, None if tied else allocate)
+        return DenseStorage(
+            part_sizes,
+            kernels,
+            dtype,
+            None if tied else allocate,
+            has_many_rows=self._has_many_rows,
+        )
 
 
 DENSE = DenseScheme()
+MANY_ROWS = DenseScheme(has_many_rows=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.layers.adaptive import Modulation, add_gated, modulated_norm
-from sapwood.layers.axial_rope import AxialRope, rotate
+from sapwood.layers.axial_rope import AxialRope
 from sapwood.layers.build import Build
 from sapwood.layers.named_linear import linear
 from sapwood.layers.targets import Target, prefixed
@@ -89,9 +89,7 @@ class SingleBlock:
         """x [T, size], changed in place; condition [R, size]"""
         shift, scale, gate = self._numbers(condition)
         normed = modulated_norm(self._kernels, x, rows, shift=shift, scale=scale, eps=EPS)
-        q, k, v, (up,) = self._projections(normed)
-        if step.rotations is not None:
-            q, k = rotate(q, step.rotations), rotate(k, step.rotations)
+        q, k, v, (up,) = self._projections(normed, step.rotations)
         mixed = self._kernels.bidirectional_attention(q, k, v, step.groups, self._scale)
         activated = self._kernels.activate(up.contiguous(), Activation.GELU_TANH)
         add_gated(x, gate, self._out(torch.cat((mixed.flatten(1), activated), dim=-1)), rows)

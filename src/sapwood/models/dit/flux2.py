@@ -13,7 +13,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.layers.adaptive import Modulation, add_gated, modulated_norm
-from sapwood.layers.axial_rope import AxialRope, rotate
+from sapwood.layers.axial_rope import AxialRope
 from sapwood.layers.build import Build
 from sapwood.layers.mlp import GatedMLP
 from sapwood.layers.named_linear import linear
@@ -79,16 +79,11 @@ class SingleBlock:
         normed = modulated_norm(self._kernels, x, rows, shift=shift, scale=scale, eps=self._eps)
         heads, size = self._heads, self._heads.width
         all_of = self._in(normed)
-        q, k, v = (
-            all_of[:, i * size : (i + 1) * size].reshape(-1, heads.num_heads, heads.head_dim)
-            for i in range(3)
-        )
-        q, k = (
-            norm(part.reshape(-1, heads.head_dim)).view(part.shape)
-            for norm, part in zip(self._norms, (q, k), strict=True)
-        )
-        if step.rotations is not None:
-            q, k = rotate(q, step.rotations), rotate(k, step.rotations)
+        parts = torch.split(all_of[:, : 3 * size], size, dim=-1)
+        q, k = (x.new_empty(len(x), heads.num_heads, heads.head_dim) for _ in range(2))
+        for norm, part, out in zip(self._norms, parts[:2], (q, k), strict=True):
+            self._kernels.norm_rotate_heads(part, norm.weight, norm.eps, step.rotations, out)
+        v = parts[2].reshape(q.shape)
         mixed = self._kernels.bidirectional_attention(q, k, v, step.groups, heads.head_dim**-0.5)
         up = self._kernels.activate_and_mul(all_of[:, 3 * size :].contiguous(), Activation.SILU)
         add_gated(x, gate, self._out(torch.cat((mixed.flatten(1), up), dim=-1)), rows)

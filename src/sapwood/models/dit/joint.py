@@ -3,7 +3,7 @@ and attend to each other. Source: Esser et al. 2024, arXiv:2403.03206 (MMDiT).""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.texts import EqualTexts, group_texts
 from sapwood.layers.adaptive import add_gated, modulated_norm
-from sapwood.layers.axial_rope import rotate
 from sapwood.layers.build import Build
 from sapwood.layers.mlp import PlainMLP
 from sapwood.layers.named_linear import NamedLinear, linear
@@ -56,6 +55,20 @@ class HeadSizes:
         return self.num_heads * self.head_dim
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class JointHeads:
+    """Queries, keys and values [T, H, D] of the joint tokens."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    @staticmethod
+    def empty(like: Tensor, num_tokens: int, heads: HeadSizes) -> JointHeads:
+        shape = (num_tokens, heads.num_heads, heads.head_dim)
+        return JointHeads(like.new_empty(shape), like.new_empty(shape), like.new_empty(shape))
+
+
 class Projections:
     """Queries, keys and values of one stream, and perhaps more outputs of the same product."""
 
@@ -72,6 +85,7 @@ class Projections:
     ) -> None:
         """names: of the layers; norms: of the norms; beside: further layers and their outputs"""
         self._heads = heads
+        self._kernels = build.kernels
         self._norm_names = norms
         sizes = dict.fromkeys(names, heads.width) | dict(beside or {})
         self._linear = NamedLinear(build, in_size, sizes, bias=bias)
@@ -81,16 +95,33 @@ class Projections:
                 RMSNorm(build, heads.head_dim, eps=heads.norm_eps) for _ in range(2)
             )
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    def __call__(
+        self, x: Tensor, rotations: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         """x [T, in] -> queries, keys and values [T, H, D], and what is beside them"""
         q, k, v, *beside = self._linear.split(x)
         shape = (len(x), self._heads.num_heads, self._heads.head_dim)
-        if self._norms:
-            q, k = (
-                norm(part.reshape(-1, self._heads.head_dim))
-                for norm, part in zip(self._norms, (q, k), strict=True)
-            )
-        return q.reshape(shape), k.reshape(shape), v.reshape(shape), tuple(beside)
+        turned = (x.new_empty(shape), x.new_empty(shape))
+        self._rotate((q, k), turned, rotations)
+        return *turned, v.reshape(shape), tuple(beside)
+
+    def place(
+        self, x: Tensor, spans: Iterable[tuple[slice, slice]], to: JointHeads, step: JointStep
+    ) -> None:
+        """x [T, in]: write the queries, keys and values of tokens `own` to the joint tokens
+        `there`, for each (own, there) of `spans`."""
+        q, k, v = self._linear.split(x)
+        for own, there in spans:
+            rotations = None if step.rotations is None else step.rotations[there]
+            self._rotate((q[own], k[own]), (to.q[there], to.k[there]), rotations)
+            to.v[there].view(-1, self._heads.width).copy_(v[own])
+
+    def _rotate(
+        self, heads: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor], rotations: Tensor | None
+    ) -> None:
+        for x, to, norm in zip(heads, out, self._norms or (None, None), strict=True):
+            weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+            self._kernels.norm_rotate_heads(x, weight, eps, rotations, to)
 
     def targets(self) -> dict[str, Target]:
         found = self._linear.targets()
@@ -113,6 +144,7 @@ class JointAttention:
     ) -> None:
         """text_out: whether the text goes on after it; bias: of all its layers"""
         self._kernels = build.kernels
+        self._heads = heads
         self._scale = heads.head_dim**-0.5
         self._picture = Projections(
             build,
@@ -138,11 +170,13 @@ class JointAttention:
     def __call__(self, text: Tensor, picture: Tensor, step: JointStep) -> tuple[Tensor, Tensor]:
         """text [T1, size], picture [T2, size] -> the same shapes; without an output for the text,
         [T1, width] as it was attended"""
-        of_text, of_picture = self._text(text), self._picture(picture)
-        q, k, v = (step.rows.join(a, b) for a, b in zip(of_text[:3], of_picture[:3], strict=True))
-        if step.rotations is not None:
-            q, k = rotate(q, step.rotations), rotate(k, step.rotations)
-        mixed = self._kernels.bidirectional_attention(q, k, v, step.groups, self._scale)
+        heads = JointHeads.empty(picture, len(text) + len(picture), self._heads)
+        of_text, of_picture = step.rows.places
+        self._text.place(text, of_text, heads, step)
+        self._picture.place(picture, of_picture, heads, step)
+        mixed = self._kernels.bidirectional_attention(
+            heads.q, heads.k, heads.v, step.groups, self._scale
+        )
         text, picture = step.rows.part(mixed.flatten(1))
         return text if self._text_out is None else self._text_out(text), self._out(picture)
 

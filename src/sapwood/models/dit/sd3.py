@@ -42,7 +42,7 @@ class PictureAttention:
         self._out = linear(build, "to_out.0", heads.width, size)
 
     def __call__(self, x: Tensor, groups: list[EqualTexts]) -> Tensor:
-        q, k, v, _ = self._projections(x)
+        q, k, v, _ = self._projections(x, None)
         mixed = self._kernels.bidirectional_attention(q, k, v, groups, self._scale)
         return self._out(mixed.flatten(1))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sapwood.base.errors import ConfigError
 from sapwood.kernels.texts import EqualTexts, group_texts
 from sapwood.layers.adaptive import Modulation, add_gated, modulated_norm, scaled_norm
-from sapwood.layers.axial_rope import AxialRope, grid, rotate
+from sapwood.layers.axial_rope import AxialRope, grid
 from sapwood.layers.build import Build
 from sapwood.layers.mlp import GatedMLP
 from sapwood.layers.named_linear import linear
@@ -85,8 +85,7 @@ class ZImageBlock:
         return scaled_norm(self._kernels, x, rows, weight=weight, scale=scale, eps=self._eps)
 
     def _attend(self, x: Tensor, groups: list[EqualTexts], rotations: Tensor) -> Tensor:
-        q, k, v, _ = self._projections(x)
-        q, k = rotate(q, rotations), rotate(k, rotations)
+        q, k, v, _ = self._projections(x, rotations)
         mixed = self._kernels.bidirectional_attention(q, k, v, groups, self._scale)
         return self._out(mixed.flatten(1))
 

@@ -13,6 +13,7 @@ from sapwood.layers.build import Build
 from sapwood.layers.embedding import LMHead, VocabEmbedding
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.layer import FeedForward, Stream, summed
+from sapwood.layers.renewal import Renewal
 from sapwood.layers.shared_feed_forward import SharedFeedForward
 from sapwood.layers.shared_rows import SharedRows
 from sapwood.layers.targets import Target, once_filled, prefixed
@@ -77,6 +78,11 @@ class Decoder:
     ) -> Decoder:
         """A decoder of the architecture that the config names; stage and pipe as above."""
         return Decoder(decoder_class(config.architecture)(config, build), stage, pipe)
+
+    @property
+    def renewal(self) -> Renewal:
+        """Of the layers of this model, and of heads that its checkpoint has."""
+        return self._architecture.build.renewal
 
     @property
     def embedding(self) -> VocabEmbedding:

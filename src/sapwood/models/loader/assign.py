@@ -92,17 +92,45 @@ def check_weights(
     _refuse_mistakes({kind: missing, **intake.mistakes}, source)
 
 
-def place_some(model: Loadable, weights: Iterable[tuple[str, Tensor]]) -> int:
-    """Place tensors that `check_weights` has found right. Returns how many.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutBeside:
+    """Tensors of which most lie beside the numbers with which a model computes.
 
-    The model must be told to `finalize` afterwards."""
-    targets, count = model.targets(), 0
-    for name, tensor in FusedExperts(targets).split(weights):
-        target = targets.get(name)
-        if target is not None:
+    num_tensors  of all
+    late         those that can only be put where the model computes, with their targets
+    """
+
+    num_tensors: int
+    late: Sequence[tuple[Target, Tensor | LinearPart]]
+
+    def place_late(self) -> None:
+        """Put the others. The model must be told to `finalize` afterwards."""
+        for target, tensor in self.late:
             _place(target, tensor)
-            count += 1
-    return count
+
+
+def put_beside(
+    model: Loadable,
+    weights: Iterable[tuple[str, Tensor | LinearPart]],
+    *,
+    source: str,
+    may_be_partial: bool = False,
+) -> PutBeside:
+    """Put tensors where the model does not compute with them yet; its Renewal must be open. Raises
+    WeightError as `check_weights`."""
+    intake = _Intake(model)
+    late: list[tuple[Target, Tensor | LinearPart]] = []
+    for name, tensor in FusedExperts(intake.targets).split(weights):
+        target = intake.take(name, tensor)
+        if target is None:
+            continue
+        if target.is_beside:
+            _place(target, tensor)
+        else:  # a copy, since it may be part of a file that changes, or that would stay open
+            late.append((target, tensor.clone() if isinstance(tensor, Tensor) else tensor))
+    missing = [] if may_be_partial else intake.missing()
+    _refuse_mistakes({"missing": missing, **intake.mistakes}, source)
+    return PutBeside(num_tensors=len(intake.placed), late=late)
 
 
 class _Intake:

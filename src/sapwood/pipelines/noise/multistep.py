@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -47,20 +47,20 @@ class _Multistep:
         return latents
 
     def noised(self, latents: Tensor, noise: Tensor, index: int) -> Tensor:
-        alpha, sigma = self._point(index)
+        alpha, sigma = self.point(index)
         return alpha * latents + sigma * noise
 
-    def _point(self, index: int) -> tuple[float, float]:
+    def point(self, index: int) -> tuple[float, float]:
         sigma = self._sigmas[index]
         alpha = 1.0 / math.sqrt(sigma**2 + 1.0)
         return alpha, sigma * alpha
 
-    def _lambda(self, index: int) -> float:
+    def log_ratio(self, index: int) -> float:
         sigma = self._sigmas[index]
         return math.inf if sigma == 0.0 else -math.log(sigma)
 
-    def _finished(self, latents: Tensor, output: Tensor, index: int) -> Tensor:
-        alpha, _ = self._point(index)
+    def finished(self, latents: Tensor, output: Tensor, index: int) -> Tensor:
+        alpha, _ = self.point(index)
         return self._training.finished(latents, output, alpha**2)[0]
 
     @property
@@ -94,7 +94,7 @@ class DPMSolverSchedule(_Multistep):
     def step(
         self, latents: Tensor, prediction: Tensor, index: int, draw: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        finished = self._finished(latents, prediction, index)
+        finished = self.finished(latents, prediction, index)
         self._known = [*self._known[-1:], finished]
         exact = latents.float()
         noise = draw(exact) if self._is_stochastic else None
@@ -111,16 +111,16 @@ class DPMSolverSchedule(_Multistep):
         *,
         is_first_order: bool,
     ) -> Tensor:
-        alpha, sigma = self._point(index + 1)
-        h = self._lambda(index + 1) - self._lambda(index)
+        alpha, sigma = self.point(index + 1)
+        h = self.log_ratio(index + 1) - self.log_ratio(index)
         power = 2.0 if noise is not None else 1.0
         falls = 1.0 - math.exp(-power * h)
-        shrinks = sigma / self._point(index)[1]
+        shrinks = sigma / self.point(index)[1]
         if noise is not None:
             shrinks *= math.exp(-h)
         moved = shrinks * x + alpha * falls * finished
         if len(self._known) == 2 and self._order == 2 and not is_first_order:
-            before = self._lambda(index) - self._lambda(index - 1)
+            before = self.log_ratio(index) - self.log_ratio(index - 1)
             slope = (h / before) * (self._known[1] - self._known[0])
             weight = 0.5 * falls
             if self._is_heun:
@@ -131,13 +131,30 @@ class DPMSolverSchedule(_Multistep):
         return moved
 
 
-class UniPCSchedule(_Multistep):
+class Points(Protocol):
+    """Where a method steps from, and to: after the last timestep there is one point more."""
+
+    @property
+    def timesteps(self) -> Sequence[float]: ...
+
+    def point(self, index: int) -> tuple[float, float]:
+        """The shares of the picture and of the noise before that step."""
+        ...
+
+    def log_ratio(self, index: int) -> float:
+        """The logarithm of the first by the second."""
+        ...
+
+    def finished(self, latents: Tensor, output: Tensor, index: int) -> Tensor:
+        """The picture that the model expects at the end."""
+        ...
+
+
+class UniPCSteps:
     """A step is corrected once the prediction at its end is known, before the next is taken."""
 
-    def __init__(
-        self, config: Mapping[str, Any], num_steps: int, *, strength: float | None = None
-    ) -> None:
-        super().__init__(config, num_steps, strength=strength)
+    def __init__(self, config: Mapping[str, Any], points: Points) -> None:
+        """config: scheduler_config.json"""
         if not config.get("predict_x0", True) or config.get("disable_corrector"):
             raise ConfigError(
                 "UniPC without predict_x0, or with disable_corrector, is not implemented"
@@ -145,13 +162,15 @@ class UniPCSchedule(_Multistep):
         self._kind = config.get("solver_type", "bh2")
         if self._kind not in ("bh1", "bh2"):
             raise ConfigError(f"UniPC's solver_type {self._kind!r} is not implemented")
+        self._points = points
+        self._order = int(config.get("solver_order", 2))
         self._ends_low = bool(config.get("lower_order_final", True))
+        self._known: list[Tensor] = []
         self._last: tuple[Tensor, int] | None = None
 
-    def step(
-        self, latents: Tensor, prediction: Tensor, index: int, draw: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        finished = self._finished(latents, prediction, index)
+    def step(self, latents: Tensor, prediction: Tensor, index: int) -> Tensor:
+        """The latents after that step; steps come in their order."""
+        finished = self._points.finished(latents, prediction, index)
         sample = latents
         if self._last is not None:
             before, order = self._last
@@ -159,7 +178,7 @@ class UniPCSchedule(_Multistep):
         self._known = [*self._known, finished][-self._order :]
         order = min(self._order, len(self._known))
         if self._ends_low:
-            order = min(order, self._num_steps - index)
+            order = min(order, len(self._points.timesteps) - index)
         self._last = (sample, order)
         return self._moved(sample, index, order)
 
@@ -168,15 +187,18 @@ class UniPCSchedule(_Multistep):
     ) -> Tensor:
         """From point `index` to the next, by predictions at it and before it, and perhaps by the
         one at the end."""
-        alpha, sigma = self._point(index + 1)
-        h = self._lambda(index + 1) - self._lambda(index)
+        alpha, sigma = self._points.point(index + 1)
+        h = self._points.log_ratio(index + 1) - self._points.log_ratio(index)
         newest = self._known[-1]
-        ratios = [(self._lambda(index - i) - self._lambda(index)) / h for i in range(1, order)]
+        ratios = [
+            (self._points.log_ratio(index - i) - self._points.log_ratio(index)) / h
+            for i in range(1, order)
+        ]
         slopes = [
             (known - newest) / ratio
             for known, ratio in zip(self._known[-2::-1], ratios, strict=False)
         ]
-        base = sigma / self._point(index)[1] * x - alpha * math.expm1(-h) * newest
+        base = sigma / self._points.point(index)[1] * x - alpha * math.expm1(-h) * newest
         weights = self._weights([*ratios, 1.0], -h, is_corrector=corrected_by is not None)
         if corrected_by is not None:
             slopes.append(corrected_by - newest)
@@ -203,3 +225,18 @@ class UniPCSchedule(_Multistep):
         if not is_corrector:
             matrix, values = matrix[:-1, :-1], values[:-1]
         return [float(weight) for weight in np.linalg.solve(matrix, np.asarray(values))]
+
+
+class UniPCSchedule(_Multistep):
+    """UniPC over the timesteps of training."""
+
+    def __init__(
+        self, config: Mapping[str, Any], num_steps: int, *, strength: float | None = None
+    ) -> None:
+        super().__init__(config, num_steps, strength=strength)
+        self._steps = UniPCSteps(config, self)
+
+    def step(
+        self, latents: Tensor, prediction: Tensor, index: int, draw: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        return self._steps.step(latents, prediction, index)

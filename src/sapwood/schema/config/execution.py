@@ -13,7 +13,7 @@ STAT, STAT_APPROX, PER_PASS, PER_TOKEN = RECORDER_MODES = (
 )
 
 CPU_PRODUCTS = ("exact", "fast")
-DEFAULT_CPU_PRODUCTS = "fast"
+DEFAULT_CPU_PRODUCTS = "exact"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,8 @@ class ExecutionConfig:
         "What a product on a CPU may depend on. fast: kernels that round otherwise serve where a "
         "step has many rows. exact: a row's result depends on that row and the weights alone, "
         "whatever is cached or runs beside it; prompts take longer with weights in 4 to 8 bits "
-        "(docs/determinism.md). Default: exact with --enable-deterministic-inference and with the "
-        f"kernels for AVX-512 VNNI, where it costs nothing; else {DEFAULT_CPU_PRODUCTS}.",
+        f"(docs/determinism.md). Default: {DEFAULT_CPU_PRODUCTS} where the compiled kernels serve; "
+        "others (torch, reference, layers of the transformers library) have fast ones only.",
         choices=CPU_PRODUCTS,
     )
     enable_deterministic_inference: bool = option(

@@ -17,7 +17,6 @@ class MachineFacts:
     available_bytes   memory of that device that is free now
     num_cores         cores this process may use
     fast_bfloat16     whether bf16 matrix products have instructions of their own
-    free_exactness    whether exact products on the CPU cost no time, see --cpu-products
     """
 
     device: str
@@ -25,7 +24,6 @@ class MachineFacts:
     available_bytes: int
     num_cores: int
     fast_bfloat16: bool
-    free_exactness: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def _resolve_execution(
             f"{', '.join(asked.capture_options)} does nothing on a CPU, whose kernels record steps "
             "of all sizes; leave it out"
         )
-    cpu_products = _choose_products(asked, device, machine.free_exactness, decisions)
+    cpu_products = _choose_products(asked, device, decisions)
     num_threads = asked.num_threads
     if num_threads is None:
         num_threads = machine.num_cores
@@ -139,9 +139,7 @@ def _resolve_execution(
     )
 
 
-def _choose_products(
-    asked: ExecutionConfig, device: str, free_exactness: bool, decisions: list[Decision]
-) -> str | None:
+def _choose_products(asked: ExecutionConfig, device: str, decisions: list[Decision]) -> str | None:
     """What products on a CPU depend on; None elsewhere. ConfigError for what cannot be."""
     products = asked.cpu_products
     if device != "cpu":
@@ -160,12 +158,7 @@ def _choose_products(
         return "exact"
     if products is not None:
         return products
-    if free_exactness:
-        why = "an answer depends on its request alone; free with the kernels for AVX-512 VNNI"
-        decisions.append(Decision("cpu_products", "exact", why))
-        return "exact"
-    exact = DEFAULT_CPU_PRODUCTS == "exact"
-    why = "an answer depends on its request alone" if exact else "prompts take less time"
+    why = "an answer depends on its request alone"
     decisions.append(Decision("cpu_products", DEFAULT_CPU_PRODUCTS, why))
     return DEFAULT_CPU_PRODUCTS
 

@@ -230,6 +230,7 @@ Ops with_bf16(Ops table) {
   table.sampling_weights = neon_bf16::sampling_weights;
   table.widen = neon_bf16::widen;
   table.qk_norm_rope_write_kv = neon_bf16::qk_norm_rope_write_kv;
+  table.norm_rotate_heads = neon_bf16::norm_rotate_heads;
   table.paged_attention = neon_bf16::paged_attention;
   table.attention_scratch = neon_bf16::attention_scratch;
   table.linear = neon_bf16::linear;

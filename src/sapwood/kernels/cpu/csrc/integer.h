@@ -216,6 +216,13 @@ SAPWOOD_INLINE float magnitude(const T* x, std::int64_t k) {
   return bits_as<float>(found);
 }
 
+// The power of two that numbers up to `most`, which is finite and not tiny, are whole multiples of with `bits` bits. What
+// bf16 holds is still held after it was rounded to such a multiple.
+SAPWOOD_INLINE float whole_step(float most, int bits) {
+  const std::uint32_t exponent = bits_as<std::uint32_t>(most) >> 23;
+  return bits_as<float>((exponent + 1 - static_cast<std::uint32_t>(bits)) << 23);
+}
+
 // k numbers times `inverse`, rounded to the nearest even integer -> int8; returns their sum.
 template <class T>
 SAPWOOD_INLINE std::int32_t round_to_bytes(const T* x, std::int64_t k, float inverse, std::int8_t* out) {

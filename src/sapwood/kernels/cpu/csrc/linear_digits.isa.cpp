@@ -1,13 +1,15 @@
-// out = x w^T + bias for any number of rows of bf16 and codes times scales (coded.h), on the matrix unit: a
-// row's result depends on that row and the weight alone.
+// out = x w^T + bias for any number of rows of bf16 and a quantised weight (digits.h), on the matrix unit: a row's
+// result depends on that row and the weight alone.
 //
-// The values of codes, which bf16 holds exactly, are multiplied with x as it is; the sums of a run, which are inputs
-// that share a scale, are scaled and added in fp32, run after run. One row goes the same way as a thousand: what
+// Up to two rows are multiplied by vectors, in the order in which the unit adds: of 16 lanes the first halves and the
+// second ones apart, from zero, then the two, then what was there before. Like the unit, all of this file takes
+// denormal numbers for 0, which the unit does whatever the thread's mode is.
+// The numbers of a weight, which bf16 holds exactly, are multiplied with x: of codes as it is, of blocks rounded to whole
+// multiples of a power of two per group (whole_step), so that fp32 holds the sums in any order and the vectors that
+// multiply bytes for fewer rows (linear_grouped) find the same. The sums of a run, which are inputs that share a scale,
+// are scaled and added in fp32, run after run. One row goes the same way as a thousand: what
 // differs is only how much of a weight becomes bf16 before rows pass over it, and that does not change a number.
-#include <cstring>
-
-#include "coded.h"
-#include "decoding.h"
+#include "digits.h"
 #include "resident.h"
 #include "table.h"
 
@@ -15,139 +17,83 @@ namespace sapwood::SAPWOOD_ISA {
 namespace {
 
 constexpr std::int64_t kElementsPerThread = 32768;   // of the weight; below, a thread costs too much
-constexpr std::int64_t kAheadBytes = 4096;           // of a panel, prefetched
 constexpr std::int64_t kStreamBytes = 32 * 1024;     // of the weight per task, with a single tile of rows
-constexpr std::int64_t kMostRunLanes = 128;          // a scale of more inputs counts as several runs'
-constexpr std::int64_t kSmallBlockLanes = 128;       // of a panel at a time, with a single tile of rows
+constexpr std::int64_t kTaskLanes = kBlockLanes;     // of a panel at a time, with several tiles
 constexpr std::int64_t kTileSums = kMostPassRows * kPanel;
-constexpr std::int64_t kGatheredRuns = 4;            // whose sums are added to the results in one pass
-constexpr int kVectors = kPanel / W;
-static_assert(kVectors == 2);
-
-// What the kernel knows of a weight.
-struct Shape {
-  std::int64_t k = 0, lanes = 0;  // of all inputs
-  std::int64_t run = 0;           // lanes of a run; 0: the weight is not for this kernel
-  std::int64_t panel_bytes = 0;
-
-  std::int64_t runs() const { return lanes / run; }
-  // Bytes of a prepared row: x in the order of the lanes, then the sum of each run. An odd number of cache lines.
-  std::int64_t row_bytes() const {
-    const std::int64_t lines = (lanes * 4 + runs() * 4 + 63) / 64;
-    return (lines % 2 == 0 ? lines + 1 : lines) * 64;
-  }
-};
-
-Shape shape_of(const LinearWeight& w) {
-  Shape shape;
-  shape.k = w.k;
-  shape.lanes = w.k / 2;
-  if (w.kind != WeightKind::coded) return shape;
-  const Extent e = extent_of(*w.coded);
-  const std::int64_t group = least(e.group, e.padded);
-  shape.panel_bytes = e.panel_bytes;
-  if (e.padded != w.k || group % (2 * kUnitLanes) != 0 || w.k % group != 0) return shape;
-  const std::int64_t units = group / 2 / kUnitLanes;
-  for (std::int64_t i = 1; i <= kMostRunLanes / kUnitLanes; i++) {
-    if (units % i == 0) shape.run = i * kUnitLanes;
-  }
-  return shape;
-}
-
-// ---- weights: read() writes lanes [lane, lane + lanes) of a panel, which are whole runs, to `digits`, and for each
-// run 32 scales and 32 factors of the sum of x to `scales` ----
-
-SAPWOOD_INLINE void put_scales(float* scales, const VF (&scale)[kVectors], const VF (&of_sum)[kVectors]) {
-  for (int v = 0; v < kVectors; v++) {
-    store(scales + v * W, scale[v]);
-    store(scales + kPanel + v * W, of_sum[v]);
-  }
-}
-
-template <class Decode>
-struct CodedBlocks {
-  explicit CodedBlocks(const LinearWeight& weight)
-      : layout(*weight.coded), e(extent_of(layout)), decode(layout.codes), run(2 * shape_of(weight).run) {}
-
-  void read(const std::byte* panel, std::int64_t lane, std::int64_t lanes, std::uint32_t* digits,
-            float* scales) const {
-    constexpr std::int64_t kInputs = 2 * Decode::kSteps;  // of a lane of codes
-    for (std::int64_t input = 2 * lane; input < 2 * (lane + lanes); input += run, scales += 2 * kPanel) {
-      const std::int64_t group = input / e.group;
-      const std::byte* head = panel + group * e.group_bytes;
-      const std::byte* from = head + e.head_bytes + (input - group * e.group) / kInputs * kPanel * 4;
-      VF scale[kVectors], of_sum[kVectors] = {};
-      for (int v = 0; v < kVectors; v++) {
-        scale[v] = layout.narrow ? load(reinterpret_cast<const bf16*>(head) + v * W)
-                                 : load(reinterpret_cast<const float*>(head) + v * W);
-        const std::byte* shifts = head + (layout.narrow ? 2 : 4) * kPanel;
-        if (layout.shifted) of_sum[v] = load(reinterpret_cast<const bf16*>(shifts) + v * W) * scale[v];
-      }
-      put_scales(scales, scale, of_sum);
-      for (std::int64_t i = 0; i < run; i += kInputs, from += kPanel * 4, digits += Decode::kSteps * kPanel) {
-        for (int v = 0; v < kVectors; v++) {
-          const VU codes = load_lanes(from + v * W * 4);
-          __builtin_prefetch(from + v * W * 4 + kAheadBytes, 0, 2);
-#pragma GCC unroll 4
-          for (int step = 0; step < Decode::kSteps; step++) {
-            store_lanes(digits + step * kPanel + v * W, decode.at(codes, step));
-          }
-        }
-      }
-    }
-  }
-
-  const CodedLayout& layout;
-  const Extent e;
-  const Decode decode;
-  const std::int64_t run;
-};
+constexpr std::int64_t kVectorRows = 2;              // up to so many are multiplied by vectors
+constexpr std::int64_t kWaitingRuns = 4;             // whose sums are in memory
+constexpr std::int64_t kReadSteps = 4, kReadRuns = 8;  // that are kept of a panel that is read while rows pass over it
+static_assert(kStepLanes == kUnitLanes);
 
 // ---- x ----
 
+// x rounded to whole multiples of a power of two for each group of inputs. NaN or infinity makes a group NaN.
+void make_whole(const bf16* x, const Shape& shape, bf16* out) {
+  const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  for (std::int64_t i = 0; i < shape.k; i += kGroup) {
+    const float most = magnitude(x + i, kGroup);
+    const bool is_number = most < __builtin_inff();
+    const float step = most < kLeastMagnitude ? 0.0f : is_number ? whole_step(most, static_cast<int>(shape.bits)) : __builtin_nanf("");
+    const VF inverse = splat(step == 0.0f ? 0.0f : 1.0f / step);
+    for (std::int64_t j = i; j < i + kGroup; j += W) {
+      const VF whole = rounded(rounded(load(x + j) * inverse) + magic) - magic;
+      store(out + j, whole * splat(step));
+    }
+  }
+}
+
 void prepare_row(const bf16* x, const Shape& shape, const std::int32_t* order, std::byte* out) {
+  bf16* row = reinterpret_cast<bf16*>(out);
   if (order != nullptr) {
     for (std::int64_t i = 0; i < shape.k; i++) std::memcpy(out + 2 * i, x + order[i], 2);
+  } else if (shape.bits > 0) {
+    make_whole(x, shape, row);
   } else {
     std::memcpy(out, x, static_cast<std::size_t>(2 * shape.k));
   }
-  const bf16* row = reinterpret_cast<const bf16*>(out);
-  float* sums = reinterpret_cast<float*>(out + 4 * shape.lanes);
-  for (std::int64_t run = 0; run < shape.runs(); run++) {
-    VF added{};
-    for (std::int64_t i = 0; i < 2 * shape.run; i += W) added += load(row + 2 * run * shape.run + i);
-    sums[run] = sum(added);
+  if (shape.sums) {
+    float* sums = reinterpret_cast<float*>(out + 4 * shape.lanes);
+    for (std::int64_t input = 0; input < shape.k; input += 2 * shape.run) {
+      VF added{};
+      for (std::int64_t i = 0; i < 2 * shape.run; i += W) added += load(row + input + i);
+      *sums++ = sum(added);
+    }
+  }
+  if (!shape.swaps) return;
+  for (std::int64_t lane = 0; lane < shape.lanes; lane += W) {
+    const __m512i four = _mm512_loadu_si512(out + 4 * lane);
+    _mm512_storeu_si512(out + 4 * lane, _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(four, 0xd8), 0xd8));
   }
 }
 
 // ---- work ----
 
 // A task is `panels` panels x `task_tiles` tiles of `height` rows; a panel is read `block` lanes at a time.
-struct Cut {
+struct DigitsCut {
   std::int64_t block, blocks, panels, groups, height, tiles, task_tiles, row_tasks;
   int threads;
 
-  Cut(const Shape& shape, std::int64_t n, std::int64_t m, int all_threads) {
+  DigitsCut(const Shape& shape, std::int64_t n, std::int64_t m, int all_threads) {
     const auto pieces = [](std::int64_t all, std::int64_t of) { return (all + of - 1) / of; };
     threads = worth_threads(all_threads, n * shape.k * ((m + 7) / 8), kElementsPerThread);
     const std::int64_t all_panels = pieces(n, kPanel);
-    const std::int64_t step = shape.run;
     tiles = pieces(m, kMostPassRows);
     height = pieces(m, tiles);
     tiles = pieces(m, height);
-    blocks = pieces(shape.lanes, tiles == 1 ? most(kSmallBlockLanes, step) : kBlockLanes);
-    block = pieces(pieces(shape.lanes, blocks), step) * step;
-    blocks = pieces(shape.lanes, block);
     if (tiles == 1) {
       const std::int64_t share = most(1, all_panels / (threads * kTasksPerThread));
       panels = least(least(share, kMostPanels), most(1, kStreamBytes / shape.panel_bytes));
       groups = pieces(all_panels, panels);
-      row_tasks = task_tiles = 1;
+      block = shape.lanes;
+      blocks = row_tasks = task_tiles = 1;
       return;
     }
+    blocks = pieces(shape.lanes, kTaskLanes);
+    block = pieces(pieces(shape.lanes, blocks), shape.run) * shape.run;
+    blocks = pieces(shape.lanes, block);
     const std::int64_t wanted = threads * (tiles < 2 * kTasksPerThread ? kTasksPerThread : 1);
-    const std::int64_t least_groups = most(wanted, pieces(all_panels, least(kMostPanels, kGroupLanes / block)));
-    panels = pieces(all_panels, pieces(least_groups, threads) * threads);
+    const std::int64_t fit = most(1, least(kMostPanels, kGroupLanes / block));
+    panels = pieces(all_panels, pieces(most(wanted, pieces(all_panels, fit)), threads) * threads);
     groups = pieces(all_panels, panels);
     row_tasks = most(1, least(tiles, threads * kTasksPerThread / groups));
     if (blocks > 1) row_tasks = most(row_tasks, pieces(tiles, kWaitingTiles / panels));
@@ -157,49 +103,60 @@ struct Cut {
 };
 
 // Scratch memory of a thread: results of the tiles that wait, numbers and scales of a group of panels, sums.
-constexpr std::int64_t kScaleFloats = kGroupLanes / 8 * 2 * kPanel;
+constexpr std::int64_t kScaleFloats = kGroupLanes * 5;
+constexpr std::int64_t kStagger = kTileSums / 2;  // sums are not a multiple of a page from the results of their rows
 constexpr std::int64_t kOwnBytes =
-    (kWaitingTiles * kTileSums + kGroupLanes * kPanel + kScaleFloats + 2 * kGatheredRuns * kTileSums) * 4;
+    (kWaitingTiles * kTileSums + kGroupLanes * kPanel + kScaleFloats + kStagger + kWaitingRuns * kTileSums) * 4;
+
+// sum += a * b, of b in memory: compilers would pick it from a register by shuffles, which cost more.
+SAPWOOD_INLINE void add_product(VF& sum, VF a, const float& b) {
+  asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(b));
+}
 
 template <class Weight>
 class Digits {
  public:
-  Digits(const QuantizedArgs& args, const Shape& shape, const Cut& cut, const Weight& weight, std::byte* own)
-      : a_(args), shape_(shape), cut_(cut), weight_(weight), results_(reinterpret_cast<float*>(own)),
+  Digits(const QuantizedArgs& args, const Shape& shape, const DigitsCut& cut, const Weight& weight, std::byte* own)
+      : a_(args), shape_(shape), cut_(cut), weight_(weight), row_bytes_(shape.row_bytes()),
+        run_steps_(shape.run / kStepLanes), run_scales_((shape.sums ? 2 : 1) * kPanel), results_(reinterpret_cast<float*>(own)),
         digits_(reinterpret_cast<std::uint32_t*>(results_ + kWaitingTiles * kTileSums)),
-        scales_(reinterpret_cast<float*>(digits_ + kGroupLanes * kPanel)), sums_(scales_ + kScaleFloats) {}
+        scales_(reinterpret_cast<float*>(digits_ + kGroupLanes * kPanel)), sums_(scales_ + kScaleFloats + kStagger) {}
 
   void run(std::int64_t task, const std::byte* x) {
     const std::int64_t group = task / cut_.row_tasks, first = group * cut_.panels;
     const std::int64_t count = least(cut_.panels, (a_.weight->n + kPanel - 1) / kPanel - first);
-    const std::int64_t first_tile = task % cut_.row_tasks * cut_.task_tiles;
-    const std::int64_t last_tile = least(first_tile + cut_.task_tiles, cut_.tiles);
     const std::byte* data = static_cast<const std::byte*>(a_.weight->data) + first * shape_.panel_bytes;
     if (cut_.tiles == 1) {  // a panel is one stream from memory: it is finished before the next one
       for (std::int64_t p = 0; p < count; p++) {
-        for (std::int64_t lane = 0; lane < shape_.lanes; lane += cut_.block) {
-          const std::int64_t lanes = least(cut_.block, shape_.lanes - lane);
-          weight_.read(data + p * shape_.panel_bytes, lane, lanes, digits_, scales_);
-          multiply(x, static_cast<int>(a_.m), lane, lanes, 0, results_ + p * kTileSums);
+        if (a_.m <= kVectorRows) {
+          const std::byte* panel = data + p * shape_.panel_bytes;
+          a_.m == 1 ? few_rows<1>(panel, x, results_ + p * kTileSums) : few_rows<2>(panel, x, results_ + p * kTileSums);
+          continue;
         }
+        const Part part{data + p * shape_.panel_bytes, 0, shape_.lanes / kStepLanes, digits_, scales_};
+        multiply<true>(part, x, static_cast<int>(a_.m), results_ + p * kTileSums);
       }
       write(0, first, count, results_);
       return;
     }
+    const std::int64_t first_tile = task % cut_.row_tasks * cut_.task_tiles;
+    const std::int64_t last_tile = least(first_tile + cut_.task_tiles, cut_.tiles);
     for (std::int64_t lane = 0; lane < shape_.lanes; lane += cut_.block) {
       const std::int64_t lanes = least(cut_.block, shape_.lanes - lane);
+      const auto part = [&](std::int64_t p) {
+        return Part{data + p * shape_.panel_bytes, lane / kStepLanes, lanes / kStepLanes,
+                    digits_ + p * cut_.block / kStepLanes * kStepNumbers,
+                    scales_ + p * (cut_.block / shape_.run) * run_scales_};
+      };
       if (group != group_ || cut_.blocks > 1) {
-        for (std::int64_t p = 0; p < count; p++) {
-          weight_.read(data + p * shape_.panel_bytes, lane, lanes, digits_ + p * cut_.block * kPanel,
-                       scales_ + p * cut_.block / shape_.run * 2 * kPanel);
-        }
+        for (std::int64_t p = 0; p < count; p++) read(part(p));
       }
       for (std::int64_t tile = first_tile; tile < last_tile; tile++) {
         const std::int64_t row = tile * cut_.height;
         const int rows = static_cast<int>(least(cut_.height, a_.m - row));
         float* results = results_ + (cut_.blocks > 1 ? (tile - first_tile) * count * kTileSums : 0);
         for (std::int64_t p = 0; p < count; p++) {
-          multiply(x + row * shape_.row_bytes(), rows, lane, lanes, p, results + p * kTileSums);
+          multiply<false>(part(p), x + row * row_bytes_, rows, results + p * kTileSums);
         }
         if (lane + lanes == shape_.lanes) write(row, first, count, results);
       }
@@ -208,70 +165,215 @@ class Digits {
   }
 
  private:
-  // results [rows, 32] (+)= some rows of x times lanes of a panel, the p-th of those that were read. The sums of the
-  // next runs are on their way in the unit while those of the runs before are added.
-  void multiply(const std::byte* x, int rows, std::int64_t lane, std::int64_t lanes, std::int64_t p, float* results) {
-    if (lane == 0) std::memset(results, 0, static_cast<std::size_t>(rows * kPanel * 4));
-    const std::int64_t runs = lanes / shape_.run, stride = shape_.row_bytes();
-    const std::uint32_t* digits = digits_ + p * cut_.block * kPanel;
-    const float* scales = scales_ + p * cut_.block / shape_.run * 2 * kPanel;
-    const std::byte* sums_of_x = x + 4 * shape_.lanes + lane / shape_.run * 4;
-    const auto product = [&](std::int64_t run) {
-      float* sums = sums_ + run % (2 * kGatheredRuns) * kTileSums;
-      unit_.multiply_run(x + (lane + run * shape_.run) * 4, stride, digits + run * shape_.run * kPanel, sums, rows,
-                         static_cast<int>(shape_.run));
-    };
-    for (std::int64_t run = 0; run < least(kGatheredRuns, runs); run++) product(run);
-    for (std::int64_t run = 0; run < runs; run += kGatheredRuns) {
-      const std::int64_t now = least(kGatheredRuns, runs - run);
-      const float* sums = sums_ + run % (2 * kGatheredRuns) * kTileSums;
-      for (std::int64_t i = 0; i < kGatheredRuns; i++) {
-        if (run + kGatheredRuns + i < runs) product(run + kGatheredRuns + i);
-        const int begin = static_cast<int>(rows * i / kGatheredRuns);
-        const int end = static_cast<int>(rows * (i + 1) / kGatheredRuns);
-        add(now, sums, scales + run * 2 * kPanel, sums_of_x + run * 4, begin, end, results);
-      }
+  // Steps of a panel, and where their numbers and scales are or, if they are read meanwhile, where the last are kept.
+  struct Part {
+    const std::byte* panel;
+    std::int64_t first, steps;
+    std::uint32_t* digits;
+    float* scales;
+  };
+
+  // A pass of some rows of x over a part of a panel.
+  struct Pass {
+    const Part& part;
+    const std::byte *x, *sums_of_x;  // of the part's first step
+    int rows;
+    float* results;
+  };
+
+  template <bool kReads>
+  std::uint32_t* digits_of(const Part& part, std::int64_t step) const {
+    return part.digits + (kReads ? step % kReadSteps : step) * kStepNumbers;
+  }
+
+  template <bool kReads>
+  float* scales_of(const Part& part, std::int64_t run) const {
+    return part.scales + (kReads ? run % kReadRuns : run) * run_scales_;
+  }
+
+  template <bool kReads>
+  void read_step(const Part& part, std::int64_t step, std::int64_t run, bool begins) const {
+    std::uint32_t* digits = digits_of<kReads>(part, step);
+    weight_.read(part.panel, part.first + step, begins, scales_of<kReads>(part, run),
+                 [digits](int lane, int v, VU lanes) __attribute__((always_inline)) {
+                   store_lanes(digits + lane * kPanel + v * W, lanes);
+                 });
+  }
+
+  void read(const Part& part) const {
+    std::int64_t run = 0;
+    for (std::int64_t step = 0; step < part.steps; run++) {
+      for (std::int64_t i = 0; i < run_steps_; i++) read_step<false>(part, step++, run, i == 0);
     }
   }
 
-  void add(std::int64_t runs, const float* sums, const float* scales, const std::byte* sums_of_x, int begin, int end,
-           float* results) const {
-    switch (runs) {
-      case 4: return add_runs<4>(sums, scales, sums_of_x, begin, end, results);
-      case 3: return add_runs<3>(sums, scales, sums_of_x, begin, end, results);
-      case 2: return add_runs<2>(sums, scales, sums_of_x, begin, end, results);
-      default: add_runs<1>(sums, scales, sums_of_x, begin, end, results);
+  // results [rows, 32] (+)= some rows of x times a part of a panel.
+  template <bool kReads>
+  void multiply(const Part& part, const std::byte* x, int rows, float* results) {
+    if (part.first == 0) std::memset(results, 0, static_cast<std::size_t>(rows * kPanel * 4));
+    const std::byte* sums_of_x = x + 4 * shape_.lanes + (shape_.sums ? part.first / run_steps_ * 4 : 0);
+    const Pass pass{part, x + part.first * kUnitBytes, sums_of_x, rows, results};
+    unit_.begin_steps(rows);
+    if (kReads) read_step<true>(part, 0, 0, true);
+    const bool is_tall = rows > kUnitRows;
+    if (run_steps_ > 1) {
+      is_tall ? long_runs<kReads, true>(pass) : long_runs<kReads, false>(pass);
+    } else {
+      is_tall ? short_runs<kReads, true>(pass) : short_runs<kReads, false>(pass);
     }
   }
 
-  template <int kRuns>
-  void add_runs(const float* sums, const float* scales, const std::byte* sums_of_x, int begin, int end,
-                float* results) const {
-    VF scale[kRuns][kVectors], of_sum[kRuns][kVectors];
-#pragma GCC unroll 4
-    for (int i = 0; i < kRuns; i++) {
+  // results [R, 32] = rows of x times a panel, by vectors.
+  template <int R>
+  void few_rows(const std::byte* panel, const std::byte* x, float* results) {
+    VF result[R][kVectors] = {};
+    const std::byte* sums_of_x = x + 4 * shape_.lanes;
+    for (std::int64_t step = 0; step < shape_.lanes / kStepLanes;) {
+      VF sums[R][kVectors] = {};
+      for (std::int64_t i = 0; i < run_steps_; i++, step++) add_step<R>(panel, step, i == 0, x, sums);
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; v++) {
-        scale[i][v] = load(scales + i * 2 * kPanel + v * W);
-        of_sum[i][v] = load(scales + (i * 2 + 1) * kPanel + v * W);
-      }
-    }
-    const std::int64_t stride = shape_.row_bytes();
-    for (int r = begin; r < end; r++) {
-      VF result[kVectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; v++) result[v] = load(results + r * kPanel + v * W);
-#pragma GCC unroll 4
-      for (int i = 0; i < kRuns; i++) {
-        const VF sum_of_x = splat(bits_as<float>(load_lane(sums_of_x + r * stride + i * 4)));
+      for (int r = 0; r < R; r++) {
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; v++) {
-          result[v] = load(sums + i * kTileSums + r * kPanel + v * W) * scale[i][v] + result[v];
-          result[v] = sum_of_x * of_sum[i][v] + result[v];
+          result[r][v] = sums[r][v] * load(scales_ + v * W) + result[r][v];
+          if (!shape_.sums) continue;
+          const VF sum_of_x = splat(bits_as<float>(load_lane(sums_of_x + r * row_bytes_)));
+          result[r][v] = sum_of_x * load(scales_ + kPanel + v * W) + result[r][v];
+        }
+      }
+      sums_of_x += 4;
+    }
+    for (int r = 0; r < R; r++) {
+      for (int v = 0; v < kVectors; v++) store(results + r * kPanel + v * W, result[r][v]);
+    }
+  }
+
+  // sums += rows of x times a step of a panel, whose scales, if a run begins with it, come into scales_.
+  template <int R>
+  __attribute__((always_inline)) void add_step(const std::byte* panel, std::int64_t step, bool begins, const std::byte* x,
+                                               VF (&sums)[R][kVectors]) {
+    alignas(64) float left[R][2][kStepLanes];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++) {
+      const VU lanes = load_lanes(x + r * row_bytes_ + step * kUnitBytes);
+      store(left[r][0], bits_as<VF>(lanes << 16));
+      store(left[r][1], bits_as<VF>(lanes & 0xffff0000u));
+    }
+    VF halves[R][kVectors][2] = {};
+    weight_.read(panel, step, begins, scales_, [&](int lane, int v, VU lanes) __attribute__((always_inline)) {
+      const VF first = bits_as<VF>(lanes << 16), second = bits_as<VF>(lanes & 0xffff0000u);
+#pragma GCC unroll 2
+      for (int r = 0; r < R; r++) {
+        add_product(halves[r][v][0], first, left[r][0][lane]);
+        add_product(halves[r][v][1], second, left[r][1][lane]);
+      }
+    });
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; v++) sums[r][v] += halves[r][v][0] + halves[r][v][1];
+  }
+
+  float* sums_of(std::int64_t run) const { return sums_ + run % kWaitingRuns * kTileSums; }
+
+  // Runs of a single step. While some are in the unit, or on their way from it, the sums of two before are added.
+  template <bool kReads, bool kTall>
+  void short_runs(const Pass& pass) {
+    const std::int64_t runs = pass.part.steps;
+    constexpr std::int64_t kBehind = 3;
+    const int half = kTall ? kUnitRows : pass.rows;
+    for (std::int64_t run = 0; run < runs + kBehind; run++) {
+      if (kReads && run + 1 < runs) read_step<true>(pass.part, run + 1, run + 1, true);
+      const std::byte* x = pass.x + run * kUnitBytes;
+      if (run < runs) {
+        unit_.load_right(digits_of<kReads>(pass.part, run));
+        kTall || run % 2 == 0 ? start<0>(x) : start<1>(x);
+      }
+      if (run > 0 && run <= runs) {
+        float* sums = sums_of(run - 1);
+        kTall ? unit_.template save_pair<1>(sums + kUnitRows * kPanel)
+              : run % 2 == 1 ? unit_.template save_pair<0>(sums) : unit_.template save_pair<1>(sums);
+      }
+      const bool adds = run % 2 == 1 && run >= kBehind;
+      if (adds) add<kReads>(pass, run - kBehind, runs, 0, half);
+      if (!kTall) continue;
+      if (run < runs) {
+        start<1>(x + kUnitRows * row_bytes_);
+        unit_.template save_pair<0>(sums_of(run));
+      }
+      if (adds) add<kReads>(pass, run - kBehind, runs, half, pass.rows);
+    }
+  }
+
+  template <int kPair>
+  void start(const std::byte* x) {
+    unit_.template zero_pair<kPair>();
+    unit_.template load_left<kPair>(x, row_bytes_);
+    unit_.template add_step<kPair>();
+  }
+
+  // Runs of several steps, whose sums stay in the unit meanwhile.
+  template <bool kReads, bool kTall>
+  void long_runs(const Pass& pass) {
+    const std::int64_t run_steps = run_steps_, runs = pass.part.steps / run_steps;
+    for (std::int64_t run = 0; run < runs; run++) {
+      unit_.template zero_pair<0>();
+      if (kTall) unit_.template zero_pair<1>();
+      for (std::int64_t step = run * run_steps; step < (run + 1) * run_steps; step++) {
+        const bool is_last = step + 1 == (run + 1) * run_steps_;
+        if (kReads && step + 1 < pass.part.steps) read_step<true>(pass.part, step + 1, run + is_last, is_last);
+        const std::byte* x = pass.x + step * kUnitBytes;
+        const std::uint32_t* digits = digits_of<kReads>(pass.part, step);
+        unit_.template load_left<0>(x, row_bytes_);
+        if (kTall) unit_.template load_left<1>(x + kUnitRows * row_bytes_, row_bytes_);
+        unit_.load_right(digits);
+        unit_.template add_step<0>();
+        if (kTall) unit_.template add_step<1>();
+      }
+      unit_.template save_pair<0>(sums_of(run));
+      if (kTall) unit_.template save_pair<1>(sums_of(run) + kUnitRows * kPanel);
+      if (run > 0) add<kReads>(pass, run - 1, run, 0, pass.rows);
+    }
+    add<kReads>(pass, runs - 1, runs, 0, pass.rows);
+  }
+
+  // Adds the scaled sums of run `first`, and of the next one if it is below `end`, for rows [begin, last).
+  template <bool kReads>
+  void add(const Pass& pass, std::int64_t first, std::int64_t end, int begin, int last) const {
+    const float* scales = scales_of<kReads>(pass.part, first);
+    const bool two = first + 1 < end;
+    if (shape_.sums) {
+      two ? add_runs<2, true>(pass, first, scales, begin, last) : add_runs<1, true>(pass, first, scales, begin, last);
+    } else {
+      two ? add_runs<2, false>(pass, first, scales, begin, last) : add_runs<1, false>(pass, first, scales, begin, last);
+    }
+  }
+
+  template <int kRuns, bool kSumsOfX>
+  void add_runs(const Pass& pass, std::int64_t first, const float* scales, int begin, int last) const {
+    constexpr std::int64_t kScales = (kSumsOfX ? 2 : 1) * kPanel;
+    const float* sums = sums_of(first);
+    const std::byte* sums_of_x = pass.sums_of_x + first * 4;
+    for (int r = begin; r < last; r++) {
+      VF result[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; v++) result[v] = load(pass.results + r * kPanel + v * W);
+#pragma GCC unroll 2
+      for (int i = 0; i < kRuns; i++) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; v++) {
+          result[v] = load(sums + i * kTileSums + r * kPanel + v * W) * load(scales + i * kScales + v * W) + result[v];
+        }
+        if constexpr (kSumsOfX) {
+          const VF sum_of_x = splat(bits_as<float>(load_lane(sums_of_x + r * row_bytes_ + i * 4)));
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; v++) {
+            result[v] = sum_of_x * load(scales + i * kScales + kPanel + v * W) + result[v];
+          }
         }
       }
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; v++) store(results + r * kPanel + v * W, result[v]);
+      for (int v = 0; v < kVectors; v++) store(pass.results + r * kPanel + v * W, result[v]);
     }
   }
 
@@ -289,14 +391,27 @@ class Digits {
 
   const QuantizedArgs& a_;
   const Shape& shape_;
-  const Cut& cut_;
+  const DigitsCut& cut_;
   const Weight& weight_;
+  const std::int64_t row_bytes_, run_steps_, run_scales_;
   float* results_;          // [tiles, panels, rows, 32] of a task
-  std::uint32_t* digits_;   // [panels, lanes of a block, 32]
-  float* scales_;           // [panels, runs of a block, 2, 32]
-  float* sums_;             // [2 * kGatheredRuns, rows, 32]
+  std::uint32_t* digits_;   // [panels, steps of a block, 16, 32]
+  float* scales_;           // [panels, runs of a block, 1 or 2, 32]
+  float* sums_;             // [kWaitingRuns, rows, 32]
   std::int64_t group_ = -1; // whose panels were read
   MatrixUnit unit_;
+};
+
+// While one of these lives, this thread takes denormal numbers for 0.
+class Flushing {
+ public:
+  Flushing() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
+  Flushing(const Flushing&) = delete;
+  Flushing& operator=(const Flushing&) = delete;
+  ~Flushing() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_;
 };
 
 // For a few rows it is cheaper to prepare them once per thread than to wait for another thread.
@@ -305,11 +420,11 @@ constexpr bool has_own_rows(std::int64_t m) { return m <= 12; }
 template <class Weight>
 bool multiply(const QuantizedArgs& a) {
   const LinearWeight& w = *a.weight;
-  const Shape shape = shape_of(w);
-  const Cut cut(shape, w.n, a.m, a.team.threads);
+  const Shape shape = Weight::shape(w);
+  const DigitsCut cut(shape, w.n, a.m, a.team.threads);
   const Weight weight(w);
   const std::int64_t row_bytes = shape.row_bytes();
-  const std::int32_t* order = w.coded->order;
+  const std::int32_t* order = w.coded == nullptr ? nullptr : w.coded->order;
   std::byte* const shared = a.scratch + a.team.threads * kOwnBytes;
   const auto prepare = [&](std::int64_t begin, std::int64_t end, std::byte* to) {
     for (std::int64_t row = begin; row < end; row++) {
@@ -326,6 +441,7 @@ bool multiply(const QuantizedArgs& a) {
     int helped = 0;
     std::byte* x = shared + (own ? thread * a.m * row_bytes : 0);
     bool is_prepared = !own;
+    const Flushing flushing;
     Digits<Weight> mine(a, shape, cut, weight, a.scratch + thread * kOwnBytes);
     for (std::int64_t task; (task = shares.take_next(thread, &helped)) < tasks;) {
       if (!is_prepared) prepare(0, a.m, x);
@@ -336,18 +452,38 @@ bool multiply(const QuantizedArgs& a) {
   return true;
 }
 
-}  // namespace
-
-bool linear_digits(const QuantizedArgs& a) {
-  switch (a.weight->coded->codes) {
-    case Codes::int8: return multiply<CodedBlocks<Int8<bf16>>>(a);
-    case Codes::e4m3: return multiply<CodedBlocks<E4m3<bf16>>>(a);
-    default: return multiply<CodedBlocks<Nibbles<bf16>>>(a);
+// Calls with(reader's type) for a weight that this kernel may multiply.
+template <class With>
+auto with_reader(const LinearWeight& weight, const With& with) {
+  if (weight.coded != nullptr) {
+    switch (weight.coded->codes) {
+      case Codes::int8: return with(static_cast<CodedDigits<Int8<bf16>>*>(nullptr));
+      case Codes::e4m3: return with(static_cast<CodedDigits<E4m3<bf16>>*>(nullptr));
+      default: return with(static_cast<CodedDigits<Nibbles<bf16>>*>(nullptr));
+    }
+  }
+  switch (weight.kind) {
+#define SAPWOOD_KIND(kind) \
+  case WeightKind::kind: return with(static_cast<GroupDigits<WeightKind::kind>*>(nullptr));
+    SAPWOOD_KIND(q8_0) SAPWOOD_KIND(q4_0) SAPWOOD_KIND(q4_1) SAPWOOD_KIND(q5_0) SAPWOOD_KIND(q5_1)
+    SAPWOOD_KIND(q4_k) SAPWOOD_KIND(q5_k)
+    default: return with(static_cast<GroupDigits<WeightKind::iq4_xs>*>(nullptr));
+#undef SAPWOOD_KIND
   }
 }
 
+template <class Reader>
+Reader reader_at(Reader*);  // names the type that a pointer points to
+
+}  // namespace
+
+bool linear_digits(const QuantizedArgs& a) {
+  return with_reader(*a.weight, [&](auto* reader) { return multiply<decltype(reader_at(reader))>(a); });
+}
+
 std::size_t linear_digits_scratch(const LinearWeight& weight, std::int64_t m, int threads) {
-  const Shape shape = shape_of(weight);
+  if (weight.coded == nullptr && (!weight.fine || whole_bits(layout_of(weight.kind)) == 0)) return 0;
+  const Shape shape = with_reader(weight, [&](auto* reader) { return decltype(reader_at(reader))::shape(weight); });
   if (shape.run == 0) return 0;
   const std::int64_t copies = has_own_rows(m) ? threads : 1;
   return static_cast<std::size_t>(threads * kOwnBytes + copies * m * shape.row_bytes());

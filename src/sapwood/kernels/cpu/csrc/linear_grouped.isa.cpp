@@ -69,13 +69,17 @@ static inline void round_row(const T* x, std::int64_t k, std::byte* out) {
 
 // A row of x -> its two rows of bytes: the higher digits, then the lower ones.
 template <class T, WeightKind kKind>
-static inline void round_row_fine(const T* x, std::int64_t k, std::byte* out, std::int64_t row_bytes) {
+static inline void round_row_fine(const T* x, std::int64_t k, bool whole, std::byte* out, std::int64_t row_bytes) {
   constexpr std::int64_t kRun = layout_of(kKind).run;
   const VF magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   for (std::int64_t i = 0; i < k; i += kGroup, out += kGroupBytesOfX) {
     const Range range{magnitude(x + i, kGroup)};
-    const VF inverse = splat(range.inverse(kFineLevels<kKind>));
-    const float scale = range.step(kFineLevels<kKind>);
+    float scale = range.step(kFineLevels<kKind>), inverted = range.inverse(kFineLevels<kKind>);
+    if (whole && inverted != 0.0f) {
+      scale = whole_step(range.most, whole_bits(layout_of(kKind)));
+      inverted = 1.0f / scale;
+    }
+    const VF inverse = splat(inverted);
     for (std::int64_t run = 0; run < kGroup / kRun; run++) {
       VI sums[2] = {};
       for (std::int64_t j = run * kRun; j < (run + 1) * kRun; j += W) {
@@ -436,7 +440,7 @@ void multiply(const QuantizedArgs& a) {
   const Cut cut = cut_work(a, most_pass_bytes(a.m * height) / height);
   const auto round = [&](std::int64_t row, std::byte* to) {
     const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
-    weight.fine ? round_row_fine<T, kKind>(x, weight.k, to, row_bytes) : round_row<T, kKind>(x, weight.k, to);
+    weight.fine ? round_row_fine<T, kKind>(x, weight.k, a.whole, to, row_bytes) : round_row<T, kKind>(x, weight.k, to);
   };
   run_quantized(a, cut, round, [&](const std::byte* x, std::int64_t panel, std::int64_t panels,
                                    std::int64_t row, std::int64_t rows) {

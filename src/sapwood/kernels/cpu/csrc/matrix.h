@@ -177,34 +177,39 @@ class MatrixUnit {
     }
   }
 
-  // sums[rows, 32] = a x b of bf16 for up to kMostPassRows rows, a_stride bytes apart, and b [lanes, 32]; lanes are
-  // 8 or a multiple of 16.
-  void multiply_run(const void* a, std::int64_t a_stride, const std::uint32_t* b, float* sums, int rows, int lanes) {
-    constexpr std::int64_t stride = 2 * kUnitBytes;  // of b and of the sums
-    const int depth = lanes < kUnitLanes ? lanes : kUnitLanes;
-    set_rows(rows, depth);
-    const bool has_lower = rows > kUnitRows;
-    tiles_.zero<kSums>();
-    tiles_.zero<kSums + 1>();
-    if (has_lower) {
-      tiles_.zero<kSums + 2>();
-      tiles_.zero<kSums + 3>();
-    }
-    const std::byte* left = static_cast<const std::byte*>(a);
-    for (int lane = 0; lane < lanes; lane += depth, left += 4 * depth, b += depth * 2 * kUnitLanes) {
-      tiles_.load<kRight>(b, stride);
-      tiles_.load<kLeft>(left, a_stride);
-      tiles_.load<kRight + 1>(b + kUnitLanes, stride);
-      tiles_.add_bf16<kSums, kLeft, kRight>();
-      tiles_.add_bf16<kSums + 1, kLeft, kRight + 1>();
-      if (has_lower) {
-        tiles_.load<kLeft + 1>(left + kUnitRows * a_stride, a_stride);
-        tiles_.add_bf16<kSums + 2, kLeft + 1, kRight>();
-        tiles_.add_bf16<kSums + 3, kLeft + 1, kRight + 1>();
-      }
-    }
-    save_two<kSums>(sums, stride);
-    if (has_lower) save_two<kSums + 2>(sums + kUnitRows * 2 * kUnitLanes, stride);
+  // Sums of a few rows, in steps: tile pair 0 has the first 16 rows, pair 1 the others; with 16 rows or fewer either
+  // pair has them, so that one can be at work while the other is saved. `rows` of begin_steps() serve until its
+  // next call.
+  void begin_steps(int rows) { set_rows(rows, kUnitLanes, true); }
+
+  // b [16, 32], which the next calls of add_step() multiply.
+  void load_right(const std::uint32_t* b) {
+    tiles_.load<kRight>(b, 2 * kUnitBytes);
+    tiles_.load<kRight + 1>(b + kUnitLanes, 2 * kUnitBytes);
+  }
+
+  // The rows of a pair, 16 lanes of each, `stride` bytes apart.
+  template <int kPair>
+  void load_left(const void* a, std::int64_t stride) {
+    tiles_.load<kLeft + kPair>(a, stride);
+  }
+
+  template <int kPair>
+  void zero_pair() {
+    tiles_.zero<kSums + 2 * kPair>();
+    tiles_.zero<kSums + 2 * kPair + 1>();
+  }
+
+  template <int kPair>
+  void add_step() {
+    tiles_.add_bf16<kSums + 2 * kPair, kLeft + kPair, kRight>();
+    tiles_.add_bf16<kSums + 2 * kPair + 1, kLeft + kPair, kRight + 1>();
+  }
+
+  // -> sums [rows of the pair, 32]
+  template <int kPair>
+  void save_pair(float* sums) const {
+    save_two<kSums + 2 * kPair>(sums, 2 * kUnitBytes);
   }
 
   // sums[16 * block + row, 16] = a x b of bf16: of kUnitBlocks blocks of kUnitRows rows each, a_stride bytes apart.
@@ -283,18 +288,19 @@ class MatrixUnit {
   }
 
   // The rows of a pass, over one or two tiles. Setting shapes empties all tiles.
-  // depth: lanes of a row of a, and rows of a tile of b.
-  void set_rows(int rows, int depth = kUnitLanes) {
-    if (rows == rows_ && depth == depth_) return;
+  // depth: lanes of a row of a, and rows of a tile of b. twice: up to 16 rows are in either of two tiles.
+  void set_rows(int rows, int depth = kUnitLanes, bool twice = false) {
+    if (rows == rows_ && depth == depth_ && twice == twice_) return;
     rows_ = rows;
     depth_ = depth;
+    twice_ = twice;
     TileShapes shapes{};
     shapes.palette = 1;
     const auto set = [&](int tile, int count, int lanes = kUnitLanes) {
       shapes.rows[tile] = static_cast<std::uint8_t>(count);
       shapes.row_bytes[tile] = static_cast<std::uint16_t>(count > 0 ? lanes * 4 : 0);
     };
-    const int upper = static_cast<int>(least(rows, kUnitRows)), lower = rows - upper;
+    const int upper = static_cast<int>(least(rows, kUnitRows)), lower = twice && rows <= kUnitRows ? upper : rows - upper;
     for (int i = 0; i < 2; i++) {
       set(kSums + i, upper);
       set(kSums + 2 + i, lower);
@@ -344,6 +350,7 @@ class MatrixUnit {
 
   Tiles tiles_;
   int rows_ = 0, depth_ = 0;  // that the shapes are set for
+  bool twice_ = false;
 };
 
 // Whether the unit multiplies so many rows of T.

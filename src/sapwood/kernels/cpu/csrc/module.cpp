@@ -54,6 +54,15 @@ void layer_norm(const Context& c, int dtype, Address x, Address weight, Address 
   c.ops().layer_norm(static_cast<DType>(dtype), in(x), in(weight), in(bias), to(out), rows, hidden, eps, c.team());
 }
 
+// norm and rotations may be 0
+void norm_rotate_heads(const Context& c, int dtype, Address x, I64 x_stride, Address norm, float eps,
+                       Address rotations, Address out, I64 rows, int num_heads, int head_dim) {
+  if (head_dim % 2 != 0 || head_dim > kMaxHeadDim) throw std::invalid_argument("heads of this size cannot be rotated");
+  c.ops().norm_rotate_heads(static_cast<DType>(dtype),
+                            {in(x), x_stride, in(norm), static_cast<const float*>(in(rotations)), to(out), rows,
+                             num_heads, head_dim, eps, c.team()});
+}
+
 void activate(const Context& c, int dtype, int activation, Address x, Address out, I64 n) {
   c.ops().activate(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), n, c.team());
 }
@@ -513,6 +522,7 @@ NB_MODULE(_native, m) {
   m.def("embedding", &embedding, Unlocked());
   m.def("rms_norm", &rms_norm, Unlocked());
   m.def("layer_norm", &layer_norm, Unlocked());
+  m.def("norm_rotate_heads", &norm_rotate_heads, Unlocked());
   m.def("activate", &activate, Unlocked());
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
   m.def("xielu", &xielu, Unlocked());

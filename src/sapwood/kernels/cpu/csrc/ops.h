@@ -247,6 +247,7 @@ struct QuantizedArgs {
   std::byte* scratch;          // quantized_scratch(...) bytes, 64-byte aligned
   Team team;
   bool wide = false;           // out is fp32, whatever the dtype of x and bias; linear_many and linear_digits only
+  bool whole = false;          // of a `fine` weight: x is rounded as for linear_digits (whole_step in integer.h)
 };
 
 // out[m, n] = x w^T + bias for a coded weight.
@@ -399,6 +400,19 @@ struct LowRankArgs {
   Team team;
 };
 
+// Each head's norm, then neighbouring pairs of its entries rotated.
+struct RotateArgs {
+  const void* x;  // rows x_stride elements apart, each num_heads * head_dim
+  std::int64_t x_stride;
+  const void* norm;         // [head_dim]; null: no norm
+  const float* rotations;   // [rows, head_dim]: cosine and sine of each pair; null: nothing rotates
+  void* out;                // [rows, num_heads, head_dim]
+  std::int64_t rows;
+  int num_heads, head_dim;  // head_dim: even, at most kMaxHeadDim
+  float eps;
+  Team team;
+};
+
 struct Ops {
   const char* name;
   // residual null: out = rms_norm(x); else x + residual goes to residual first.
@@ -433,6 +447,7 @@ struct Ops {
   // n numbers of a dense kind -> fp32
   void (*widen)(WeightKind, const void* from, float* to, std::int64_t n);
   void (*qk_norm_rope_write_kv)(DType, const RopeArgs&);
+  void (*norm_rotate_heads)(DType, const RotateArgs&);
   void (*paged_attention)(DType, const AttentionArgs&);
   std::size_t (*attention_scratch)(DType, int rows, int head_dim);
   void (*linear)(DType, const LinearArgs&);

@@ -15,6 +15,16 @@ constexpr std::int64_t many_rows(const LinearWeight& weight) {
   return weight.coded != nullptr ? kDirectRows + 1 : weight.kind == WeightKind::int8 ? 129 : weight.fine ? 17 : 33;
 }
 
+// Rows of blocks below which exact products of vectors (linear_grouped) take less time than those of the unit.
+constexpr std::int64_t kLeastDigitRows = 4;
+
+// Whether exact products of bf16 with a weight round x to whole multiples of a power of two, so that vectors and the
+// unit compute the same.
+bool is_whole(const Ops& ops, const LinearWeight& weight) {
+  return ops.exact_products && ops.linear_digits != nullptr && weight.fine && is_grouped(weight.kind) &&
+         whole_bits(layout_of(weight.kind)) > 0;
+}
+
 }  // namespace
 
 std::int64_t panel_bytes_of(const LinearWeight& weight) {
@@ -54,7 +64,7 @@ void Products::dense(LinearArgs args, DType dtype) const {
 }
 
 void Products::linear(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
-                      std::int64_t rows, void* out) const {
+                      std::int64_t rows, void* out, bool was_bf16) const {
   if (rows == 0) return;
   if (is_dense(weight.kind)) {
     if (weight.next != nullptr) throw std::invalid_argument("a dense weight has no parts");
@@ -82,7 +92,8 @@ void Products::linear(const LinearWeight& weight, DType dtype, const void* x, st
     }
     const std::int64_t bytes = quantized_scratch(*part, rows, team.threads);
     const QuantizedArgs args{x, x_stride, part, begin, rows,
-                             scratch.at_least(static_cast<std::size_t>(bytes)), team};
+                             scratch.at_least(static_cast<std::size_t>(bytes)), team, false,
+                             (dtype == DType::bf16 || was_bf16) && is_whole(ops, *part)};
     (is_grouped(part->kind) ? ops.linear_grouped : ops.linear_int8)(dtype, args);
     begin += part->n * (dtype == DType::f32 ? 4 : 2);
   }
@@ -92,7 +103,7 @@ bool Products::many(const LinearWeight& weight, DType dtype, const void* x, std:
                     void* out, bool wide_out) const {
   if (dtype != DType::bf16) return false;
   if (ops.exact_products) {
-    if (ops.linear_digits == nullptr) return false;
+    if (ops.linear_digits == nullptr || (is_whole(ops, weight) && rows < kLeastDigitRows)) return false;
     const std::size_t bytes = ops.linear_digits_scratch(weight, rows, team.threads);
     return bytes > 0 && ops.linear_digits({x, x_stride, &weight, out, rows, scratch.at_least(bytes), team, wide_out});
   }
@@ -135,7 +146,7 @@ void Products::linear_fp32(const LinearWeight& weight, DType dtype, const void* 
       widened[row * weight.k + i] = static_cast<std::uint32_t>(from[i]) << 16;
     }
   }
-  linear(weight, DType::f32, widened, weight.k, rows, out);
+  linear(weight, DType::f32, widened, weight.k, rows, out, true);
 }
 
 }  // namespace sapwood

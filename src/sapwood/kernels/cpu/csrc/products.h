@@ -50,9 +50,9 @@ struct Products {
   void dense(LinearArgs args, DType dtype) const;
   // out [rows, weight.out_stride] = x w^T + bias, for a weight of any kind; x, bias and out are of
   // `dtype`, rows of x x_stride elements apart.
-  // Throws std::invalid_argument for a dense weight of another dtype.
+  // Throws std::invalid_argument for a dense weight of another dtype. was_bf16: x is of fp32, widened from bf16.
   void linear(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
-              std::int64_t rows, void* out) const;
+              std::int64_t rows, void* out, bool was_bf16 = false) const;
   // The same with an fp32 out, whatever `dtype`.
   void linear_fp32(const LinearWeight& weight, DType dtype, const void* x, std::int64_t x_stride,
                    std::int64_t rows, float* out) const;

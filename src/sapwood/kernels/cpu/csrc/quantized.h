@@ -64,6 +64,10 @@ static constexpr Layout layout_of(WeightKind kind) {
   }
 }
 
+// Bits of x as whole numbers (LinearWeight::fine, QuantizedArgs::whole), with which the sum of a group is below 2^24,
+// so that fp32 has it exactly, in any order; 0: the kind is not multiplied so.
+static constexpr int whole_bits(Layout layout) { return layout.run != kGroup ? 0 : layout.bits == 8 ? 12 : 14; }
+
 static constexpr std::int64_t block_groups(Layout layout) { return layout.heads ? kBlockGroups : 1; }
 
 // Bytes before each block of a panel.

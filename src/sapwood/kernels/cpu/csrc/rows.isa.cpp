@@ -270,6 +270,48 @@ void rotate_head(const T* x, const T* norm, float eps, const float* cos_sin, int
   }
 }
 
+// One head as rotate_head, but neighbouring entries are a pair.
+template <class T>
+void rotate_pairs(const T* x, const T* norm, float eps, const float* rotations, int head_dim, T* out) {
+  const float factor = norm != nullptr ? inverse_rms(x, head_dim, eps) : 1.0f;
+  alignas(64) float head[kMaxHeadDim];
+  for (int i = 0; i < head_dim; i++) head[i] = to_float(x[i]) * factor;
+  if (norm != nullptr) {
+    // Rounded in between, as a norm that is an op of its own rounds.
+    for (int i = 0; i < head_dim; i++) put(out + i, head[i] * to_float(norm[i]));
+    for (int i = 0; i < head_dim; i++) head[i] = to_float(out[i]);
+  }
+  if (rotations == nullptr) {
+    for (int i = 0; i < head_dim; i++) put(out + i, head[i]);
+    return;
+  }
+  alignas(64) float turned[kMaxHeadDim];
+  for (int i = 0; i < head_dim; i += 2) {
+    const float a = head[i], b = head[i + 1], cosine = rotations[i], sine = rotations[i + 1];
+    turned[i] = a * cosine - b * sine;
+    turned[i + 1] = a * sine + b * cosine;
+  }
+  int i = 0;
+  for (; i + W <= head_dim; i += W) store(out + i, load(turned + i));
+  for (; i < head_dim; i++) put(out + i, turned[i]);
+}
+
+template <class T>
+void rotate_rows(const RotateArgs& a) {
+  const std::int64_t width = static_cast<std::int64_t>(a.num_heads) * a.head_dim;
+  const int threads = worth_threads(a.team.threads, a.rows * width, kElementsPerThread);
+  run_pieces(a.team, threads, a.rows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
+      T* out = static_cast<T*>(a.out) + row * width;
+      const float* rotations = a.rotations == nullptr ? nullptr : a.rotations + row * a.head_dim;
+      for (int head = 0; head < a.num_heads; head++, x += a.head_dim, out += a.head_dim) {
+        rotate_pairs(x, static_cast<const T*>(a.norm), a.eps, rotations, a.head_dim, out);
+      }
+    }
+  });
+}
+
 // One layer's keys or values of one token, head by head.
 class TokenWriter {
  public:
@@ -456,6 +498,10 @@ void sampling_weights(DType dtype, const void* x, std::int64_t n, float inverse_
 
 void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args) {
   dtype == DType::f32 ? rope<float>(args) : rope<bf16>(args);
+}
+
+void norm_rotate_heads(DType dtype, const RotateArgs& args) {
+  dtype == DType::f32 ? rotate_rows<float>(args) : rotate_rows<bf16>(args);
 }
 
 void norm_rope_write_latent(DType dtype, const LatentRopeArgs& args) {

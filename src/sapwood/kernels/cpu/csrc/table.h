@@ -24,6 +24,7 @@ void sampling_weights(DType dtype, const void* x, std::int64_t n, float inverse_
                       float* weights, float* block_sum, float* block_top);
 void widen(WeightKind kind, const void* from, float* to, std::int64_t n);
 void qk_norm_rope_write_kv(DType dtype, const RopeArgs& args);
+void norm_rotate_heads(DType dtype, const RotateArgs& args);
 void norm_rope_write_latent(DType dtype, const LatentRopeArgs& args);
 void index_scores(DType dtype, const IndexArgs& args);
 std::size_t index_scratch(DType dtype, const IndexArgs& args);

@@ -14,11 +14,11 @@ export class ApiError extends Error {
   }
 }
 
-/** The models that can chat: {id, contextLength, hasReasoning, seesImages}. */
+/** The models that can chat: {id, contextLength, hasReasoning, seesImages}; and whether any draws. */
 export async function listModels() {
   const response = await ask("v1/models", {});
   const { data } = await response.json();
-  return data
+  const models = data
     .filter((card) => card.is_generation !== false)
     .map((card) => ({
       id: card.id,
@@ -27,6 +27,7 @@ export async function listModels() {
       // Other servers do not say so, and then the server decides.
       seesImages: card.media?.includes("image") ?? true,
     }));
+  return { models, canDraw: data.some((card) => card.task === "text-to-image") };
 }
 
 /** The chunks of a streamed chat completion. Raises ApiError; AbortError once `signal` says so. */
@@ -43,7 +44,7 @@ export async function* streamChat(body, signal) {
   }
 }
 
-async function ask(path, { headers = {}, ...options }) {
+export async function ask(path, { headers = {}, ...options }) {
   const key = apiKey();
   if (key) headers.Authorization = `Bearer ${key}`;
   let response;
@@ -93,5 +94,5 @@ async function next(reader, signal) {
   }
 }
 
-const lost = () =>
+export const lost = () =>
   new ApiError("The connection was lost before the answer ended. What came until then is kept.");

@@ -27,7 +27,11 @@ export const seesImages = () => models.find(({ id }) => id === select.value)?.se
 export async function showModels(wanted = "") {
   const before = chosenModel();
   try {
-    if (!models.length) models = await listModels();
+    if (!models.length) {
+      const found = await listModels();
+      models = found.models;
+      byId("to-pictures").hidden = !found.canDraw;
+    }
     list(models.length ? "" : "no model here can chat");
   } catch (error) {
     list(error.status === 401 ? "needs an API key: see Settings" : "not ready");
