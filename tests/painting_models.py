@@ -560,5 +560,7 @@ def _random(model: torch.nn.Module, seed: int) -> Any:
 if __name__ == "__main__":
     import sys
 
-    where = saved(flux(), Path(sys.argv[1]))
-    sys.stderr.write(f"{where} is a tiny Flux of random weights: its pictures show nothing\n")
+    is_video = sys.argv[2:] == ["video"]
+    where = saved(wan() if is_video else flux(), Path(sys.argv[1]))
+    kind = "Wan" if is_video else "Flux"
+    sys.stderr.write(f"{where} is a tiny {kind} of random weights: what it draws shows nothing\n")

@@ -40,6 +40,8 @@ AUDIO_URL = "http://127.0.0.1:30003"
 """Its forms are sent by tests/e2e/test_audio.py."""
 EDITING_URL = "http://127.0.0.1:30005"
 """Its pictures and adapters are sent by tests/e2e/test_painting.py and tests/frontends/images."""
+VIDEO_URL = "http://127.0.0.1:30006"
+"""Its videos are asked for by tests/e2e/test_videos.py."""
 SIGHT_URL = "http://127.0.0.1:30004"
 """Its requests are sent by tests/e2e/test_images.py, with pictures that need no Internet."""
 GATEWAY_URL = "http://127.0.0.1:8000"
@@ -402,6 +404,7 @@ def curl_requests(text: str, server: str) -> Iterator[tuple[str, str, str | None
             EDITING_URL,
             AUDIO_URL,
             SIGHT_URL,
+            VIDEO_URL,
             GATEWAY_URL,
         )
         assert url.startswith(known), url

@@ -110,7 +110,7 @@ class Load:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.timeout(2 * SECONDS + 400)
 def test_nothing_wrong_is_read_while_two_serve_and_one_is_killed(
     model: Path, storage: tuple[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -179,3 +179,30 @@ def test_steps_rest_from_encoding_while_others_decode() -> None:
     other = state("b", [medium(7, 0, 10)])
     vectors.begin_step(others_decode=False)
     assert vectors.grant(other, 0, 12) == 12, "nobody waits for a token"
+
+
+def test_beside_decodes_pictures_are_encoded_as_far_as_the_time_goes() -> None:
+    vectors = MediaVectors(
+        Facts(), vector_bytes=BYTES, max_bytes=1000, patches_per_step=100, target_s=0.25
+    )
+    one = state("r", pictures([(name, 10) for name in range(9)]))
+    end = len(one.prompt_ids)
+
+    def encoded_by(*, others_decode: bool) -> int:
+        vectors.begin_step(others_decode=others_decode)
+        vectors.grant(one, 0, end)
+        media, _ = vectors.take_orders()
+        vectors.encoded(media, 0.01 * 10 * len(media))
+        return len(media)
+
+    def rest() -> None:
+        for _ in range(REST_STEPS):
+            assert encoded_by(others_decode=True) == 0
+
+    # Nothing was measured: one alone. Then a picture takes 0.1 s, of 0.25 that there are.
+    assert encoded_by(others_decode=True) == 1
+    rest()
+    assert encoded_by(others_decode=True) == 2
+    rest()
+    # Alone, as many as a step takes.
+    assert encoded_by(others_decode=False) == 6

@@ -332,6 +332,26 @@ def test_a_picture_is_found_where_it_is(has_history: bool, tmp_path: Path) -> No
         history.close()
 
 
+def test_a_video_is_found_where_it_is_and_lists_are_joined() -> None:
+    async def run() -> None:
+        one, other = Stub("one"), Stub("other")
+        one.behaviour = 404
+        async with bench(one, other) as made:
+            for path in ("/v1/videos/video_1", "/v1/videos/video_1/content"):
+                got = await made.client.get(path)
+                assert got.json()["worker"] == "other"
+            assert (await made.client.post("/v1/videos/video_1/remix")).status_code == 200
+            assert (await made.client.delete("/v1/videos/video_1")).status_code == 200
+            other.behaviour = 404
+            assert "video" in (await made.client.get("/v1/videos/video_1")).text
+            # Workers that draw no videos have none to tell of.
+            assert (await made.client.get("/v1/videos")).json()["data"] == []
+            other.behaviour = 500
+            assert (await made.client.get("/v1/videos")).status_code == 503
+
+    asyncio.run(run())
+
+
 def test_a_gateway_that_drains_takes_no_requests() -> None:
     async def run() -> None:
         async with bench(Stub("a")) as made:

@@ -23,7 +23,9 @@ STEPS_TO_LEAST = 600
 class OutputReserve:
     """The share of outstanding output tokens that admission reserves."""
 
-    def __init__(self, conservativeness: float) -> None:
+    def __init__(self, conservativeness: float, least_tokens: int = 0) -> None:
+        """least_tokens  reserved of each request at least, as far as it may still have so many"""
+        self._least_tokens = least_tokens
         self._initial = min(INITIAL_RATIO * conservativeness, 1.0)
         self._least = min(LEAST_RATIO * conservativeness, 1.0)
         self._fall = (self._initial - self._least) / STEPS_TO_LEAST
@@ -31,7 +33,7 @@ class OutputReserve:
 
     def expected_growth(self, num_outstanding: int) -> int:
         """Output tokens that a request is expected to add, out of its `num_outstanding`."""
-        return int(num_outstanding * self.ratio) + 1
+        return max(int(num_outstanding * self.ratio) + 1, min(self._least_tokens, num_outstanding))
 
     def after_step(self) -> None:
         self.ratio = max(self.ratio - self._fall, self._least)

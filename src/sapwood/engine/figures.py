@@ -12,7 +12,7 @@ from sapwood.engine.request_state import RequestState
 from sapwood.engine.speculation import Speculation
 from sapwood.engine.tiers import CacheTiers
 from sapwood.memory.ledger import Ledger
-from sapwood.schema.output import EngineStatus, PoolUse
+from sapwood.schema.output import EngineStatus, HandoverCounts, PoolUse
 
 
 def engine_status(
@@ -23,6 +23,7 @@ def engine_status(
     adapters: AdapterSlots,
     media: MediaVectors | None,
     tiers: CacheTiers | None,
+    handovers: HandoverCounts | None,
     *,
     running: Sequence[RequestState],
     num_waiting: int,
@@ -57,6 +58,7 @@ def engine_status(
         adapters=adapters.use if adapters.max_bytes else None,
         media=None if media is None else media.use,
         tiers=None if tiers is None else tiers.use,
+        handovers=handovers,
         new_token_ratio=new_token_ratio,
         routing_key_running_counts=per_routing_key(running),
         routing_key_all_counts=per_routing_key(open_requests),

@@ -9,7 +9,7 @@ Like pages, vectors change hands in the order of plans.
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,6 +40,9 @@ NOTHING_HEARD = (
 )
 
 
+NUM_KEPT = 3
+"""Steps with encoding whose times count, the slowest."""
+
 REST_STEPS = 4
 """Steps without encoding after one with it, while requests decode."""
 
@@ -65,6 +68,7 @@ class MediaVectors:
         vector_bytes: int,
         max_bytes: int,
         patches_per_step: int,
+        target_s: float = 0.0,
         must_hear: bool = False,
     ) -> None:
         """An account without vectors.
@@ -72,6 +76,8 @@ class MediaVectors:
         vector_bytes      of one token
         max_bytes         of all vectors at any time
         patches_per_step  that are encoded before a step, unless one medium alone has more
+        target_s          seconds that encoding before a step may take while requests decode, as
+                          far as what was measured tells; 0: as long as it takes
         must_hear         whether every request needs a sound, since the model's layers attend to it
         """
         self._facts = facts
@@ -79,6 +85,9 @@ class MediaVectors:
         self._vector_bytes = vector_bytes
         self._max_bytes = max_bytes
         self._patches_per_step = patches_per_step
+        self._target_s = target_s
+        self._patch_s: deque[float] = deque(maxlen=NUM_KEPT)
+        self._others_decode = False
         self._must_hear = must_hear
         self._known: OrderedDict[bytes, Vectors] = OrderedDict()
         self._held: dict[str, set[bytes]] = {}  # by request id
@@ -143,6 +152,7 @@ class MediaVectors:
     def begin_step(self, *, others_decode: bool = False) -> None:
         """others_decode: then the steps after one that encodes only decode, so that most gaps
         between two tokens are as long as ever, however many pictures wait."""
+        self._others_decode = others_decode
         if not others_decode:
             self._rest = 0
         elif self._num_patches:
@@ -175,6 +185,13 @@ class MediaVectors:
             self._let_go(held, digest)
         if not held:
             del self._held[state.request_id]
+
+    def encoded(self, media: Sequence[Medium], seconds: float) -> None:
+        """The vectors of a plan's media were made, in so many seconds."""
+        self.encoding_s += seconds
+        num_patches = sum(map(self._facts.num_patches, media))
+        if num_patches and seconds > 0.0:
+            self._patch_s.append(seconds / num_patches)
 
     def leave(self, state: RequestState) -> None:
         """Let go all that the request holds."""
@@ -220,7 +237,7 @@ class MediaVectors:
         if self._rest:
             return None
         num_patches = self._facts.num_patches(medium)
-        if self._num_patches and self._num_patches + num_patches > self._patches_per_step:
+        if self._num_patches and self._num_patches + num_patches > self._most_patches():
             return None
         num_bytes = medium.num_vectors * self._vector_bytes
         if not self._make_room(num_bytes):
@@ -231,6 +248,14 @@ class MediaVectors:
         self._encodes[medium.digest] = medium
         vectors = self._known[medium.digest] = Vectors(num_bytes)
         return vectors
+
+    def _most_patches(self) -> float:
+        """That the next step may encode, unless one medium alone has more."""
+        if not (self._target_s and self._others_decode):
+            return self._patches_per_step
+        if not self._patch_s:
+            return 0
+        return min(self._patches_per_step, self._target_s / max(self._patch_s))
 
     def _make_room(self, num_bytes: int) -> bool:
         idle = [(key, one.num_bytes) for key, one in self._known.items() if not one.num_users]

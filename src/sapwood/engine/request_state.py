@@ -98,6 +98,7 @@ class RequestState:
         self.hidden_states = PerToken() if request.options.return_hidden_states else None
         self.routed_experts = PerToken() if request.options.return_routed_experts else None
         self.uses_prefixes = self.shares_prefixes
+        self.most_matchable: int | None = None
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._num_scored = 0
         self._key = token_key(request.prompt_ids)
@@ -274,13 +275,13 @@ class RequestState:
 
     @property
     def num_matchable_tokens(self) -> int:
-        """Tokens that a prefix hit may cover at most: all before `first_needed`, but never the
-        last known token."""
+        """Tokens that a prefix hit may cover at most: all before `first_needed`, and up to
+        `most_matchable`, but never the last known token."""
         if not self.uses_prefixes:
             return 0
         all_but_last = self.num_known_tokens - 1
-        limit = self.first_needed
-        return all_but_last if limit is None else min(limit, all_but_last)
+        limits = [self.first_needed, self.most_matchable]
+        return min([all_but_last, *(limit for limit in limits if limit is not None)])
 
     def matchable_key(self) -> bytes:
         """The prefix tree's key of the tokens that a prefix hit may cover, and of one more."""

@@ -23,6 +23,7 @@ from sapwood.engine.admission import OutputReserve, Precedence, PrefillDelayer, 
 from sapwood.engine.deadlines import Deadlines
 from sapwood.engine.figures import engine_status
 from sapwood.engine.grammar_gate import GrammarGate, GrammarRanks
+from sapwood.engine.handovers import NO_HANDOVERS, Handovers
 from sapwood.engine.limits import RequestBounds
 from sapwood.engine.media import MediaVectors
 from sapwood.engine.messages import (
@@ -75,6 +76,7 @@ class Scheduler:
         adapters: AdapterSlots | None = None,
         media: MediaVectors | None = None,
         tiers: CacheTiers | None = None,
+        handovers: Handovers = NO_HANDOVERS,
     ) -> None:
         """A scheduler without requests.
 
@@ -90,8 +92,10 @@ class Scheduler:
         adapters     which LoRA adapters are loaded; None: requests with one are refused
         media        knows the vectors of pictures; None: requests that show some are refused
         tiers        bring prefixes back that the KV pool has given away; None: there are none
+        handovers    knows requests that another engine has a part in
         """
         self._tiers = tiers
+        self._handovers = handovers
         self._switch_length = switch_length
         self._gate = GrammarGate(grammars)
         self._ledger = ledger
@@ -118,7 +122,9 @@ class Scheduler:
         )
         self._precedence = Precedence.of(config)
         self._deadlines = Deadlines(config)
-        self._reserve = OutputReserve(config.schedule_conservativeness)
+        self._reserve = OutputReserve(
+            config.schedule_conservativeness, handovers.num_reserved_tokens
+        )
         self._rng = random.Random(config.random_seed)
         self._waiting: list[RequestState] = []
         self._adapters = AdapterSlots() if adapters is None else adapters
@@ -192,7 +198,7 @@ class Scheduler:
 
     @property
     def has_open_requests(self) -> bool:
-        return bool(self._open)
+        return bool(self._open) or self._handovers.num_held > 0
 
     @property
     def has_work(self) -> bool:
@@ -205,8 +211,8 @@ class Scheduler:
 
     @property
     def is_fetching(self) -> bool:
-        """Whether a storage is at work, whose results `plan` takes in."""
-        return self._tiers is not None and self._tiers.is_busy
+        """Whether a storage or another engine is at work, whose results `plan` takes in."""
+        return self._handovers.is_busy or (self._tiers is not None and self._tiers.is_busy)
 
     @property
     def _num_fetching(self) -> int:
@@ -236,6 +242,7 @@ class Scheduler:
                 num_prompt_tokens=len(request.prompt_ids),
                 finish=refusal,
             )
+        request = self._handovers.own_part(request)
         limit = self._bounds.max_tokens - len(request.prompt_ids)
         asked = request.options.sampling.max_new_tokens
         seed = request.options.sampling.seed
@@ -254,6 +261,7 @@ class Scheduler:
         self._open[state.request_id] = state
         self._gate.enter(state)
         self._waiting.append(state)
+        self._handovers.arrive(state)
         if self._tiers is not None:
             self._tiers.arrive(state)
         return None
@@ -263,7 +271,7 @@ class Scheduler:
         request has that id."""
         state = self._open.get(request_id)
         if state is None:
-            return None
+            return self._handovers.abort(request_id)
         self._counts["aborted"] += 1
         self._end(state, Finish(kind="abort", message=reason))
         return request_output(state, [])
@@ -280,6 +288,10 @@ class Scheduler:
         for state, finish in self._gate.release_ready():
             self._counts["refused"] += 1
             self._end_between_steps(state, finish)
+        for request_id, finish in self._handovers.take_failed():
+            if request_id in self._open:
+                self._end_between_steps(self._open[request_id], finish)
+        self._ended_between_steps += self._handovers.take_ended()
         ended, self._ended_between_steps = self._ended_between_steps, []
         return ended
 
@@ -288,6 +300,7 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step; None if nothing can be computed before an earlier result is known."""
         speculation = self._speculation
+        self._handovers.poll()
         if self._tiers is not None:
             self._tiers.poll()
         if speculation is not None and self._in_flight and speculation.waits:
@@ -385,13 +398,13 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """Take the results of a plan in; plans complete in the order in which they were made."""
         outputs: list[RequestOutput] = []
-        self._step_time.end(plan.step)
+        self._step_time.end(plan.step, result.encoding_s)
         if self._tiers is not None:
             self._tiers.end_step(plan.step)
         if self._speculation is not None:
             self._speculation.end_step(plan.step, result.drafting_s)
         if self._media is not None:
-            self._media.encoding_s += result.encoding_s
+            self._media.encoded(plan.encodes, result.encoding_s)
         sampled = iter(result.token_ids)
         pairs = zip(plan.scheduled, self._in_flight.pop(plan.step), strict=True)
         for index, (entry, (state, num_runs)) in enumerate(pairs):
@@ -406,12 +419,16 @@ class Scheduler:
                 state.num_pending_outputs -= 1
                 new_ids = self._take(state, [*token_ids, *result.forced.get(index, ())])
             logprobs = take_extras(state, entry, result, index, new_ids)
+            if is_same_run and state.phase is Phase.RUNNING:
+                self._handovers.computed(state, entry.end)
             self._finish_if_done(state, entry, result, index)
             if self._speculation is not None and state.finish is None:
                 self._speculation.bring(state, result.guesses.get(index))
             if token_ids is not None or state.finish is not None:
                 values = result.values.get(index, b"")
-                outputs.append(request_output(state, new_ids, logprobs, values=values))
+                output = request_output(state, new_ids, logprobs, values=values)
+                if not self._handovers.holds_back(state, output):
+                    outputs.append(output)
             if state.phase is Phase.RUNNING and state.num_runs == num_runs:
                 self._running.share_prompt(state)
         return outputs
@@ -467,6 +484,7 @@ class Scheduler:
             self._adapters,
             self._media,
             self._tiers,
+            self._handovers.counts,
             running=self._running.states,
             num_waiting=len(self._waiting),
             open_requests=self._open.values(),
@@ -482,6 +500,7 @@ class Scheduler:
             or self._precedence.why_refused(request.options.priority)
             or self._adapters.why_refused(request.options.adapter, has_ids=not request.input_embeds)
             or self._why_media_refused(request)
+            or self._handovers.why_refused(request)
         )
         if wrong is not None:
             return failed(wrong)
@@ -561,6 +580,7 @@ class Scheduler:
             self._speculation.forget(state)
         if self._tiers is not None:
             self._tiers.leave(state)
+        self._handovers.leave(state)
         state.move_to(Phase.FINISHED)
         state.finish = finish
         del self._open[state.request_id]

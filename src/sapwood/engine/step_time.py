@@ -46,13 +46,15 @@ class StepTimeTarget:
             num_prompt_tokens = sum(num_new for _, num_new in shares) - num_decodes
             self._begun[step] = self._clock.now_s(), num_decodes, num_prompt_tokens
 
-    def end(self, step: int) -> None:
-        """The result of that step is there; steps end in their order."""
+    def end(self, step: int, encoding_s: float = 0.0) -> None:
+        """The result of that step is there; steps end in their order.
+
+        encoding_s  of its time, which was for pictures and says nothing about tokens"""
         if not self._target_s:
             return
         begin_s, num_decodes, num_prompt_tokens = self._begun.pop(step)
         now_s = self._clock.now_s()
-        seconds = now_s - max(begin_s, self._last_end_s)
+        seconds = now_s - max(begin_s, self._last_end_s) - encoding_s
         self._last_end_s = now_s
         if seconds <= 0.0:  # the clock is too coarse
             return

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from sapwood.base.clock import Clock
+from sapwood.engine.arrivals import Arrivals, HostPage
 from sapwood.engine.request_state import RequestState
 from sapwood.engine.stored_pages import StoredPages
 from sapwood.memory.lease import Lease
@@ -49,12 +50,15 @@ class CacheTiers:
         page_bytes: int = 0,
         clock: Clock | None = None,
         least_tokens: int = LEAST_TOKENS,
+        arrivals: Arrivals | None = None,
     ) -> None:
         """stored        the storage behind the host; None: there can be none
         loads         whether copies from the host are quicker than computing; None: always
         page_bytes    of a page in all pools together
         clock         measures what prompts cost, for these rules
-        least_tokens  a hit that is longer by fewer tokens is not worth its copies"""
+        least_tokens  a hit that is longer by fewer tokens is not worth its copies
+        arrivals      brings pages that another engine has computed; None: none does"""
+        self._arrivals = arrivals
         self._stored = stored
         self._loads = loads
         self._bytes_per_page = page_bytes
@@ -105,8 +109,9 @@ class CacheTiers:
 
     @property
     def num_held(self) -> int:
-        """Requests that wait for pages from the storage."""
-        return 0 if self._stored is None else self._stored.num_held
+        """Requests that wait for pages from the storage, or from another engine."""
+        num_stored = 0 if self._stored is None else self._stored.num_held
+        return num_stored + (0 if self._arrivals is None else self._arrivals.num_held)
 
     def take_orders(self, step: int) -> tuple[list[CopiedPage], list[CopiedPage]]:
         """As `HostTier.take_orders`."""
@@ -143,6 +148,8 @@ class CacheTiers:
         """Write what waits, and use the storage no longer."""
         if self._stored is not None:
             self._stored.detach()
+        if self._arrivals is not None:
+            self._arrivals.close()
 
     def weights_changed(self) -> None:
         """As `StoredPages.weights_changed`."""
@@ -150,7 +157,10 @@ class CacheTiers:
             self._stored.weights_changed()
 
     def arrive(self, state: RequestState) -> None:
-        """A request waits from now on: look for its pages in the storage."""
+        """A request waits from now on: look for its pages elsewhere."""
+        if self._arrivals is not None and self._arrivals.has_place(state.options.handover):
+            self._arrivals.begin(state, self._lacking(state))
+            return
         stored = self._stored
         if stored is None or not stored.is_attached or not state.uses_prefixes:
             return
@@ -173,12 +183,16 @@ class CacheTiers:
         )
 
     def poll(self) -> None:
-        """Take in what the storage has brought. To be called once per turn."""
+        """Take in what the storage and other engines have brought. To be called once per turn."""
         if self._stored is not None:
             self._stored.poll()
+        if self._arrivals is not None:
+            self._arrivals.poll()
 
     def holds(self, state: RequestState) -> bool:
-        """Whether the request waits for pages from the storage."""
+        """Whether the request waits for pages from the storage, or from another engine."""
+        if self._arrivals is not None and self._arrivals.holds(state.request_id):
+            return True
         return self._stored is not None and self._stored.holds(state.request_id)
 
     def leave(self, state: RequestState) -> None:
@@ -186,6 +200,8 @@ class CacheTiers:
         self._known.pop(state.request_id, None)
         if self._stored is not None:
             self._stored.leave(state.request_id)
+        if self._arrivals is not None:
+            self._arrivals.leave(state)
 
     def extend(self, state: RequestState, lease: Lease) -> int:
         """Lengthen the prefix of a request's new lease as far as the host has its pages, and the
@@ -222,9 +238,24 @@ class CacheTiers:
             state.tier_tokens = num_tokens - num_stored, num_stored
         return lease.num_shared * page_size
 
+    def _lacking(self, state: RequestState) -> list[HostPage]:
+        """What the longest prefix of a waiting request needs besides what the tree has."""
+        ledger = self._ledger
+        key = ledger.matchable(state.matchable_key())
+        digests, namespace = self._digests_of(state, key), state.namespace
+        lease, num_hit = ledger.lease(namespace, state.matchable_key())
+        ledger.release(lease)
+        if num_hit == len(digests) * ledger.page_size:
+            return []
+        return self._places(digests, ledger.known_pages(namespace, key), len(digests))
+
     def _needed(self, digests: Sequence[bytes], begin: int, end: int) -> list[tuple[int, bytes]]:
         """(pool, digest) of all that may have to come from the host for the pages begin .. end - 1
         of a prefix."""
+        return [(pool, digest) for pool, _, digest in self._places(digests, begin, end)]
+
+    def _places(self, digests: Sequence[bytes], begin: int, end: int) -> list[HostPage]:
+        """The same, each with its index."""
         needs, size = self._ledger.needs, self._ledger.page_size
         firsts = [] if needs.full is None else [(needs.full, begin)]
         firsts += [
@@ -232,7 +263,9 @@ class CacheTiers:
             for pool, window in needs.windows
         ]
         firsts += [] if needs.state is None else [(needs.state, end - 1)]
-        return [(pool, digest) for pool, first in firsts for digest in digests[first:end]]
+        return [
+            (pool, index, digests[index]) for pool, first in firsts for index in range(first, end)
+        ]
 
     def _digests_of(self, state: RequestState, key: bytes) -> list[bytes]:
         """Of the pages of a waiting request's key."""

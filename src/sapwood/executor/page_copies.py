@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sapwood.distributed.transfer.segment import OwnSegment
 from sapwood.memory.buffers import page_rows
 from sapwood.memory.tiers.rates import Rate
 from sapwood.schema.cache import CacheGroup, pools_of
@@ -45,13 +48,25 @@ class PageCopies:
         groups: Sequence[CacheGroup],
         caches: Sequence[tuple[Tensor, ...]],
         host_sizes: Sequence[int],
+        *,
+        is_shared: bool = False,
     ) -> None:
         """groups      as `allocate_caches` takes them
         caches      what it returned
-        host_sizes  slots of each pool"""
+        host_sizes  slots of each pool
+        is_shared   whether other processes of this user may write to the host's memory
+
+        Raises OSError if the system has no memory that can be shared"""
+        device = rows_by_pool(groups, caches)
+        shapes = [
+            (size, sum(rows.shape[1] for rows in pieces))
+            for size, pieces in zip(host_sizes, device, strict=True)
+        ]
+        self.segment = OwnSegment(shapes) if is_shared else None
+        shared = None if self.segment is None else self.segment.rows
         self.pools = tuple(
-            _host_pool([caches[layer] for at in pool.groups for layer in groups[at].layers], size)
-            for pool, size in zip(pools_of(groups), host_sizes, strict=True)
+            _host_pool(pieces, size, None if shared is None else torch.from_numpy(shared[at]))
+            for at, (pieces, size) in enumerate(zip(device, host_sizes, strict=True))
         )
         self.loading = Rate()
         """Seconds per byte that comes back."""
@@ -81,9 +96,46 @@ class PageCopies:
         self.loading.add(num_bytes, time.perf_counter() - start_s)
 
 
-def _host_pool(caches: Sequence[tuple[Tensor, ...]], num_slots: int) -> HostPool:
-    device = tuple(page_rows(caches))
-    on_gpu = any(rows.device.type != "cpu" for rows in device)
-    widths = [rows.shape[1] for rows in device]
-    rows = torch.empty((num_slots, sum(widths)), dtype=torch.uint8, pin_memory=on_gpu)
-    return HostPool(device, torch.split(rows, widths, dim=1) if widths else (), rows)
+class PageMemory:
+    """The pools in which steps compute, for whoever sends pages elsewhere."""
+
+    def __init__(self, groups: Sequence[CacheGroup], caches: Sequence[tuple[Tensor, ...]]) -> None:
+        """As `PageCopies` takes them."""
+        self._pools = rows_by_pool(groups, caches)
+        self._arrays = [
+            [rows.numpy() for rows in pieces] for pieces in self._pools if _on_cpu(pieces)
+        ]
+
+    @property
+    def row_bytes(self) -> tuple[int, ...]:
+        """Per pool: of a page or state, in all pieces."""
+        return tuple(sum(rows.shape[1] for rows in pieces) for pieces in self._pools)
+
+    def read(self, pool: int, number: int) -> list[NDArray[np.uint8]]:
+        """A page's bytes, by pieces: on a CPU where they lie, else copied."""
+        if self._arrays:
+            return [rows[number] for rows in self._arrays[pool]]
+        return [rows[number].cpu().numpy() for rows in self._pools[pool]]
+
+
+def rows_by_pool(
+    groups: Sequence[CacheGroup], caches: Sequence[tuple[Tensor, ...]]
+) -> list[list[Tensor]]:
+    """Per pool as `page_rows`."""
+    return [
+        page_rows([caches[layer] for at in pool.groups for layer in groups[at].layers])
+        for pool in pools_of(groups)
+    ]
+
+
+def _on_cpu(pieces: Sequence[Tensor]) -> bool:
+    return all(rows.device.type == "cpu" for rows in pieces)
+
+
+def _host_pool(device: Sequence[Tensor], num_slots: int, rows: Tensor | None) -> HostPool:
+    """rows: memory for the slots; None: it is allocated"""
+    widths = [piece.shape[1] for piece in device]
+    if rows is None:
+        pinned = not _on_cpu(device)
+        rows = torch.empty((num_slots, sum(widths)), dtype=torch.uint8, pin_memory=pinned)
+    return HostPool(tuple(device), torch.split(rows, widths, dim=1) if widths else (), rows)

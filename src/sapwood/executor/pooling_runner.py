@@ -14,6 +14,7 @@ from torch import Tensor
 from sapwood.executor.cache_inputs import CachePlaces
 from sapwood.executor.inputs import ONE_GROUP, build_inputs
 from sapwood.executor.rows import RowTable
+from sapwood.executor.sight import Sight
 from sapwood.layers.forward_batch import ForwardBatch
 from sapwood.layers.pooling import Pooler
 from sapwood.schema.step import RowStart, StepPlan, StepResult
@@ -45,7 +46,9 @@ class PoolingRunner:
         page_size: int,
         device: torch.device,
         places: CachePlaces = ONE_GROUP,
+        sight: Sight | None = None,
     ) -> None:
+        """sight: encodes what prompts show; None: no prompt shows anything"""
         self._model = model
         self._pooler = pooler
         self._kv_caches = kv_caches
@@ -53,11 +56,13 @@ class PoolingRunner:
         self._rows = rows
         self._page_size = page_size
         self._device = device
+        self._sight = sight
         self._num_first: NDArray[np.int64] = np.full(len(rows.sampling), _ONE_TEXT, dtype=np.int64)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step; plans come in the order in which they were made."""
+        encoding_s = 0.0 if self._sight is None else self._sight.follow(plan)
         for start in plan.starts:
             self._start(start)
         for entry in plan.scheduled:
@@ -70,6 +75,7 @@ class PoolingRunner:
             kv_caches=self._kv_caches,
             device=self._device,
             places=self._places,
+            sight=self._sight,
         )
         rows = np.array([entry.row for entry in plan.scheduled], dtype=np.int64)
         lengths = np.array(inputs.batch.attention.query_lens, dtype=np.int64)
@@ -84,13 +90,15 @@ class PoolingRunner:
             context_lens=inputs.batch.attention.context_len,
         )
         if not answering:
-            return StepResult(step=plan.step, token_ids=[])
+            return StepResult(step=plan.step, token_ids=[], encoding_s=encoding_s)
         numbers = self._pooler.finish(self._model.answer(pooled)).cpu().numpy().astype("<f4")
         values = {index: row.tobytes() for index, row in zip(answering, numbers, strict=True)}
-        return StepResult(step=plan.step, token_ids=[], values=values)
+        return StepResult(step=plan.step, token_ids=[], values=values, encoding_s=encoding_s)
 
     def _start(self, start: RowStart) -> None:
         self._rows.start(start)
+        if self._sight is not None:
+            self._sight.start(start, self._rows)
         self._pooler.start(start.row)
         num_first = None if start.options.embed is None else start.options.embed.num_first
         self._num_first[start.row] = _ONE_TEXT if num_first is None else num_first

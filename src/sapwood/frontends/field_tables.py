@@ -33,6 +33,7 @@ from sapwood.frontends.openai import embeddings
 from sapwood.frontends.openai import protocol as openai
 from sapwood.frontends.responses import protocol as responses
 from sapwood.frontends.serving import tools
+from sapwood.frontends.videos import protocol as videos
 from sapwood.schema.fields import FieldTable
 
 Tables = Sequence[FieldTable[Any]]
@@ -41,6 +42,8 @@ FIELD_TABLES: Mapping[str, Tables] = {
     "Pictures": (
         images.GENERATION_FIELDS,
         images.EDIT_FIELDS,
+        videos.VIDEO_FIELDS,
+        videos.REMIX_FIELDS,
         loras.SET_LORA_FIELDS,
         loras.MERGE_LORA_FIELDS,
         loras.UNMERGE_LORA_FIELDS,

@@ -46,26 +46,31 @@ IMAGE_SIZES: dict[str, str] = dict.fromkeys(
 )
 
 _NO_ADAPTERS = NotOffered(why="lora_path names an adapter, where there are any")
-_NO_TRANSFER = NotOffered(why="prefill and decoding are not apart here")
-_NO_SPLIT = NotOffered(why="prefill and decoding are not apart here", idle=(0,))
+_NO_TRANSFER = NotOffered(why="/generate, /v1/completions and /v1/chat/completions have it")
+_NO_SPLIT = NotOffered(why="engines that hand pages over have one replica", idle=(0,))
 
 REPLICA: dict[str, Alias] = {"routed_dp_rank": Alias(of="data_parallel_rank")}
 """SGLang's newer name."""
 
 PLACEMENT: dict[str, NotOffered] = {
     "bootstrap_host": _NO_TRANSFER,
-    "bootstrap_pair_key": _NO_TRANSFER,
+    "bootstrap_pair_key": NotOffered(why="the room alone tells requests apart"),
     "bootstrap_port": _NO_TRANSFER,
     "bootstrap_room": _NO_TRANSFER,
     "data_parallel_rank_decode": _NO_SPLIT,
-    "decode_tp_size": _NO_TRANSFER,
+    "decode_tp_size": NotOffered(why="engines that hand pages over have one rank", idle=(1,)),
     "disagg_prefill_dp_rank": _NO_SPLIT,
     "lora_id": _NO_ADAPTERS,
     "lora_path": NotOffered(why="adapters are for text; this route makes numbers"),
 }
 
+PLACES = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
+"""Where a prompt's pages are handed over; see schema/handover.py."""
+
+HANDED_OVER: dict[str, NotOffered] = dict.fromkeys(PLACES, _NO_TRANSFER)
+
 GENERATION: dict[str, NotOffered] = {
-    **{name: field for name, field in PLACEMENT.items() if name != "lora_path"},
+    **{name: field for name, field in PLACEMENT.items() if name not in ("lora_path", *PLACES)},
     "custom_labels": NotOffered(why="labels of metrics come in a header"),
     "return_bytes": NotOffered(why="answers are JSON"),
     "return_cached_tokens_details": NotOffered(

@@ -48,6 +48,7 @@ _POSTS = (
     "/v1/audio/translations",
     "/v1/images/generations",
     "/v1/images/edits",
+    "/v1/videos",
     "/api/chat",
     "/api/generate",
     "/api/embed",

@@ -1,5 +1,5 @@
-"""Requests about something that one worker holds: a stored response or a picture, asked for by its
-id.
+"""Requests about something that one worker holds: a stored response, a picture or a video, asked
+for by its id.
 
 They are stored by the worker that made them. The gateway remembers none of that: it asks all
 workers whether they know the id, and sends the request to the one that does.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Any
 
 import msgspec
 import orjson
@@ -25,9 +26,13 @@ from sapwood.gateway.proxy import Forwarded
 from sapwood.gateway.worker import Worker, WorkerState
 from sapwood.http.body import read_bytes
 from sapwood.http.endpoints import Dialect, Endpoint
-from sapwood.http.errors import OPENAI_ERRORS
+from sapwood.http.errors import OPENAI_ERRORS, json_response
+from sapwood.http.listing import MAX_PAGE, check_query, paged
 
 ASK_TIMEOUT_S = 10.0
+_VIDEOS = "/v1/videos"
+_MAX_PAGES = 1000
+"""Of a worker's list; more are not looked at."""
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 
 
@@ -62,7 +67,7 @@ def found_dialect(proxy: Proxy, answer: Respond | None = None) -> Dialect:
 
 
 def pictures_dialect(proxy: Proxy) -> Dialect:
-    """Pictures that workers keep for a while."""
+    """Pictures and videos that workers keep for a while."""
     dialect = Dialect("pictures", errors={"/v1": OPENAI_ERRORS})
 
     async def forward_picture(request: Request) -> Response:
@@ -75,7 +80,58 @@ def pictures_dialect(proxy: Proxy) -> Dialect:
             Endpoint(paths=(path,), methods=("GET",), access="user", is_documented=False)
         )(forward_picture)
 
+    async def forward_video(request: Request) -> Response:
+        id_ = request.path_params["video_id"]
+        worker = await owner(proxy, request, id_, kind="video", prefix=_VIDEOS + "/")
+        return Forwarded(proxy, request, worker=worker)
+
+    for path, methods in (
+        ("/v1/videos/{video_id}", ("GET", "DELETE")),
+        ("/v1/videos/{video_id}/content", ("GET",)),
+        ("/v1/videos/{video_id}/remix", ("POST",)),
+    ):
+        dialect.serves(
+            Endpoint(paths=(path,), methods=methods, access="user", is_documented=False)
+        )(forward_video)
+
+    @dialect.serves(
+        Endpoint(paths=(_VIDEOS,), methods=("GET",), access="user", is_documented=False)
+    )
+    async def list_videos(request: Request) -> Response:
+        check_query(request.query_params, ("after", "limit", "order"))
+        workers = [worker for worker in proxy.fleet if worker.state is WorkerState.READY]
+        lists = await asyncio.gather(*(_videos_of(proxy, request, each) for each in workers))
+        kept = [video for own in lists for video in own]
+        kept.sort(key=lambda video: (video["created_at"], video["id"]))
+        return json_response(paged(kept, request.query_params))
+
     return dialect
+
+
+async def _videos_of(proxy: Proxy, request: Request, worker: Worker) -> list[dict[str, Any]]:
+    """All videos of a worker, oldest first; none of one that serves no /v1/videos."""
+    found: list[dict[str, Any]] = []
+    path = f"{_VIDEOS}?order=asc&limit={MAX_PAGE}"
+    more = path
+    for _ in range(_MAX_PAGES):
+        status, body = await _ask(proxy, request, worker, more)
+        if status == 404:
+            return []
+        if status != 200:
+            raise EngineUnavailable("a worker does not tell of its videos")
+        try:
+            page = _decode_videos(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise EngineUnavailable("a worker's list of videos cannot be read") from None
+        found += [video for video in page.data if _is_video(video)]
+        if not page.has_more or not page.last_id or not _ID.fullmatch(page.last_id):
+            break
+        more = f"{path}&after={page.last_id}"
+    return found
+
+
+def _is_video(video: dict[str, Any]) -> bool:
+    return isinstance(video.get("id"), str) and isinstance(video.get("created_at"), int)
 
 
 async def owner(
@@ -108,17 +164,9 @@ async def owner(
 
 async def _knows(proxy: Proxy, request: Request, worker: Worker, path: str) -> bool | None:
     """None: the worker does not say."""
-    key = [(name, value) for name, value in request.headers.raw if name in KEYS]
     try:
-        status, body = await ask(
-            worker,
-            "GET",
-            path,
-            headers=key,
-            pass_key=proxy.limits.pass_key,
-            timeout_s=ASK_TIMEOUT_S,
-        )
-    except WorkerFailure:
+        status, body = await _ask(proxy, request, worker, path)
+    except EngineUnavailable:
         return None
     if status != 200:
         return False if status < 500 else None
@@ -126,6 +174,31 @@ async def _knows(proxy: Proxy, request: Request, worker: Worker, path: str) -> b
         return isinstance(orjson.loads(body), dict)
     except orjson.JSONDecodeError:
         return False
+
+
+async def _ask(proxy: Proxy, request: Request, worker: Worker, path: str) -> tuple[int, bytes]:
+    """(status, body) of a GET on behalf of the client. EngineUnavailable without an answer."""
+    key = [(name, value) for name, value in request.headers.raw if name in KEYS]
+    try:
+        return await ask(
+            worker,
+            "GET",
+            path,
+            headers=key,
+            pass_key=proxy.limits.pass_key,
+            timeout_s=ASK_TIMEOUT_S,
+        )
+    except WorkerFailure as error:
+        raise EngineUnavailable("a worker does not answer") from error
+
+
+class _Videos(msgspec.Struct):
+    data: list[dict[str, Any]]
+    has_more: bool = False
+    last_id: str | None = None
+
+
+_decode_videos = msgspec.json.Decoder(_Videos).decode
 
 
 class _Body(msgspec.Struct):

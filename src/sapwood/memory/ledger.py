@@ -389,7 +389,7 @@ class Ledger:
 
         None of that is written or given to others before `end_read`, whatever becomes of the
         request; its new tokens go on being written behind."""
-        assert not lease.is_released, "its request has ended"
+        assert lease.num_readers or not lease.is_released, "its request has ended"
         lease.num_readers += 1
 
     def end_read(self, lease: Lease) -> None:

@@ -94,13 +94,19 @@ def _classifier(config: Mapping[str, Any], decoder: str | None, method: str | No
         task="classify",
         method=own,
         why="what classification heads are trained on",
-        size=int(config.get("hidden_size") or 0),
+        size=_hidden_size(config),
         normalize=False,
         decoder=decoder,
         labels=labels,
         squashes=_squashes(config),
         multi_label=config.get("problem_type") == "multi_label_classification",
     )
+
+
+def _hidden_size(config: Mapping[str, Any]) -> int:
+    """Of the states that are pooled; a model that sees has a config for its text part."""
+    text = config.get("text_config") or {}
+    return int(config.get("hidden_size") or text.get("hidden_size") or 0)
 
 
 def _squashes(config: Mapping[str, Any]) -> bool:
@@ -134,7 +140,7 @@ def _embedder(
         task="embed",
         method=own,
         why=why,
-        size=int(config.get("hidden_size") or 0),
+        size=_hidden_size(config),
         # Without a modules.json, embeddings have length 1, like those of every embedding API.
         normalize=modules is None or "Normalize" in _kinds(modules, directory),
         decoder=decoder,

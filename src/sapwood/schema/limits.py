@@ -62,6 +62,13 @@ ROUTING_KEY = Limit(
     fields=("routing_key", "header x-smg-routing-key"),
     why="engines and gateways keep it as long as the request, or longer",
 )
+HOST = Limit(
+    name="The name of an engine's host",
+    most=255,
+    unit="characters",
+    fields=("bootstrap_host",),
+    why="no host's name is longer, and every message of the engine about the request carries it",
+)
 CACHE_KEY = Limit(
     name="What parts the prefix cache",
     most=KiB,
@@ -341,6 +348,7 @@ LIMITS: tuple[Limit, ...] = tuple(one for one in list(globals().values()) if isi
 
 # Checked where requests of all dialects meet, so these only tell the OpenAPI document.
 RequestId = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": REQUEST_ID.most})]
+Host = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": HOST.most})]
 RoutingKey = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": ROUTING_KEY.most})]
 CacheKey = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": CACHE_KEY.most})]
 ProcessorText = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": CUSTOM_PROCESSOR.most})]

@@ -254,6 +254,21 @@ class MediaUse(msgspec.Struct, frozen=True, kw_only=True):
     encoding_s: float
 
 
+class HandoverCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Prompts that one engine reads and another one answers.
+
+    part           this engine's: prefill or decode
+    num_done       whose pages have come to the other engine, or from it
+    num_failed     whose pages have not
+    num_under_way  that wait for the other engine, or for their pages
+    """
+
+    part: str
+    num_done: int
+    num_failed: int
+    num_under_way: int
+
+
 class TierUse(msgspec.Struct, frozen=True, kw_only=True):
     """The tiers of the cache behind the pools in which steps compute.
 
@@ -344,6 +359,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     media                None: the engine takes only text
     tiers                None: the cache has one tier
     kv_events            None: the engine publishes none
+    handovers            None: the engine reads and answers its prompts itself
     routing_key_running_counts  running requests per routing key, for each key that has some
     routing_key_all_counts      running and waiting requests per routing key
     """
@@ -375,6 +391,7 @@ class EngineStatus(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     media: MediaUse | None = None
     tiers: TierUse | None = None
     kv_events: KVEventCounts | None = None
+    handovers: HandoverCounts | None = None
     routing_key_running_counts: tuple[int, ...] = ()
     routing_key_all_counts: tuple[int, ...] = ()
     pools: tuple[PoolUse, ...] = ()

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from sapwood.schema.handover import Handover
 from sapwood.schema.limits import ROUTING_KEY
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.media import Medium
@@ -46,6 +47,8 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     routing_key   requests with the same key probably share prefixes; "": none
     adapter       id of the LoRA adapter (`LoadAdapter`); "": the base model
     data_parallel_rank  the replica that is to answer; None: any
+    handover      where the prompt's pages go from the engine that reads it to the one that
+                  answers; None: one engine does both
     """
 
     sampling: SamplingParams = SamplingParams()
@@ -58,6 +61,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     routing_key: str = ""
     adapter: str = ""
     data_parallel_rank: int | None = None
+    handover: Handover | None = None
 
     def __post_init__(self) -> None:
         ROUTING_KEY.check(len(self.routing_key), "routing_key")

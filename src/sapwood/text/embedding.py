@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sapwood.base.errors import InvalidRequest, PromptTooLong
 from sapwood.schema.client import EngineClient
 from sapwood.schema.logprobs import LogprobOptions
+from sapwood.schema.media import Medium
+from sapwood.schema.media_source import MediaSource
 from sapwood.schema.output import Finish, RequestOutput
 from sapwood.schema.request import Embed, Generate, RequestOptions
 from sapwood.schema.sampling import SamplingParams
@@ -30,6 +32,7 @@ class EmbedRequest:
     text       a text; token ids, which are taken as they are; or a pair of texts, which the
                tokenizer joins as in the model's training
     add_special_tokens  whether the tokenizer adds BOS or EOS to a single text
+    media      pictures and videos, whose markers stand in a single text in their order
     param      the text's field in the client's request, for errors
     label_ids  for a model that generates: tokens whose log probabilities as the next token are
                wanted; None: the model's embedding or class scores are wanted
@@ -39,6 +42,7 @@ class EmbedRequest:
     request_id: str
     text: str | list[int] | tuple[str, str]
     add_special_tokens: bool = True
+    media: Sequence[MediaSource] = ()
     param: str = "input"
     label_ids: tuple[int, ...] | None = None
     options: RequestOptions = field(default_factory=RequestOptions)
@@ -77,12 +81,20 @@ class TextEmbedder:
         Raises InvalidRequest or PromptTooLong, before anything is submitted, if the text cannot be
         served. A failure in the engine is reported by the `finish`.
         """
-        prompt_ids, num_first = await self._encode(request)
+        media: list[Medium] = []
+        num_first: int | None = None
+        if request.media and not isinstance(request.text, tuple):
+            prompt_ids, media = await self._generator.encode_showing(
+                request.text, request.media, add_special_tokens=request.add_special_tokens
+            )
+        else:
+            prompt_ids, num_first = await self._encode(request)
         self._check(prompt_ids, request)
         labels = request.label_ids
         asked = Generate(
             request_id=request.request_id,
             prompt_ids=prompt_ids,
+            media=media,
             options=msgspec.structs.replace(
                 request.options,
                 sampling=NO_OUTPUT if labels is None else NEXT_TOKEN,

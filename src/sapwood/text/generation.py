@@ -24,6 +24,7 @@ from sapwood.base.errors import InvalidRequest, PromptTooLong, UnsupportedFeatur
 from sapwood.observe.tracing import RequestTrace
 from sapwood.schema import limits
 from sapwood.schema.client import EngineClient
+from sapwood.schema.handover import Handover
 from sapwood.schema.logits_processors import code_of
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.media import Medium
@@ -74,6 +75,8 @@ class TextRequest:
     trace               the request's spans; None: it is not traced
     allowance           what the answer may tell besides its text; None: anything
     turn                the request's place in a session; None: it is in none
+    handovers           where the pages of each sample are handed over; empty: one engine reads the
+                        prompt and answers it
     """
 
     request_id: str
@@ -88,6 +91,7 @@ class TextRequest:
     trace: RequestTrace | None = None
     allowance: AnswerAllowance | None = None
     turn: TurnOfSession | None = None
+    handovers: Sequence[Handover] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_SAMPLES:
@@ -222,29 +226,44 @@ class TextGenerator:
         """The request with its prompt as token ids that have places for its media, and these."""
         if not request.media:
             return request, list(request.prepared)
-        if self._preparer is None:
-            raise UnsupportedFeature(
-                f"{request.media[0].where} is of the kind {request.media[0].kind}, but this model "
-                "takes only text; leave it out or serve a model that sees",
-                param=request.media[0].where,
-            )
-
         if request.input_embeds:
             raise InvalidRequest(
                 "a prompt of input_embeds can show no pictures; send text or token ids",
                 param="input_embeds",
             )
-        if not isinstance(request.prompt, str):
-            self.check_token_ids(request.prompt, "the prompt", param="prompt")
-
-        async def encode(text: str, is_whole: bool) -> list[int]:
-            return await self.encode(text, is_whole and request.add_special_tokens)
-
         start_ns = time.time_ns()
-        token_ids, media = await self._preparer.prepare(request.prompt, request.media, encode)
+        token_ids, media = await self.encode_showing(
+            request.prompt, request.media, add_special_tokens=request.add_special_tokens
+        )
         if request.trace is not None:
             request.trace.prepared(len(media), start_ns)
         return replace(request, prompt=token_ids), media
+
+    async def encode_showing(
+        self,
+        prompt: str | list[int],
+        sources: Sequence[MediaSource],
+        *,
+        add_special_tokens: bool,
+    ) -> tuple[list[int], list[Medium]]:
+        """(the prompt as token ids that have places for its media, these as a tower reads them)
+
+        sources  at least one; their markers stand in the prompt in their order
+        Raises   InvalidRequest or UnsupportedFeature with the place of the one that is wrong
+        """
+        if self._preparer is None:
+            raise UnsupportedFeature(
+                f"{sources[0].where} is of the kind {sources[0].kind}, but this model "
+                "takes only text; leave it out or serve a model that sees",
+                param=sources[0].where,
+            )
+        if not isinstance(prompt, str):
+            self.check_token_ids(prompt, "the prompt", param="prompt")
+
+        async def encode(text: str, is_whole: bool) -> list[int]:
+            return await self.encode(text, is_whole and add_special_tokens)
+
+        return await self._preparer.prepare(prompt, sources, encode)
 
     @contextmanager
     def opened(self, request_id: str, n: int = 1) -> Iterator[OpenRequest]:
@@ -548,6 +567,8 @@ def _engine_request(
         seed = seed if seed < _NUM_SEEDS else seed - _NUM_SEEDS
         sampling = msgspec.structs.replace(sampling, seed=seed)
         options = msgspec.structs.replace(options, sampling=sampling)
+    if request.handovers:
+        options = msgspec.structs.replace(options, handover=request.handovers[index])
     return Generate(
         request_id=part_ids(request.request_id, request.n)[index],
         prompt_ids=prompt_ids,

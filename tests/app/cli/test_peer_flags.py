@@ -86,7 +86,7 @@ def test_a_value_that_looks_like_a_hint_stays_a_value() -> None:
 
 
 def test_what_is_so_anyway_is_not_refused() -> None:
-    assert len(ask("--disaggregation-mode", "null", "--gpu-id-step=1").hints) == 2
+    assert len(ask("--disaggregation-decode-tp", "1", "--gpu-id-step=1").hints) == 2
     assert len(ask("--distributed-executor-backend", "mp", "--swap-space=0").hints) == 2
 
 

@@ -18,6 +18,7 @@ from sapwood.base.clock import ManualClock
 from sapwood.frontends.images.server import create_painting_app
 from sapwood.frontends.images.services import PaintingServices
 from sapwood.frontends.images.stored import PictureStore
+from sapwood.frontends.videos.records import VideoStore
 from sapwood.http.body import BodyLimits
 from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.painting import (
@@ -108,7 +109,10 @@ def client(engine: OneColour, clock: ManualClock, tmp_path: Path) -> Iterator[Te
         version="0",
         serves_metrics=True,
     )
-    app = create_painting_app(services, body_limits=BodyLimits(max_bytes=200_000))
+    videos = VideoStore(
+        tmp_path / "videos", max_bytes=10_000, max_age_s=60.0, max_kept=10, now=clock.now_s
+    )
+    app = create_painting_app(services, videos, body_limits=BodyLimits(max_bytes=200_000))
     with TestClient(app, base_url="http://localhost") as one:
         yield one
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_plan.h"
+#include "both_ways.h"
 #include "numbers.h"
 
 namespace sapwood {
@@ -202,6 +203,45 @@ void test_attention(Context& context, DType dtype, KvFormat format, int group, i
             " group " + std::to_string(group) + " window " + std::to_string(traits.window) + " cap " +
             std::to_string(traits.soft_cap) + (traits.has_sinks ? " sinks" : "") + (traits.has_alibi ? " alibi" : "") + (traits.has_tree ? " tree" : ""),
         out.numbers(), expected, dtype == DType::f32 ? 1e-5 : 0.0079);
+}
+
+// Two texts side by side, and one whose tokens lie apart.
+void test_both_ways(Context& context, DType dtype, std::int64_t length, int head_dim) {
+  Random random(21);
+  const int heads = 2;
+  const std::int64_t tokens = 3 * length, width = heads * head_dim;
+  Array q(dtype, static_cast<std::size_t>(tokens * width), random, 2), k(dtype, q.size(), random), v(dtype, q.size(), random);
+  Array out(dtype, q.size());
+  std::vector<std::int64_t> rows;
+  for (std::int64_t i = 0; i < length; i++) rows.push_back(tokens - 1 - i);
+  const std::vector<BothWaysText> texts{{nullptr, 0, length}, {nullptr, length, length}, {rows.data(), 0, length}};
+  const float scale = 0.3f;
+  attend_both_ways(context, dtype, {heads, head_dim, scale, q.data(), k.data(), v.data(), width, width, width, out.data()},
+                   texts, tokens);
+  std::vector<double> expected(out.size());
+  const auto entry = [&](std::int64_t token, int head, int i) {
+    return static_cast<std::size_t>(token * width + head * head_dim + i);
+  };
+  for (std::int64_t token = 0; token < tokens; token++) {
+    const std::int64_t first = token / length * length;
+    for (int head = 0; head < heads; head++) {
+      std::vector<double> weights;
+      double total = 0;
+      for (std::int64_t key = first; key < first + length; key++) {
+        double score = 0;
+        for (int i = 0; i < head_dim; i++) score += q[entry(token, head, i)] * k[entry(key, head, i)];
+        weights.push_back(std::exp(score * scale));
+        total += weights.back();
+      }
+      for (std::int64_t key = first; key < first + length; key++) {
+        for (int i = 0; i < head_dim; i++) {
+          expected[entry(token, head, i)] += weights[static_cast<std::size_t>(key - first)] / total * v[entry(key, head, i)];
+        }
+      }
+    }
+  }
+  check(std::string("both_ways ") + name_of(dtype) + " of " + std::to_string(length), out.numbers(), expected,
+        dtype == DType::f32 ? 1e-5 : 0.0079);
 }
 
 }  // namespace

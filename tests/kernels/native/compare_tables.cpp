@@ -22,6 +22,9 @@ void test_all(Context& context, std::vector<double>* same) {
     test_layer_norm(context, dtype);
     test_activations(context, dtype);
     test_xielu(context, dtype);
+    test_add_to(context, dtype);
+    test_both_ways(context, dtype, 3, 20);
+    test_both_ways(context, dtype, 70, 64);
     test_causal_conv(context, dtype);
     test_low_rank(context, dtype);
     test_argmax(context, dtype);

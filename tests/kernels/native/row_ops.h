@@ -68,6 +68,17 @@ double activated(Activation activation, double x) {
   }
 }
 
+void test_add_to(Context& context, DType dtype) {
+  Random random(3);
+  for (const std::size_t size : {7u, 1000u}) {
+    Array x(dtype, size, random), total(dtype, size, random);
+    std::vector<double> expected;
+    for (std::size_t i = 0; i < size; i++) expected.push_back(total[i] + x[i]);
+    context.ops().add_to(dtype, x.data(), total.data(), static_cast<std::int64_t>(size), context.team());
+    check("add_to", total.numbers(), expected, tolerance_of(dtype));
+  }
+}
+
 void test_activations(Context& context, DType dtype) {
   Random random(2);
   const std::size_t rows = 3;

@@ -12,10 +12,12 @@ from torch import Tensor
 from sapwood.app.building.adapters import AdapterParts, build_adapters, steps_with_adapters
 from sapwood.app.building.gpu import capture_on_device, capture_plan, measure_pool, why_not_captured
 from sapwood.app.building.grammars import GrammarParts
+from sapwood.app.building.handover import landing_copies, page_memory
 from sapwood.app.building.loaded_models import Models, build_of, load_models
 from sapwood.app.building.loading import LoadWatch, fill, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.tiers import page_copies
+from sapwood.app.building.towers import load_tower
 from sapwood.app.building.weights import ServedWeights
 from sapwood.app.ranks.expert_moves import ExpertMoves
 from sapwood.app.ranks.expert_parts import expert_record
@@ -28,7 +30,7 @@ from sapwood.executor.grammar.ahead import GrammarsAhead
 from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.joint import jointly
 from sapwood.executor.launch import Execute, Finished, Launch
-from sapwood.executor.page_copies import PageCopies
+from sapwood.executor.page_copies import PageCopies, PageMemory
 from sapwood.executor.per_token import RoutedExperts
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.recorded import Recorded, record_steps
@@ -90,6 +92,7 @@ class StepRunner:
     memory    carries out orders about weights and memory; None: it cannot be asked to
     tower     sees for the model; None: it takes only text
     copies    has the host's memory of pages; None: there is none
+    pages     the pools' memory, for whoever sends pages to other engines; None: nobody does
     """
 
     resolved: Resolved
@@ -102,6 +105,7 @@ class StepRunner:
     memory: ServedWeights | None = None
     tower: Tower | None = None
     copies: PageCopies | None = None
+    pages: PageMemory | None = None
 
 
 def build_runner(
@@ -117,10 +121,12 @@ def build_runner(
     if resolved.device.type != "cpu" and resolved.config.execution.enable_deterministic_inference:
         resolved.kernels.kernels.set_exact_products(True)
     if resolved.pooling is not None:
+        pools, tower = _pooling_execute(resolved, resolved.pooling, watch, member)
         return StepRunner(
             resolved=resolved,
-            execute=_pooling_execute(resolved, resolved.pooling, watch, member),
+            execute=pools,
             launch=None,
+            tower=tower,
             warm_up=partial(
                 warm_up_pooling, num_windows=_num_windows(resolved), slot=_first_slot(resolved)
             ),
@@ -190,7 +196,7 @@ def build_runner(
         moves = ExpertMoves(model, experts, resolved, member.tp)
         execute = moves.before(execute)
         launch = None if launch is None else moves.before(launch)
-    copies = page_copies(resolved, caches, watch)
+    copies = page_copies(resolved, caches, watch) or landing_copies(resolved, caches, watch)
     if copies is not None:
         execute = copies.before(execute)
         launch = None if launch is None else copies.before(launch)
@@ -210,6 +216,7 @@ def build_runner(
         memory=memory,
         tower=models.tower,
         copies=copies,
+        pages=page_memory(resolved, caches),
     )
 
 
@@ -364,10 +371,14 @@ def _decoder_runner(
         drafter=drafter,
         share=same_requests.broadcast if overlaps and same_requests.size > 1 else None,
         record_anew=lambda: record().steps,
-        sight=None
-        if models.tower is None
-        else Sight(models.tower, hidden_size=resolved.decoder.hidden_size, device=device),
+        sight=_sight(resolved, models.tower),
     )
+
+
+def _sight(resolved: Resolved, tower: Tower | None) -> Sight | None:
+    if tower is None:
+        return None
+    return Sight(tower, hidden_size=resolved.decoder.hidden_size, device=resolved.device)
 
 
 def _stage_runner(
@@ -493,12 +504,13 @@ def _load_encoder(
 
 def _pooling_execute(
     resolved: Resolved, pooling: Pooling, watch: LoadWatch, member: RankMember
-) -> Execute:
-    """Computes steps of a model that makes embeddings or scores; the last stage pools."""
+) -> tuple[Execute, Tower | None]:
+    """(computes steps of a model that makes embeddings or scores, sees for it); the last stage
+    pools."""
     build, num_labels = build_of(resolved, member), len(pooling.labels)
     if isinstance(resolved.shape, EncoderConfig):
         encoder = _load_encoder(resolved, resolved.shape, watch, build, num_labels)
-        return _pooling_runner(resolved, pooling, encoder, watch).execute
+        return _pooling_runner(resolved, pooling, encoder, watch).execute, None
     shape = resolved.decoder
     with timed("model structure"):
         decoder = Decoder.of(shape, build, resolved.stage, member.pipe)
@@ -514,12 +526,17 @@ def _pooling_execute(
         watch=watch,
     )
     if not resolved.stage.is_last:
-        return _stage_runner(resolved, decoder, _kv_caches(resolved, watch)).execute
-    return _pooling_runner(resolved, pooling, model, watch).execute
+        return _stage_runner(resolved, decoder, _kv_caches(resolved, watch)).execute, None
+    tower = load_tower(resolved, build, watch)
+    return _pooling_runner(resolved, pooling, model, watch, tower).execute, tower
 
 
 def _pooling_runner(
-    resolved: Resolved, pooling: Pooling, model: PoolingModel, watch: LoadWatch
+    resolved: Resolved,
+    pooling: Pooling,
+    model: PoolingModel,
+    watch: LoadWatch,
+    tower: Tower | None = None,
 ) -> PoolingRunner:
     config, shape = resolved.config, resolved.shape
     kv_caches = _kv_caches(resolved, watch)
@@ -539,4 +556,5 @@ def _pooling_runner(
         page_size=config.memory.page_size,
         device=resolved.device,
         places=_places(resolved),
+        sight=_sight(resolved, tower),
     )

@@ -67,6 +67,7 @@ def media_vectors(resolved: Resolved, tower: Tower | None) -> MediaVectors | Non
         vector_bytes=vector_bytes,
         max_bytes=max(most, FEWEST_SOUNDS * num_across * vector_bytes),
         patches_per_step=config.max_encoder_patches_per_step,
+        target_s=resolved.config.scheduler.max_step_time_ms / 1000,
         must_hear=num_across > 0,
     )
 

@@ -10,6 +10,7 @@ import torch
 
 from sapwood.app.building.adapters import AdapterLoader, AdapterParts
 from sapwood.app.building.grammars import build_grammars
+from sapwood.app.building.handover import departures, handovers_of, landing_tier, landing_tiers
 from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
 from sapwood.app.building.runners import StepRunner, build_runner
@@ -26,6 +27,7 @@ from sapwood.base.channel import Receiver, Sender
 from sapwood.base.clock import MonotonicClock
 from sapwood.base.errors import ConfigError
 from sapwood.engine.adapters import AdapterDesk
+from sapwood.engine.departures import Departures
 from sapwood.engine.instruments import Instruments
 from sapwood.engine.loop import EngineLoop
 from sapwood.engine.request_state import adapter_in
@@ -78,6 +80,7 @@ class Engine:
     team: RankTeam | None = None
     kv_events: KVPublisher | None = None
     tiers: CacheTiers | None = None
+    departures: Departures | None = None
 
     def prepare_grammars(self) -> None:
         """Get ready for grammars beside the first steps."""
@@ -107,6 +110,8 @@ class Engine:
             self.adapters.close()
         if self.kv_events is not None:
             self.kv_events.close()
+        if self.departures is not None:
+            self.departures.close()
 
 
 def build_engine(
@@ -198,6 +203,10 @@ def _build_engine(
             parts = TeamParts(parts, team)
         slots = None if adapters is None else adapters.slots
         tiers = cache_tiers(resolved, ledger, host, runner.copies, parts, clock, slots, events)
+    landing, arrivals = landing_tier(resolved), None
+    if landing is not None and runner.copies is not None:
+        tiers, arrivals = landing_tiers(resolved, ledger, landing, runner.copies)
+    leaving = departures(resolved, ledger, runner.pages, clock)
     speculation = build_speculation(config, ledger, clock, steps_s)
     scheduler = Scheduler(
         config.scheduler,
@@ -218,6 +227,7 @@ def _build_engine(
         adapters=None if adapters is None else adapters.slots,
         media=media_vectors(resolved, runner.tower),
         tiers=tiers,
+        handovers=handovers_of(resolved, leaving, arrivals),
     )
     # A launch of a step with guesses waits for the device.
     waits = speculation is not None and speculation.overlaps
@@ -251,6 +261,7 @@ def _build_engine(
         adapters=None if adapters is None else adapters.loader,
         kv_events=kv_events,
         tiers=tiers,
+        departures=leaving,
     )
 
 

@@ -19,6 +19,8 @@ _FOR_BOTH = {
     "model",
     "served_model_name",
     "enable_metrics",
+    "enable_trace",
+    "otlp_traces_endpoint",
     "watchdog_timeout",
     "soft_watchdog_timeout",
 }

@@ -30,6 +30,8 @@ _ENGINE_OPTIONS = (
     "lora_scale",
     "max_step_tokens",
 )
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_VIDEOS = (".mp4", ".webm", ".gif", ".zip")
 
 
 @click.command(cls=ConfigCommand)
@@ -40,13 +42,24 @@ _ENGINE_OPTIONS = (
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
     metavar="FILE",
-    help="Where the picture goes (.png, .jpg, .webp); of several, FILE-2 is the second.",
+    help="Where the picture goes (.png, .jpg, .webp), or the video (.mp4, .webm, .gif, .zip: a "
+    "PNG per frame); of several, FILE-2 is the second.",
 )
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Default: a random one.")
 @click.option("--width", type=click.IntRange(min=1), metavar="N", help="In pixels.")
 @click.option("--height", type=click.IntRange(min=1), metavar="N", help="In pixels.")
 @click.option("--num-inference-steps", type=click.IntRange(min=1), metavar="N")
+@click.option("--num-frames", type=click.IntRange(min=1), metavar="N", help="Of a video.")
+@click.option(
+    "--fps",
+    type=click.IntRange(min=1, max=120),
+    metavar="N",
+    help="Frames per second of a video; default: as the model was trained.",
+)
 @click.option("--guidance-scale", type=float, metavar="X")
+@click.option(
+    "--guidance-scale-2", type=float, metavar="X", help="Of the second transformer (Wan 2.2)."
+)
 @click.option("--true-cfg-scale", type=float, metavar="X")
 @click.option("--negative-prompt", metavar="TEXT")
 @click.option(
@@ -71,19 +84,26 @@ def paint(
     prompt: str,
     output: Path,
     num_pictures: int,
+    fps: int | None,
     image_path: tuple[Path, ...],
     asked: Asked,
     **options: Any,
 ) -> None:
-    """Draw PROMPT with a diffusion model (--model FOLDER), and write a picture."""
+    """Draw PROMPT with a diffusion model (--model FOLDER), and write a picture or a video."""
     if not draws(asked):
         model = asked.build(ModelConfig).model
         raise ConfigError(
             f"{model} is no folder with {MODEL_INDEX}; give a diffusers folder as --model"
         )
     # Checked first: a picture that cannot be written would be drawn in vain.
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ConfigError(f"{output} must end in .png, .jpg, .jpeg or .webp")
+    suffix = output.suffix.lower()
+    if suffix not in _PICTURES + _VIDEOS:
+        raise ConfigError(f"{output} must end in {', '.join(_PICTURES + _VIDEOS)}")
+    if suffix in _PICTURES:
+        # A pipeline of videos draws pictures too: videos of one frame.
+        frames = options.pop("num_frames", None)
+        if frames is not None and frames > 1:
+            raise ConfigError(f"{output} must end in {', '.join(_VIDEOS)} to hold {frames} frames")
     if not output.resolve().parent.is_dir():
         raise ConfigError(f"there is no folder {output.resolve().parent}")
     from sapwood.app.painting.painter import Painter
@@ -95,10 +115,12 @@ def paint(
         for note in painter.plan.notes:
             click.echo(note, err=True)
         told = {name: value for name, value in options.items() if value is not None}
+        if suffix in _PICTURES and painter.draws_videos:
+            told["num_frames"] = 1
         pictures = painter.paint(prompt, n=num_pictures, images=images, on_step=bar.show, **told)
     for place, picture in enumerate(pictures):
         name = output if place == 0 else output.with_stem(f"{output.stem}-{place + 1}")
-        picture.save(name)
+        picture.save(name, fps=fps)
         click.echo(
             f"{name}: seed {picture.seed}, {picture.num_steps} steps, {picture.paint_s:.1f} s"
         )

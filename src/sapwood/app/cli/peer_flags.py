@@ -267,18 +267,28 @@ _REFUSED_MACHINES = [
         harmless="0",
     ),
     *_refused(
-        "prompts and outputs are computed by the same engine; start engines and `sapwood gateway`",
-        takes="disaggregation-mode",
-        harmless="null",
+        "engines that hand pages to each other have one rank; start more engines behind "
+        "`sapwood gateway --pd-disaggregation`",
+        takes="disaggregation-decode-tp disaggregation-decode-dp disaggregation-prefill-pp",
+        harmless="1",
     ),
     *_refused(
-        "prompts and outputs are computed by the same engine; start engines and `sapwood gateway`",
-        takes="disaggregation-transfer-backend disaggregation-bootstrap-port "
-        "disaggregation-decode-tp disaggregation-decode-dp disaggregation-prefill-pp "
-        "disaggregation-ib-device num-reserved-decode-tokens "
-        "disaggregation-decode-polling-interval pdmux-config-path sm-group-num",
-        switches="disaggregation-decode-enable-offload-kvcache "
-        "disaggregation-decode-enable-fake-auto enable-pdmux",
+        "pages go over TCP or through shared memory; see --disaggregation-transfer-backend",
+        takes="disaggregation-ib-device",
+    ),
+    *_refused(
+        "an engine computes prompts and outputs in the same steps; see --disaggregation-mode",
+        takes="pdmux-config-path sm-group-num",
+        switches="enable-pdmux",
+    ),
+    *_refused(
+        "an engine that generates keeps its prefixes in its own pool; give "
+        "--enable-hierarchical-cache to those that read prompts",
+        switches="disaggregation-decode-enable-offload-kvcache",
+    ),
+    *_refused(
+        "take --disaggregation-transfer-backend fake, for every request",
+        switches="disaggregation-decode-enable-fake-auto",
     ),
     *_refused(
         "the encoder runs in the engine; leave the flag out",

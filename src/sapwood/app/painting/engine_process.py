@@ -9,6 +9,8 @@ import resource
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 import psutil
@@ -17,13 +19,16 @@ from sapwood.app.building.engine_process import import_ahead
 from sapwood.app.serving.observability import build_watchdog, print_stacks_on_signal
 from sapwood.base.channel import ZmqReceiver, ZmqSender
 from sapwood.base.clock import MonotonicClock
-from sapwood.base.errors import StartupError
+from sapwood.base.errors import ConfigError, StartupError
 from sapwood.base.process import end_with_parent, leave_signals_to_parent, read_first_line
 from sapwood.observe.log import configure_logging
 from sapwood.observe.watchdog import Watchdog
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.painting import PainterFatal, PainterInput, PainterOutput, PainterReady
+
+if TYPE_CHECKING:
+    from sapwood.app.painting.loading import LoadedPipeline
 
 MODULE = "sapwood.app.painting.engine_process"
 
@@ -82,6 +87,7 @@ def serve(args: PainterProcessArgs, outbox: ZmqSender[PainterOutput], watchdog: 
     plan = plan_painting(args.model, args.config)
     loaded = load_painting(plan, beat=watchdog.beat)
     inbox: ZmqReceiver[PainterInput] = ZmqReceiver(args.inbox, PainterInput, bind=False)
+    warm_notes = warmed(loaded, args.config, watchdog.beat)
     clock = MonotonicClock()
     loop = PaintingLoop(
         loaded.pipeline,
@@ -103,7 +109,7 @@ def serve(args: PainterProcessArgs, outbox: ZmqSender[PainterOutput], watchdog: 
             backend=plan.backend,
             traits=loaded.pipeline.traits,
             components=plan.folder.components,
-            notes=plan.notes,
+            notes=(*plan.notes, *warm_notes),
             startup_s=time.time() - psutil.Process().create_time(),
             load_s=loaded.load_s,
         )
@@ -115,6 +121,25 @@ def serve(args: PainterProcessArgs, outbox: ZmqSender[PainterOutput], watchdog: 
     logging.getLogger(__name__).info("the engine has ended")
     outbox.close()
     return 0
+
+
+def warmed(
+    loaded: LoadedPipeline, config: PaintingConfig, beat: Callable[[str], None]
+) -> list[str]:
+    """Draw what --warmup asks for; a line about each size."""
+    from sapwood.app.painting.warm_up import warm_up
+
+    if not config.warmup:
+        return []
+    usual = loaded.pipeline.traits.defaults
+    sizes = config.warmup_sizes
+    if not sizes:
+        if usual.width is None or usual.height is None:
+            raise ConfigError(
+                "this pipeline does not tell its usual size; name one with --warmup-resolutions"
+            )
+        sizes = ((usual.width, usual.height),)
+    return warm_up(loaded.pipeline, sizes, loaded.plan.memory, beat=beat)
 
 
 def process_memory() -> tuple[int, int]:

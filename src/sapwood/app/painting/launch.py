@@ -17,7 +17,7 @@ import uvloop
 from sapwood.app.painting.engine_process import MODULE, PainterProcessArgs
 from sapwood.app.serving.http_server import HttpServer, access_of
 from sapwood.app.serving.launch import FAREWELL_S, body_limits_of
-from sapwood.app.serving.observability import print_stacks_on_signal
+from sapwood.app.serving.observability import build_tracing, print_stacks_on_signal
 from sapwood.app.serving.supervision import ProcessSupervisor, RestartPolicy
 from sapwood.base.clock import MonotonicClock
 from sapwood.base.process import Child, hand_over, start_module
@@ -26,7 +26,9 @@ from sapwood.diffusion.client import AsyncPaintingClient
 from sapwood.frontends.images.server import create_painting_app
 from sapwood.frontends.images.services import PaintingServices
 from sapwood.frontends.images.stored import PictureStore
+from sapwood.frontends.videos.records import VideoStore
 from sapwood.observe.log import configure_logging
+from sapwood.observe.tracing import Tracing
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.config.server import ServerConfig
@@ -74,6 +76,8 @@ class _Session:
     api: HttpServer = field(init=False)
     client: AsyncPaintingClient = field(init=False)
     store: PictureStore | None = None
+    videos: VideoStore | None = None
+    tracing: Tracing | None = None
 
     async def run(self) -> int:
         server = self.server
@@ -90,6 +94,7 @@ class _Session:
             on_ready=self._announce,
         )
         self.client = supervisor.client
+        self.tracing = build_tracing(self.observability, "sapwood-api")
         supervise: asyncio.Task[None] | None = None
         try:
             self.api = self._api(supervisor)
@@ -103,9 +108,14 @@ class _Session:
                 supervise.cancel()
                 await asyncio.gather(supervise, return_exceptions=True)
             await supervisor.close()
+            if self.tracing is not None:
+                # In a thread: the last spans may take seconds to send.
+                await asyncio.to_thread(self.tracing.close)
             # Ids end with this server, so nobody could fetch its pictures any more.
             if self.store is not None and not self.painting.output_path:
                 self.store.clear()
+            if self.videos is not None and not (self.painting.output_path or self.server.state_dir):
+                self.videos.clear()
 
     def _spawn(self, inbox: str, outbox: str) -> Child:
         process = start_module(MODULE)
@@ -127,12 +137,18 @@ class _Session:
             pictures = Path(painting.output_path)
         elif self.server.state_dir:
             pictures = Path(self.server.state_dir) / "pictures"
-        pictures.mkdir(parents=True, exist_ok=True)
         self.store = PictureStore(
-            pictures,
+            _made(pictures),
             max_bytes=painting.max_stored_picture_bytes,
             max_age_s=painting.stored_picture_age,
             clock=MonotonicClock(),
+        )
+        self.videos = VideoStore(
+            _made(pictures.with_name("videos") if not painting.output_path else pictures),
+            max_bytes=painting.max_stored_video_bytes,
+            max_age_s=painting.stored_video_age,
+            max_kept=painting.max_kept_videos,
+            now=time.time,
         )
         services = PaintingServices(
             engine=supervisor.client,
@@ -144,9 +160,13 @@ class _Session:
             version=version("sapwood"),
             serves_metrics=self.observability.enable_metrics,
             shows_paths=painting.output_path is not None,
+            tracing=self.tracing,
         )
         app = create_painting_app(
-            services, access=access_of(self.server), body_limits=body_limits_of(self.server)
+            services,
+            self.videos,
+            access=access_of(self.server),
+            body_limits=body_limits_of(self.server),
         )
         loop = asyncio.get_running_loop()
 
@@ -170,6 +190,11 @@ class _Session:
         if supervisor.has_been_ready:
             await asyncio.sleep(FAREWELL_S)
         self.api.stop()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _exit_code(failure: str | None) -> int:

@@ -19,6 +19,7 @@ from sapwood.base.clock import MonotonicClock
 from sapwood.base.errors import ConfigError, InvalidRequest, SapwoodError
 from sapwood.diffusion.loop import PaintingLoop
 from sapwood.diffusion.scheduler import StepScheduler
+from sapwood.frontends.images.video_files import SUFFIXES, encoded_video, frames_of
 from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.painting import (
     InputPicture,
@@ -40,12 +41,17 @@ OnStep = Callable[[int, int], None]
 """Is called after each step with (steps of all pictures that are done, steps of all pictures)."""
 
 _JPEG_QUALITY = 95
+_USUAL_FPS = 24
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEO_SUFFIXES = {f".{suffix}": kind for kind, suffix in SUFFIXES.items()}
+"""Endings of file names, and what frontends/images/video_files.py calls the format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaintedPicture:
     """A picture and what it was made of.
 
+    fps         frames per second of a video, as the pipeline was trained
     paint_s     seconds from the request to the picture
     peak_bytes  the most memory that the process has had
     """
@@ -56,21 +62,32 @@ class PaintedPicture:
     num_steps: int
     paint_s: float
     peak_bytes: int
+    fps: int = _USUAL_FPS
 
     @property
     def image(self) -> Image:
-        """The picture as Pillow has it."""
-        from PIL import Image
+        """The picture, or a video's first frame, as Pillow has it."""
+        return self.frames[0]
 
-        mode = "RGBA" if self.picture.channels == 4 else "RGB"
-        size = (self.picture.width, self.picture.height)
-        return Image.frombytes(mode, size, self.picture.pixels)
+    @property
+    def frames(self) -> list[Image]:
+        """All frames of a video; a picture is one."""
+        return list(frames_of(self.picture))
 
-    def save(self, path: str | Path) -> None:
-        """Write a file whose name says the format: .png, .jpg, .jpeg or .webp."""
+    def save(self, path: str | Path, *, fps: int | None = None) -> None:
+        """Write a file whose name says the format: .png, .jpg, .jpeg or .webp of a picture, .mp4,
+        .webm, .gif or .zip (a PNG per frame) of a video.
+
+        fps  frames per second; None: as the pipeline was trained
+        """
         suffix = Path(path).suffix.lower()
-        if suffix not in (".png", ".jpg", ".jpeg", ".webp"):
-            raise InvalidRequest(f"{path} must end in .png, .jpg, .jpeg or .webp")
+        if suffix in VIDEO_SUFFIXES:
+            kind = VIDEO_SUFFIXES[suffix]
+            Path(path).write_bytes(encoded_video(self.picture, kind, fps or self.fps))
+            return
+        if suffix not in PICTURE_SUFFIXES or self.picture.num_frames > 1:
+            known = VIDEO_SUFFIXES if self.picture.num_frames > 1 else PICTURE_SUFFIXES
+            raise InvalidRequest(f"{path} must end in {', '.join(known)}")
         if suffix == ".png":
             self.image.save(path)
         else:
@@ -95,6 +112,9 @@ class Painter:
         clock = MonotonicClock()
         self.plan = loaded.plan
         self._inbox: QueueChannel[PainterInput] = QueueChannel()
+        video = loaded.pipeline.traits.video
+        self.draws_videos = video is not None
+        self._fps = _USUAL_FPS if video is None else video.fps
         self._outputs: list[PainterOutput] = []
         self._num_asked = 0
         self._loop: PaintingLoop | None = PaintingLoop(
@@ -138,7 +158,7 @@ class Painter:
         asked = PictureOptions(**options)
         paints = [self._asked(text, first + place, asked) for text in prompts for place in range(n)]
         done = self._drawn(paints, on_step)
-        return [_painted(paint, done[paint.request_id]) for paint in paints]
+        return [_painted(paint, done[paint.request_id], self._fps) for paint in paints]
 
     def close(self) -> None:
         """Give the model's memory back."""
@@ -204,7 +224,7 @@ def _tell(on_step: OnStep, steps: dict[str, tuple[int, int]], num_pictures: int)
     on_step(sum(step for step, _ in steps.values()), num_steps * num_pictures)
 
 
-def _painted(paint: Paint, done: PaintDone) -> PaintedPicture:
+def _painted(paint: Paint, done: PaintDone, fps: int) -> PaintedPicture:
     return PaintedPicture(
         prompt=paint.prompt,
         seed=paint.seed,
@@ -212,6 +232,7 @@ def _painted(paint: Paint, done: PaintDone) -> PaintedPicture:
         num_steps=done.num_steps,
         paint_s=done.paint_s,
         peak_bytes=done.peak_bytes,
+        fps=fps,
     )
 
 

@@ -18,10 +18,10 @@ _OURS = (
     "guidance_scale",
     "true_cfg_scale",
     "max_sequence_length",
+    "num_frames",
+    "guidance_scale_2",
 )
 _IDLE: Mapping[str, tuple[object, ...]] = {
-    "num_frames": (1,),
-    "fps": (24, None),
     "generator_device": ("cpu",),
     "enable_teacache": (False, None),
 }
@@ -52,8 +52,8 @@ class DiffGenerator:
     ) -> Any:
         """One result, or a list of them for several pictures.
 
-        A result is a dict with `frames` (a list with one [height, width, 3] uint8 array),
-        `prompts`, `size` (height, width, 1), `generation_time`, `peak_memory_mb` and
+        A result is a dict with `frames` (a list of [height, width, 3] uint8 arrays, one for each
+        frame), `prompts`, `size` (height, width, frames), `generation_time`, `peak_memory_mb` and
         `prompt_index`; with return_frames=True it is `frames` alone. save_output=True writes
         pictures to the folder output_path, or to the file output_file_name there.
         """
@@ -65,13 +65,14 @@ class DiffGenerator:
         saves = bool(given.pop("save_output", False))
         folder = Path(given.pop("output_path", None) or "outputs")
         file_name = given.pop("output_file_name", None)
+        fps = given.pop("fps", None)
         options = {name: given.pop(name) for name in _OURS if name in given}
         for name, value in given.items():
             if value is not None and value not in _IDLE.get(name, ()):
                 raise InvalidRequest(f"{name} is not offered; leave it out", param=name)
         pictures = self._painter.paint(prompt, n=n, seed=seed, **options)
         if saves:
-            _save(pictures, folder, file_name)
+            _save(pictures, folder, file_name, fps)
         results = [_result(picture, index % n) for index, picture in enumerate(pictures)]
         told = [result["frames"] for result in results] if returns_frames else results
         return told[0] if len(told) == 1 else told
@@ -92,22 +93,25 @@ class DiffGenerator:
         self.shutdown()
 
 
-def _save(pictures: list[PaintedPicture], folder: Path, file_name: str | None) -> None:
+def _save(
+    pictures: list[PaintedPicture], folder: Path, file_name: str | None, fps: int | None
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for place, picture in enumerate(pictures):
-        name = Path(file_name or f"seed_{picture.seed}.png").name
+        suffix = "mp4" if picture.picture.num_frames > 1 else "png"
+        name = Path(file_name or f"seed_{picture.seed}.{suffix}").name
         if place and file_name:
             name = f"{Path(name).stem}_{place}{Path(name).suffix}"
-        picture.save(folder / name)
+        picture.save(folder / name, fps=fps)
 
 
 def _result(picture: PaintedPicture, place: int) -> dict[str, Any]:
     import numpy as np
 
     return {
-        "frames": [np.array(picture.image.convert("RGB"))],
+        "frames": [np.array(frame.convert("RGB")) for frame in picture.frames],
         "prompts": picture.prompt,
-        "size": (picture.picture.height, picture.picture.width, 1),
+        "size": (picture.picture.height, picture.picture.width, picture.picture.num_frames),
         "generation_time": picture.paint_s,
         "peak_memory_mb": picture.peak_bytes / 1e6,
         "prompt_index": place,

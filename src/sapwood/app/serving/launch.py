@@ -42,6 +42,7 @@ from sapwood.frontends.serving.services import Services
 from sapwood.http.body import BodyLimits
 from sapwood.observe.log import configure_logging
 from sapwood.schema.client import EngineClient
+from sapwood.schema.config.disaggregation import Part
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.config.parallel import LOCAL
@@ -93,6 +94,10 @@ def serve(
     started_s = time.monotonic()
     configure_logging(server.log_level)
     print_stacks_on_signal()
+    if engine.disaggregation.part is Part.PREFILL:
+        at = engine.disaggregation.disaggregation_bootstrap_host or server.host
+        place = replace(engine.disaggregation, disaggregation_bootstrap_host=at)
+        engine = replace(engine, disaggregation=place)
     store = home(environment())
     progress = TerminalProgress(Console(stderr=True))
     engine = with_named_model(engine, home=store, progress=progress)

@@ -61,7 +61,7 @@ def build_observer(config: ObservabilityConfig, engine: EngineConfig) -> Request
     return RequestObserver(
         metrics,
         log=log,
-        tracing=_tracing(config, "sapwood-api"),
+        tracing=build_tracing(config, "sapwood-api"),
         crash_dump_folder=Path(config.crash_dump_folder) if config.crash_dump_folder else None,
         export=open_sinks(folder, "metrics") if (folder := _export_folder(config)) else (),
         about=about,
@@ -77,7 +77,7 @@ def build_instruments(
     config: ObservabilityConfig, watchdog: Watchdog, recorder: Recorder
 ) -> Instruments:
     """The instruments of the loop in the engine process."""
-    tracing = _tracing(config, "sapwood-engine")
+    tracing = build_tracing(config, "sapwood-engine")
     every_s = config.log_scheduler_status_interval
     status_log = StatusLog(
         num_steps=config.decode_log_interval,
@@ -107,7 +107,8 @@ def print_stacks_on_signal() -> None:
     faulthandler.register(STACKS_SIGNAL, file=sys.stderr, all_threads=True)
 
 
-def _tracing(config: ObservabilityConfig, service: str) -> Tracing | None:
+def build_tracing(config: ObservabilityConfig, service: str) -> Tracing | None:
+    """None unless --enable-trace asks for it."""
     if not config.enable_trace:
         return None
     return open_tracing(config.otlp_traces_endpoint, service=service, version=version("sapwood"))

@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ from sapwood.frontends.images.protocol import (
     PicturesAnswer,
 )
 from sapwood.frontends.images.services import PaintingServices
+from sapwood.frontends.images.traces import PictureTrace
 from sapwood.http.errors import openai_body
 from sapwood.http.sse import EVENT_STREAM, EventStream, Framing, until_disconnect
 from sapwood.schema.limits import PICTURE_PROMPT
@@ -32,6 +33,7 @@ from sapwood.schema.painting import (
     InputPicture,
     Paint,
     PaintDone,
+    PaintEvent,
     PaintFailed,
     PaintProgress,
     Picture,
@@ -72,7 +74,7 @@ async def answer_pictures(
     """kind: "generation" or "edit", for the names of events"""
     paints = paints_of(asked, services, brought)
     if asked.stream:
-        events = _events(services, asked, paints[0], _NAMES[kind])
+        events = _events(services, request.headers, asked, paints[0], _NAMES[kind])
         return EventStream(events, openai_body, _FRAMING)
     work = _drawn(request, services, asked, paints)
     return await until_disconnect(work, request.receive)
@@ -84,9 +86,9 @@ def paints_of(asked: PictureFields, services: PaintingServices, brought: Brought
     services.check_model(asked.model)
     PICTURE_PROMPT.check(len(asked.prompt), "prompt")
     PICTURE_PROMPT.check(len(asked.negative_prompt or ""), "negative_prompt")
-    _check_most("n", asked.n, config.max_pictures_per_request, "--max-pictures-per-request")
+    check_most("n", asked.n, config.max_pictures_per_request, "--max-pictures-per-request")
     if asked.num_inference_steps is not None:
-        _check_most(
+        check_most(
             "num_inference_steps",
             asked.num_inference_steps,
             config.max_inference_steps,
@@ -98,7 +100,10 @@ def paints_of(asked: PictureFields, services: PaintingServices, brought: Brought
         raise InvalidRequest("partial_images is for stream: true", param="partial_images")
     size = picture_size(asked.size, config.max_picture_pixels)
     seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
+    # A pipeline of videos draws pictures too: videos of one frame.
+    num_frames = None if services.engine.info.traits.video is None else 1
     options = PictureOptions(
+        num_frames=num_frames,
         width=size[0] if size else None,
         height=size[1] if size else None,
         num_inference_steps=asked.num_inference_steps,
@@ -145,9 +150,9 @@ def picture_size(text: str, max_pixels: int) -> tuple[int, int] | None:
     return width, height
 
 
-async def draw(services: PaintingServices, paint: Paint) -> PaintDone:
-    """Raises PaintingError if there is no picture."""
-    async with aclosing(_opened(services, paint)) as events:
+async def draw(services: PaintingServices, paint: Paint, headers: Mapping[str, str]) -> PaintDone:
+    """Raises PaintingError if there is no picture. headers: of the call, for its trace"""
+    async with aclosing(draw_events(services, paint, headers)) as events:
         async for event in events:
             if isinstance(event, PaintDone):
                 return event
@@ -156,11 +161,21 @@ async def draw(services: PaintingServices, paint: Paint) -> PaintDone:
     raise AssertionError("the last event is a picture or a failure")
 
 
-async def _opened(
-    services: PaintingServices, paint: Paint
-) -> AsyncGenerator[PaintProgress | PaintDone | PaintFailed, None]:
-    async for event in services.engine.paint(paint):
-        yield event
+async def draw_events(
+    services: PaintingServices, paint: Paint, headers: Mapping[str, str]
+) -> AsyncGenerator[PaintEvent, None]:
+    """What becomes of it, as a generator that can be closed. headers: of the call, for its trace"""
+    if services.tracing is None:
+        async for event in services.engine.paint(paint):
+            yield event
+        return
+    trace = PictureTrace(services.tracing, headers, paint)
+    try:
+        async for event in services.engine.paint(paint):
+            trace.note(event)
+            yield event
+    finally:
+        trace.end()
 
 
 async def _drawn(
@@ -168,7 +183,7 @@ async def _drawn(
 ) -> Response:
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(draw(services, paint)) for paint in paints]
+            tasks = [group.create_task(draw(services, paint, request.headers)) for paint in paints]
     except* SapwoodError as errors:
         raise _first(errors) from None
     done = [task.result() for task in tasks]
@@ -225,11 +240,15 @@ def _first(errors: BaseExceptionGroup[SapwoodError]) -> SapwoodError:
 
 
 async def _events(
-    services: PaintingServices, asked: PictureFields, paint: Paint, name: str
+    services: PaintingServices,
+    headers: Mapping[str, str],
+    asked: PictureFields,
+    paint: Paint,
+    name: str,
 ) -> AsyncGenerator[bytes, None]:
     """OpenAI's events of one picture: partial ones, then the completed one."""
     num_partial = 0
-    async with aclosing(_opened(services, paint)) as events:
+    async with aclosing(draw_events(services, paint, headers)) as events:
         async for event in events:
             if isinstance(event, PaintFailed):
                 raise PaintingError(event)
@@ -284,7 +303,8 @@ def _size_of(picture: Picture) -> str:
     return f"{picture.width}x{picture.height}"
 
 
-def _check_most(name: str, value: int, most: int, flag: str) -> None:
+def check_most(name: str, value: int, most: int, flag: str) -> None:
+    """InvalidRequest, with the flag that raises the limit, for more than `most`."""
     if value > most:
         raise InvalidRequest(
             f"{name} is {value} but at most {most} are accepted; ask for fewer, or start the "

@@ -9,6 +9,9 @@ from starlette.responses import Response
 from sapwood.frontends.images.loras import loras_dialect
 from sapwood.frontends.images.routes import images_dialect, painting_server_dialect
 from sapwood.frontends.images.services import PaintingServices
+from sapwood.frontends.videos.jobs import VideoJobs
+from sapwood.frontends.videos.records import VideoStore
+from sapwood.frontends.videos.routes import videos_dialect
 from sapwood.frontends.web.routes import painting_web_dialect
 from sapwood.http.access import Access, Guarded
 from sapwood.http.body import BodyLimits
@@ -20,6 +23,7 @@ from sapwood.http.openapi import openapi_document
 
 def create_painting_app(
     services: PaintingServices,
+    videos: VideoStore,
     *,
     access: Access | None = None,
     body_limits: BodyLimits | None = None,
@@ -32,6 +36,7 @@ def create_painting_app(
     endpoints = EndpointTable(
         [
             images_dialect(services),
+            videos_dialect(services, VideoJobs(services, videos)),
             loras_dialect(services),
             painting_server_dialect(services),
             painting_web_dialect(),

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from sapwood.base.errors import NotFound
 from sapwood.frontends.images.stored import PictureStore
+from sapwood.observe.tracing import Tracing
 from sapwood.schema.config.painting import PaintingConfig
 from sapwood.schema.painting import (
     LorasAnswer,
@@ -57,6 +58,7 @@ class PaintingServices:
     version: str
     serves_metrics: bool = False
     shows_paths: bool = False
+    tracing: Tracing | None = None
 
     def check_model(self, asked: str | None) -> None:
         """NotFound if a request is for another model than the one that is served."""

@@ -39,6 +39,7 @@ from sapwood.http.errors import json_response, native_body
 from sapwood.http.routing import routing_key
 from sapwood.http.sse import EventStream, event, until_disconnect
 from sapwood.schema.fields import parse
+from sapwood.schema.handover import handovers_of
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.namespace import cache_namespace
 from sapwood.schema.output import Finish
@@ -142,6 +143,13 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
     media = media_by_prompt(
         asked.image_data, asked.video_data, len(prompts), services, is_list=is_list
     )
+    places = handovers_of(
+        asked.bootstrap_host,
+        asked.bootstrap_port,
+        asked.bootstrap_room,
+        num_prompts=len(prompts),
+        num_samples=sampling[0][1].n,
+    )
     with _own_names():
         requests = [
             TextRequest(
@@ -162,6 +170,7 @@ def to_batch(asked: GenerateRequest, services: Services, key: str = "") -> Batch
                 ),
                 n=sampling[i][1].n,
                 stream_interval=sampling[i][1].stream_interval,
+                handovers=places[i],
             )
             for i, prompt in enumerate(prompts)
         ]

@@ -19,6 +19,7 @@ from sapwood.schema.limits import (
     AdapterName,
     AdapterSource,
     CacheKey,
+    Host,
     NumSamples,
     ProcessorText,
     RequestId,
@@ -65,6 +66,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs_num         add those of this number of likeliest tokens at each position
     token_ids_logprob        add those of these tokens at each position
     return_text_in_logprobs  add the tokens' texts beside their ids
+    bootstrap_room           the prompt is read by the engine at bootstrap_host and bootstrap_port,
+                             and answered by another one; both get this request
     """
 
     model: str = ""
@@ -89,6 +92,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: Int64 | None = None
     routing_key: RoutingKey = ""
     data_parallel_rank: Int64 | None = None
+    bootstrap_host: Host | list[Host | None] | None = None
+    bootstrap_port: Int64 | list[Int64 | None] | None = None
+    bootstrap_room: Int64 | list[Int64 | None] | None = None
     session_params: dict[str, Any] | list[dict[str, Any]] = {}
 
 

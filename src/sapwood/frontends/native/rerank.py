@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sapwood.base.errors import InvalidRequest, UnsupportedFeature
+from sapwood.frontends.openai.parts import chat_part
 from sapwood.frontends.peer_fields import (
     BOOKKEEPING,
     CLIENT,
@@ -26,6 +27,8 @@ from sapwood.frontends.peer_fields import (
     ROUTED_EXPERTS,
 )
 from sapwood.frontends.serving.embed import embed_all, meta_info, request_ids
+from sapwood.frontends.serving.embed_prompts import EmbedPrompt, rendered
+from sapwood.frontends.serving.media import MediaParts, content_of
 from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response
@@ -36,6 +39,7 @@ from sapwood.schema.limits import RequestId, RoutingKey
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.unsupported import refuse
 from sapwood.text.embedding import EmbedRequest, sigmoid, softmax
+from sapwood.text.template import ChatTemplate
 
 DEFAULT_INSTRUCT = "Given a web search query, retrieve relevant passages that answer the query"
 SYSTEM = (
@@ -43,7 +47,10 @@ SYSTEM = (
     'provided. Note that the answer can only be "yes" or "no".'
 )
 
-Documents = Annotated[list[str], msgspec.Meta(min_length=1)]
+Content = str | list[dict[str, Any]]
+"""A text, or parts of the types text, image_url and video_url."""
+
+Documents = Annotated[list[Content], msgspec.Meta(min_length=1)]
 TopN = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
@@ -55,7 +62,7 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_documents  whether the answer repeats the documents
     """
 
-    query: str
+    query: Content
     documents: Documents
     instruct: str | None = None
     top_n: TopN | None = None
@@ -104,11 +111,15 @@ async def rerank(request: Request, services: Services) -> Response:
 
 
 def _check_not_empty(asked: RerankRequest) -> None:
-    if not asked.query.strip():
+    if _is_empty(asked.query):
         raise InvalidRequest("query is empty; say what is looked for", param="query")
     for index, document in enumerate(asked.documents):
-        if not document.strip():
+        if _is_empty(document):
             raise InvalidRequest(f"documents[{index}] is empty; leave it out", param="documents")
+
+
+def _is_empty(content: Content) -> bool:
+    return not (content.strip() if isinstance(content, str) else content)
 
 
 def _pairs(
@@ -130,10 +141,12 @@ def _pairs(
                 param="instruct",
             )
         )
+    query = _text_alone(asked.query, "query")
+    documents = [_text_alone(one, f"documents[{i}]") for i, one in enumerate(asked.documents)]
     return [
         EmbedRequest(
             request_id=request_id,
-            text=(asked.query, document),
+            text=(query, document),
             param="documents",
             options=RequestOptions(
                 priority=asked.priority,
@@ -141,34 +154,39 @@ def _pairs(
                 data_parallel_rank=services.replica_of(asked.data_parallel_rank),
             ),
         )
-        for request_id, document in zip(ids, asked.documents, strict=True)
+        for request_id, document in zip(ids, documents, strict=True)
     ]
+
+
+def _text_alone(content: Content, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    raise UnsupportedFeature(
+        f"{where} has parts, but this server's model is a cross-encoder, which reads texts; send "
+        "a text, or serve a model that sees",
+        param=where,
+    )
 
 
 def _judgements(
     asked: RerankRequest, services: Services, ids: list[str], key: str
 ) -> list[EmbedRequest]:
     """The requests to a model that generates: a question about each document."""
-    if services.template is None:
+    template = services.template
+    if template is None:
         raise UnsupportedFeature(
             "this model has no chat template to ask it for a judgement with; use /v1/score with a "
             "prompt of your own, or start the server with --chat-template"
         )
     labels = tuple(_only_token(services, word) for word in ("yes", "no"))
-    instruct = asked.instruct or DEFAULT_INSTRUCT
     requests = []
-    for request_id, document in zip(ids, asked.documents, strict=True):
-        question = f"<Instruct>: {instruct}\n<Query>: {asked.query}\n<Document>: {document}"
-        messages = [
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": question},
-        ]
-        # Thinking is turned off: the first token has to be the answer.
-        prompt = services.template.render(messages, enable_thinking=False)
+    for index, (request_id, document) in enumerate(zip(ids, asked.documents, strict=True)):
+        prompt = _question(asked, index, document, template, services)
         requests.append(
             EmbedRequest(
                 request_id=request_id,
-                text=prompt,
+                text=prompt.text,
+                media=prompt.media,
                 # The template writes them.
                 add_special_tokens=False,
                 param="documents",
@@ -181,6 +199,46 @@ def _judgements(
             )
         )
     return requests
+
+
+def _question(
+    asked: RerankRequest,
+    index: int,
+    document: Content,
+    template: ChatTemplate,
+    services: Services,
+) -> EmbedPrompt:
+    """Whether the document meets the query: in the model's own words if its template takes a query
+    and a document, as Qwen3-VL-Reranker's does, else in those of Qwen3-Reranker."""
+    media = MediaParts(services.media_markers)
+    query = _parts(asked.query, "query", media)
+    shown = _parts(document, f"documents[{index}]", media)
+    # Thinking is turned off: the first token has to be the answer.
+    options: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False}
+    if {"query", "document"} <= template.variables:
+        if asked.instruct is not None:
+            options["instruct"] = asked.instruct
+        both: list[dict[str, Any]] = [{"role": "user", "content": one} for one in (query, shown)]
+        return rendered(both, media, services, query=query, document=shown, **options)
+    instruct = asked.instruct or DEFAULT_INSTRUCT
+    pieces = [
+        f"<Instruct>: {instruct}\n<Query>: ",
+        *(part["text"] if part["type"] == "text" else part for part in query),
+        "\n<Document>: ",
+        *(part["text"] if part["type"] == "text" else part for part in shown),
+    ]
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": content_of(pieces, joined_by="")},
+    ]
+    return rendered(messages, media, services, **options)
+
+
+def _parts(content: Content, where: str, media: MediaParts) -> list[dict[str, str]]:
+    """The content in the form of chat templates; `media` takes what it shows."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [chat_part(part, f"{where}[{i}]", media) for i, part in enumerate(content)]
 
 
 def _only_token(services: Services, word: str) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from typing import Any
 
+import msgspec
 import psutil
 from starlette.requests import Request
 from starlette.responses import Response
@@ -47,6 +48,7 @@ def _memory(figures: EngineFigures) -> dict[str, Any]:
         return {
             "memory": {},
             "pools": [],
+            "tiers": None,
             "resident_bytes": resident,
             "cpu_seconds": cpu,
             "kv": None,
@@ -58,6 +60,7 @@ def _memory(figures: EngineFigures) -> dict[str, Any]:
             | {owner: number * pool.unit_bytes for owner, number in units_by_owner(pool, use)}
             for pool, use in zip(constants.pools, status.pools, strict=True)
         ],
+        "tiers": None if status.tiers is None else msgspec.to_builtins(status.tiers),
         "resident_bytes": resident | {"engine": status.resident_bytes},
         "cpu_seconds": cpu | {"engine": status.cpu_seconds},
         "kv": {

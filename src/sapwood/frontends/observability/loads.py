@@ -19,6 +19,7 @@ from sapwood.frontends.serving.engine_figures import EngineFigures, ReplicaFigur
 from sapwood.frontends.serving.services import Services
 from sapwood.http.errors import json_response
 from sapwood.observe.metrics import CONTENT_TYPE, PREFIX, memory_by_owner
+from sapwood.schema.output import HandoverCounts
 
 MAX_AGE_S = 0.2
 """Routers ask often; figures of this age are good enough for an answer."""
@@ -146,8 +147,21 @@ class _Replica:
                 "utilization": lora.utilization,
             }
         if "disagg" in sections:
-            load["disaggregation"] = None  # prefill and decoding are not apart
+            load["disaggregation"] = _disaggregation(status.handovers)
         return load
+
+
+def _disaggregation(counts: HandoverCounts | None) -> dict[str, Any] | None:
+    """None: the engine reads and answers its prompts itself."""
+    if counts is None:
+        return None
+    queue = "prefill_inflight" if counts.part == "prefill" else "decode_transfer"
+    return {
+        "mode": counts.part,
+        f"{queue}_queue_reqs": counts.num_under_way,
+        "num_transferred_reqs": counts.num_done,
+        "num_transfer_failed_reqs": counts.num_failed,
+    }
 
 
 async def _read(services: Services, figures: EngineFigures) -> list[ReplicaFigures]:

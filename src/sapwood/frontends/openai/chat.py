@@ -19,6 +19,7 @@ from sapwood.frontends.openai.protocol import (
 )
 from sapwood.frontends.openai.sampling import (
     check_stream_options,
+    handovers,
     request_ids,
     request_options,
     sampling_params,
@@ -123,7 +124,7 @@ def to_turn(asked: ChatRequest, services: Services) -> Turn:
     max_tokens, limit_name = _max_tokens(asked)
     sampling = sampling_params(asked, services, max_tokens=max_tokens, limit_name=limit_name)
     media = MediaParts(services.media_markers)
-    messages = [_message(given, i, media) for i, given in enumerate(asked.messages)]
+    messages = [chat_message(given, i, media) for i, given in enumerate(asked.messages)]
     if asked.continue_final_message and messages and messages[-1]["role"] != "assistant":
         raise InvalidRequest(
             "continue_final_message needs the last of messages to be the assistant's, but it is "
@@ -165,6 +166,7 @@ def to_text_request(
         add_special_tokens=asked.add_special_tokens is True,
         options=request_options(asked, turn.sampling, chat_options(asked), key, services)[0],
         n=asked.n,
+        handovers=handovers(asked, 1)[0],
     )
 
 
@@ -178,7 +180,7 @@ def _max_tokens(asked: ChatRequest) -> tuple[int | None, str]:
     return (old, "max_tokens") if new is None else (new, "max_completion_tokens")
 
 
-def _message(given: dict[str, Any], position: int, media: MediaParts) -> dict[str, Any]:
+def chat_message(given: dict[str, Any], position: int, media: MediaParts) -> dict[str, Any]:
     """One message in the template's form, its fields checked.
 
     media  takes its pictures and videos

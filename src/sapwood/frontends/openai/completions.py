@@ -12,6 +12,7 @@ from sapwood.frontends.openai.logprobs import choice_logprobs, completion_option
 from sapwood.frontends.openai.protocol import COMPLETION_FIELDS, CompletionRequest
 from sapwood.frontends.openai.sampling import (
     check_stream_options,
+    handovers,
     request_ids,
     request_options,
     sampling_params,
@@ -116,8 +117,11 @@ def to_text_requests(
             add_special_tokens=asked.add_special_tokens is not False,
             options=of_prompt,
             n=asked.n,
+            handovers=places,
         )
-        for request_id, prompt, of_prompt in zip(ids, prompts, options, strict=True)
+        for request_id, prompt, of_prompt, places in zip(
+            ids, prompts, options, handovers(asked, len(prompts)), strict=True
+        )
     ]
 
 

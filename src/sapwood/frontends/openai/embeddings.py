@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -11,13 +12,18 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sapwood.base.errors import InvalidRequest
+from sapwood.frontends.openai.chat import chat_message
 from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT, REPLICA
 from sapwood.frontends.serving.embed import (
+    Text,
     check_dimensions,
     embed_all,
     request_ids,
     texts_of,
 )
+from sapwood.frontends.serving.embed_prompts import EmbedPrompt, prompt_of_item, rendered
+from sapwood.frontends.serving.media import MediaParts
 from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response
@@ -28,16 +34,24 @@ from sapwood.schema.limits import RequestId, RoutingKey
 from sapwood.schema.request import RequestOptions
 from sapwood.text.embedding import EmbedRequest, PoolingOutput, shortened
 
+MOST_ITEMS = 256
+"""Objects of one request, each of which may show a picture and a video."""
+
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/embeddings.
 
-    input            a text, one text's token ids, or a list of either
+    input            a text, one text's token ids, or a list of either; or a list of objects with a
+                     text, an image or a video (frontends/serving/embed_prompts.py)
+    messages         in the place of input: a conversation, whose prompt is one text
+    add_generation_prompt  whether that prompt ends with the beginning of an answer
     dimensions       length to which embeddings are cut; default: not cut
     encoding_format  "float", or "base64" for little-endian fp32
     """
 
-    input: str | list[str | TokenId | list[TokenId]]
+    input: str | list[str | TokenId | list[TokenId] | dict[str, Any]] | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = False
     model: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Count | None = None
@@ -83,19 +97,23 @@ async def embeddings(request: Request, services: Services) -> Response:
     services.check_model(asked.model)
     services.check_task("embed")
     check_dimensions(services, asked.dimensions)
-    texts, _ = texts_of(asked.input, "input")
+    prompts = _prompts(asked, services)
     key = routing_key(request, asked.routing_key)
     requests = [
         EmbedRequest(
             request_id=request_id,
-            text=text,
+            text=prompt.text if isinstance(prompt, EmbedPrompt) else prompt,
+            add_special_tokens=not isinstance(prompt, EmbedPrompt),
+            media=prompt.media if isinstance(prompt, EmbedPrompt) else (),
             options=RequestOptions(
                 priority=asked.priority,
                 routing_key=key,
                 data_parallel_rank=services.replica_of(asked.data_parallel_rank),
             ),
         )
-        for request_id, text in zip(request_ids(asked.rid, len(texts), "embd"), texts, strict=True)
+        for request_id, prompt in zip(
+            request_ids(asked.rid, len(prompts), "embd"), prompts, strict=True
+        )
     ]
     answers = await until_disconnect(embed_all(services, requests), request.receive)
     num_tokens = sum(answer.num_prompt_tokens for answer in answers)
@@ -112,6 +130,34 @@ async def embeddings(request: Request, services: Services) -> Response:
             )
         )
     )
+
+
+def _prompts(asked: EmbeddingsRequest, services: Services) -> Sequence[Text | EmbedPrompt]:
+    if asked.input is None and asked.messages is None:
+        raise InvalidRequest("input is required, or messages in its place", param="input")
+    if asked.input is not None and asked.messages is not None:
+        raise InvalidRequest("input and messages exclude each other; send one", param="input")
+    if asked.messages is not None:
+        media = MediaParts(services.media_markers)
+        messages = [chat_message(given, i, media) for i, given in enumerate(asked.messages)]
+        generates = asked.add_generation_prompt
+        return [rendered(messages, media, services, add_generation_prompt=generates)]
+    given = asked.input
+    if isinstance(given, list) and any(isinstance(item, dict) for item in given):
+        items = [item for item in given if isinstance(item, dict)]
+        if len(items) != len(given):
+            raise InvalidRequest(
+                "input mixes objects with texts; give each text as an object with a text",
+                param="input",
+            )
+        if len(items) > MOST_ITEMS:
+            raise InvalidRequest(
+                f"input has {len(items)} objects but may have {MOST_ITEMS}; send several requests",
+                param="input",
+            )
+        return [prompt_of_item(item, f"input[{i}]", services) for i, item in enumerate(items)]
+    texts, _ = texts_of(given, "input")
+    return texts
 
 
 def vector_of(

@@ -20,7 +20,7 @@ from sapwood.schema.fields import (
     PenaltyWindow,
     TokenId,
 )
-from sapwood.schema.limits import CacheKey, NumSamples, ProcessorText, RequestId, RoutingKey
+from sapwood.schema.limits import CacheKey, Host, NumSamples, ProcessorText, RequestId, RoutingKey
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -61,6 +61,8 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
                            prompts, or one for each
     lora_path              the name of a loaded LoRA adapter, for all prompts or one for each; an
                            adapter in `model` ("base:adapter") wins
+    bootstrap_room         the prompt is read by the engine at bootstrap_host and bootstrap_port,
+                           and answered by another one; both get this request
     return_hidden_states   answer with the hidden state of the last computed token
     return_routed_experts  answer with the experts that computed each token, as sglext
     return_cached_tokens_details  answer with where the cached tokens came from, as sglext
@@ -83,6 +85,9 @@ class GenerationRequest(SamplingFields, msgspec.Struct, frozen=True, kw_only=Tru
     priority: Int64 | None = None
     routing_key: RoutingKey = ""
     data_parallel_rank: Int64 | None = None
+    bootstrap_host: Host | list[Host | None] | None = None
+    bootstrap_port: Int64 | list[Int64 | None] | None = None
+    bootstrap_room: Int64 | list[Int64 | None] | None = None
     return_hidden_states: bool = False
     return_routed_experts: bool = False
     return_cached_tokens_details: bool = False

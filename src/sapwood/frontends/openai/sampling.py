@@ -12,6 +12,7 @@ from sapwood.frontends.openai.protocol import GenerationRequest
 from sapwood.frontends.serving.grammar import chosen_grammar
 from sapwood.frontends.serving.sampling import params_of, renamed
 from sapwood.frontends.serving.services import Services
+from sapwood.schema.handover import Handover, handovers_of
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.namespace import cache_namespace
 from sapwood.schema.request import RequestOptions
@@ -113,6 +114,17 @@ def request_options(
         )
         for namespace, path in zip(namespaces(asked, num_prompts), paths, strict=True)
     ]
+
+
+def handovers(asked: GenerationRequest, num_prompts: int) -> list[tuple[Handover, ...]]:
+    """Per prompt where its samples' pages are handed over."""
+    return handovers_of(
+        asked.bootstrap_host,
+        asked.bootstrap_port,
+        asked.bootstrap_room,
+        num_prompts=num_prompts,
+        num_samples=asked.n,
+    )
 
 
 def request_ids(asked: GenerationRequest, num_prompts: int, prefix: str) -> tuple[str, list[str]]:

@@ -11,7 +11,13 @@ from sapwood.frontends.openai.protocol import (
     STRUCTURED_OUTPUTS_FIELDS,
     StructuredOutputs,
 )
-from sapwood.frontends.peer_fields import BOOKKEEPING, GENERATION, REPLICA, ROUTED_EXPERTS
+from sapwood.frontends.peer_fields import (
+    BOOKKEEPING,
+    GENERATION,
+    HANDED_OVER,
+    REPLICA,
+    ROUTED_EXPERTS,
+)
 from sapwood.schema.fields import (
     Alias,
     Count,
@@ -151,6 +157,7 @@ REQUEST_FIELDS = FieldTable(
     },
     not_offered={
         **GENERATION,
+        **HANDED_OVER,
         **ROUTED_EXPERTS,
         "access_programs": NotOffered(why="the server runs no tools"),
         "background_options": NotOffered(why="all responses in the background are alike"),

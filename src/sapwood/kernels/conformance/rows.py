@@ -51,6 +51,11 @@ def _activate(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair
     for activation in Activation:
         yield kernels.activate(x.clone(), activation), reference.activate(x, activation)
     yield kernels.xielu(x.clone(), 0.7, 0.3), reference.xielu(x, 0.7, 0.3)
+    own = case.randn(33, case.hidden_size)
+    expected = own.clone()
+    kernels.add_to(x, own)
+    reference.add_to(x, expected)
+    yield own, expected
 
 
 @CHECKS.add("layer_norm")

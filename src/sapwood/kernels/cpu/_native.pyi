@@ -343,6 +343,17 @@ def embedding(
     hidden: int,
     /,
 ) -> None: ...
+def attend_both_ways(
+    context: Context,
+    dtype: int,
+    qkv: tuple[int, int, int],
+    strides: tuple[int, int, int],
+    shape: tuple[int, int, int],
+    scale: float,
+    texts: list[tuple[int, int, int]],
+    out: int,
+    /,
+) -> None: ...
 def rms_norm(
     context: Context,
     dtype: int,
@@ -448,6 +459,7 @@ def layer_norm(
     eps: float,
     /,
 ) -> None: ...
+def add_to(context: Context, dtype: int, x: int, total: int, n: int, /) -> None: ...
 def activate(
     context: Context, dtype: int, activation: int, x: int, out: int, n: int, /
 ) -> None: ...

@@ -27,7 +27,6 @@ from sapwood.kernels.attention_batch import (
     lacking,
 )
 from sapwood.kernels.coded import LinearPart
-from sapwood.kernels.cpu.instruction_sets import unused_set
 from sapwood.kernels.cpu.shared import groups_of_decodes
 from sapwood.kernels.cpu.tensors import (
     ACTIVATIONS,
@@ -45,7 +44,6 @@ from sapwood.kernels.cpu.tensors import (
 )
 from sapwood.kernels.low_rank import AdapterRoom, LowRankLayer
 from sapwood.kernels.packed import PackedExperts, PackedHeads, PackedLinear
-from sapwood.kernels.platform import Platform
 from sapwood.kernels.quantized import QuantizedWeight
 from sapwood.kernels.recording import Program, RecordedStep
 from sapwood.kernels.registry import Need
@@ -55,7 +53,6 @@ from sapwood.kernels.state_forms import DeltaForm, GatedNormForm
 from sapwood.kernels.state_space import StateSpace
 from sapwood.kernels.texts import EqualTexts
 from sapwood.kernels.torch_ops import latent as torch_latent
-from sapwood.kernels.torch_ops.bidirectional import bidirectional_attention
 from sapwood.kernels.torch_ops.experts import activation_of
 from sapwood.kernels.torch_ops.ops import TorchKernels
 from sapwood.kernels.torch_ops.penalties import penalise
@@ -63,6 +60,7 @@ from sapwood.kernels.torch_ops.rows import copy_rows, soft_cap
 
 try:
     from sapwood.kernels.cpu import _native
+    from sapwood.kernels.cpu.both_ways import attend_both_ways
     from sapwood.kernels.cpu.experts import pack_experts, route
     from sapwood.kernels.cpu.head_products import HeadProducts
     from sapwood.kernels.cpu.latent import (
@@ -90,7 +88,6 @@ else:
     _missing = None
 
 _TORCH = TorchKernels()
-_BFLOAT16_ISAS = frozenset({"avx512_bf16", "amx", "amx_emulated", "neon_bf16"})
 _ATTENTION = frozenset({SLIDING_WINDOW, SOFT_CAP, SINKS, ALIBI, LATENT, CHOSEN_KEYS})
 
 
@@ -334,7 +331,7 @@ class CpuKernels:
     def bidirectional_attention(
         self, q: Tensor, k: Tensor, v: Tensor, texts: Sequence[EqualTexts], scale: float
     ) -> Tensor:
-        return bidirectional_attention(q, k, v, texts, scale)
+        return attend_both_ways(self._context, q, k, v, texts, scale)
 
     def norm_rotate_heads(
         self, x: Tensor, norm: Tensor | None, eps: float, rotations: Tensor | None, out: Tensor
@@ -361,6 +358,14 @@ class CpuKernels:
         number = ACTIVATIONS[activation]
         _native.activate(self._context, dtype, number, x.data_ptr(), out.data_ptr(), x.numel())
         return out
+
+    def add_to(self, x: Tensor, total: Tensor) -> None:
+        dtype = dtype_of(total)
+        if x.shape != total.shape or x.dtype != total.dtype:
+            raise ValueError(f"{describe(x)} cannot be added to {describe(total)}")
+        if not (x.is_contiguous() and total.is_contiguous()):
+            raise ValueError("what is added and its total must be contiguous")
+        _native.add_to(self._context, dtype, x.data_ptr(), total.data_ptr(), total.numel())
 
     def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
         dtype = dtype_of(x)
@@ -596,23 +601,3 @@ class CpuKernels:
 def with_isa(isa: str) -> CpuKernels:
     """The kernels with a given instruction set; ValueError if this machine cannot run it."""
     return CpuKernels(isa=isa)
-
-
-def slower_because(platform: Platform, only: str | None) -> str | None:
-    """Why the compiled kernels are slower than this processor allows, and what helps; None if they
-    are not, are not asked for, or are asked to use a certain instruction set."""
-    usable = CpuKernels.usable_isas()
-    if (only or "cpu") != "cpu" or not usable:
-        return None
-    return unused_set(platform.cpu_flags, compiled=CpuKernels.compiled_isas(), usable=usable)
-
-
-def fast_bfloat16(platform: Platform, only: str | None) -> bool:
-    """Whether matrix products of bfloat16 on the CPU have instructions of their own: in the
-    compiled kernels that would serve, or for torch where these were not built or are not asked
-    for."""
-    asked, _, variant = (only or "cpu").partition(":")
-    usable = CpuKernels.usable_isas()
-    if asked != "cpu" or not usable:
-        return not platform.cpu_flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-    return (variant or usable[-1]) in _BFLOAT16_ISAS

@@ -55,6 +55,10 @@ class ElementwiseOps(Protocol):
         """x [T, I] -> activation(x), computed in fp32."""
         ...
 
+    def add_to(self, x: Tensor, total: Tensor) -> None:
+        """total += x, both contiguous, of one shape and one dtype."""
+        ...
+
     def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
         """x [T, I] -> above x² + x / 2 where x is more than 0, else below (e^x - 1 - x) + x / 2,
         computed in fp32. Source: Huang and Schlag 2024, arXiv:2411.13010."""

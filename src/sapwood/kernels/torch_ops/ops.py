@@ -220,6 +220,9 @@ class TorchKernels:
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         return activate(x, activation)
 
+    def add_to(self, x: Tensor, total: Tensor) -> None:
+        total.add_(x)
+
     def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
         return xielu(x, above, below)
 

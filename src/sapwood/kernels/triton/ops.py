@@ -189,6 +189,9 @@ class TritonKernels:
     def activate(self, x: Tensor, activation: Activation) -> Tensor:
         return elementwise.activate(x, activation)
 
+    def add_to(self, x: Tensor, total: Tensor) -> None:
+        total.add_(x)
+
     def xielu(self, x: Tensor, above: float, below: float) -> Tensor:
         return xielu(x, above, below)
 

@@ -41,10 +41,10 @@ class PooledDecoder:
         has the head, which is small."""
         return self._decoder.is_elsewhere(name)
 
-    @staticmethod
-    def checkpoint_name(name: str) -> str:
+    def checkpoint_name(self, name: str) -> str:
         """The name in `targets()` of a checkpoint's tensor: without a head there is no prefix."""
-        return name if name.startswith(("model.", "score.", "lm_head.")) else f"model.{name}"
+        own = self._decoder.checkpoint_name(name)
+        return own if own.startswith(("model.", "score.", "lm_head.")) else f"model.{own}"
 
     def finalize(self) -> None:
         self._decoder.pack_layers()

@@ -22,6 +22,12 @@ Rotation = Callable[[Tensor, Tensor], Tensor]
 """From x [T, heads, D] and a table of its rows to the rotated x."""
 
 
+MLP_ROWS = 1024
+"""Patches that a layer's MLP takes at a time. What is between its products is several times as
+wide as a state: for all patches of some pictures it would be tens of megabytes, which the C library
+takes from the system and gives back each time, at a page fault per 4 KiB."""
+
+
 class PatchAttention:
     """out(attention(rotation(norm(qkv(x))))), among the patches of each picture."""
 
@@ -48,7 +54,7 @@ class PatchAttention:
         norms            of queries and of keys, by name
         norm_size        over how many entries each is computed; None: over those of each head
         """
-        self._kernels = build.kernels
+        self.kernels = build.kernels
         self._head_dim = size // num_heads
         kv_heads = num_kv_heads or num_heads
         self._heads = (num_heads, kv_heads, kv_heads)
@@ -90,7 +96,7 @@ class PatchAttention:
             times = self._heads[0] // self._heads[1]
             k, v = (one.repeat_interleave(times, dim=1) for one in (k, v))
         scale = self._head_dim**-0.5
-        mixed = self._kernels.bidirectional_attention(q, k, v, pictures, scale)
+        mixed = self.kernels.bidirectional_attention(q, k, v, pictures, scale)
         return self._out(mixed.flatten(1))
 
     def targets(self) -> dict[str, Target]:
@@ -131,9 +137,16 @@ class Block:
         self, x: Tensor, pictures: Sequence[EqualTexts], table: Tensor | None = None
     ) -> Tensor:
         added = self._attention(self._norms[0](x), pictures, table)
-        x = x + (self._scales[0][1] * added if self._scales else added)
-        added = self._mlp(self._norms[1](x))
-        return x + (self._scales[1][1] * added if self._scales else added)
+        x = self._added(0, x, added)
+        parts = [self._mlp(part) for part in torch.split(self._norms[1](x), MLP_ROWS)]
+        return self._added(1, x, parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _added(self, index: int, x: Tensor, added: Tensor) -> Tensor:
+        """x + added, in the memory of what is added."""
+        if self._scales:
+            added.mul_(self._scales[index][1])
+        self._attention.kernels.add_to(x.contiguous(), added)
+        return added
 
     def targets(self) -> dict[str, Target]:
         first, attention, second, mlp = self._names

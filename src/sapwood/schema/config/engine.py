@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from sapwood.schema.config.disaggregation import DisaggregationConfig
 from sapwood.schema.config.drafting import DraftingConfig
 from sapwood.schema.config.execution import ExecutionConfig, ResolvedExecution
 from sapwood.schema.config.grammar import GrammarConfig
@@ -27,6 +28,7 @@ COMPONENTS: tuple[type, ...] = (
     SchedulerConfig,
     ExecutionConfig,
     ParallelConfig,
+    DisaggregationConfig,
     GrammarConfig,
     SpeculationConfig,
     DraftingConfig,
@@ -46,6 +48,7 @@ class EngineConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    disaggregation: DisaggregationConfig = field(default_factory=DisaggregationConfig)
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     drafting: DraftingConfig = field(default_factory=DraftingConfig)
@@ -76,6 +79,7 @@ class EngineConfig:
             scheduler=build(SchedulerConfig, values),
             execution=build(ExecutionConfig, values),
             parallel=build(ParallelConfig, values),
+            disaggregation=build(DisaggregationConfig, values),
             grammar=build(GrammarConfig, values),
             speculation=build(SpeculationConfig, values),
             drafting=build(DraftingConfig, values),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sapwood.base.errors import ConfigError
 from sapwood.schema.cache import CacheKind
+from sapwood.schema.config.disaggregation import Part
 from sapwood.schema.config.drafting import MODEL_ALGORITHMS
 from sapwood.schema.config.engine import EngineConfig
 from sapwood.schema.config.facts import ModelFacts
@@ -68,6 +69,38 @@ def check_tiers(asked: EngineConfig, model: ModelFacts) -> None:
         raise ConfigError(
             f"{model.name} makes embeddings or scores; --enable-hierarchical-cache keeps the "
             "prefixes of models that generate, so leave it out"
+        )
+
+
+def check_disaggregation(asked: EngineConfig, model: ModelFacts) -> None:
+    """ConfigError if the engine cannot hand over the pages of the model's prompts, or take them."""
+    config = asked.disaggregation
+    if given := config.given_in_vain:
+        raise ConfigError(
+            f"{', '.join(given)} does nothing with --disaggregation-mode "
+            f"{config.disaggregation_mode}; leave it out"
+        )
+    if config.part is Part.WHOLE:
+        return
+    mode = f"--disaggregation-mode {config.disaggregation_mode}"
+    if asked.parallel.num_ranks > 1 or asked.parallel.dp_size > 1:
+        raise ConfigError(
+            f"{mode} is for engines of one rank so far: leave out --tp-size, --pp-size and "
+            "--dp-size, and start several engines behind `sapwood gateway --pd-disaggregation`"
+        )
+    if asked.memory.disable_radix_cache:
+        raise ConfigError(
+            f"{mode} hands pages over as prefixes, and --disable-radix-cache keeps none; leave one "
+            "out"
+        )
+    if model.makes_numbers:
+        raise ConfigError(
+            f"{model.name} makes embeddings or scores, which end with the prompt; leave out {mode}"
+        )
+    if config.part is Part.DECODE and asked.tiers.enable_hierarchical_cache:
+        raise ConfigError(
+            f"{mode} has memory of the host's of its own, into which pages come; leave out "
+            "--enable-hierarchical-cache, or give it to the engines that read prompts"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from sapwood.base.errors import ConfigError
@@ -11,6 +12,7 @@ from sapwood.schema.config.options import check_options, option
 BACKENDS = ("auto", "sapwood", "diffusers")
 DIT_QUANTIZATIONS = ("none", "fp8", "w8a16", "w8a8_int8", "w4a8")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_SIZES = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}(,[1-9]\d{0,4}x[1-9]\d{0,4}){0,15}")
 _AT_LEAST_1 = (
     "max_running_pictures",
     "max_waiting_pictures",
@@ -19,8 +21,12 @@ _AT_LEAST_1 = (
     "max_inference_steps",
     "max_pictures_per_request",
     "max_stored_picture_bytes",
+    "max_video_frames",
+    "max_video_pixels",
+    "max_stored_video_bytes",
+    "max_kept_videos",
 )
-_AT_LEAST_0 = ("text_cache_bytes", "picture_timeout", "stored_picture_age")
+_AT_LEAST_0 = ("text_cache_bytes", "picture_timeout", "stored_picture_age", "stored_video_age")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,14 @@ class PaintingConfig:
         "Decode large pictures tile by tile: less memory, and others are held up by a tile at "
         "most; the picture differs a little where tiles meet.",
     )
+    warmup: bool = option(
+        False,
+        "Draw one step before the first request, in the pipeline's usual size or in those of "
+        "--warmup-resolutions.",
+    )
+    warmup_resolutions: str | None = option(
+        None, "Sizes of the warm-up, separated by commas, such as 512x512,1024x768."
+    )
     lora_path: str | None = option(
         None,
         "A LoRA adapter that adds from the start: a safetensors file of diffusers, PEFT, kohya's "
@@ -100,6 +114,25 @@ class PaintingConfig:
         2**30, "Kept pictures together; the oldest are removed first.", unit="bytes"
     )
 
+    max_video_frames: int = option(241, "Frames that a video may have.", unit="frames")
+    max_video_pixels: int = option(
+        128 * 2**20, "Width times height times frames that a video may have.", unit="pixels"
+    )
+    stored_video_age: float = option(
+        86400.0,
+        "A finished video is removed after this long. Videos are kept beside pictures "
+        "(--output-path), and with --output-path or --state-dir they outlive the server.",
+        unit="seconds",
+    )
+    max_stored_video_bytes: int = option(
+        4 * 2**30,
+        "Kept videos together; the oldest finished ones are removed first.",
+        unit="bytes",
+    )
+    max_kept_videos: int = option(
+        1000, "Videos that are kept and told of; the oldest finished ones are removed first."
+    )
+
     def __post_init__(self) -> None:
         check_options(self)
         for name in (*_AT_LEAST_1, *_AT_LEAST_0):
@@ -114,6 +147,21 @@ class PaintingConfig:
                     f"--text-encoder-precisions has {precision!r}, but must be made of "
                     f"{', '.join(PRECISIONS)}"
                 )
+
+        if self.warmup_resolutions is not None:
+            if not self.warmup:
+                raise ConfigError("--warmup-resolutions does nothing without --warmup")
+            if not _SIZES.fullmatch(self.warmup_resolutions):
+                raise ConfigError(
+                    f"--warmup-resolutions is {self.warmup_resolutions[:100]!r}, but must be sizes "
+                    "such as 512x512,1024x768"
+                )
+
+    @property
+    def warmup_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each that --warmup-resolutions names"""
+        sizes = (self.warmup_resolutions or "").split(",")
+        return tuple((int(w), int(h)) for w, _, h in (size.partition("x") for size in sizes) if w)
 
     @property
     def text_precisions(self) -> tuple[str, ...]:

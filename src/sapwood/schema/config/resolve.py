@@ -20,6 +20,7 @@ from sapwood.schema.config.execution import (
 from sapwood.schema.config.facts import CheckpointFacts, MachineFacts, ModelFacts
 from sapwood.schema.config.features import (
     check_adapters,
+    check_disaggregation,
     check_shared_feed_forward,
     check_speculation,
     check_tiers,
@@ -66,6 +67,7 @@ def resolve(
     check_adapters(asked, model)
     check_shared_feed_forward(asked, model)
     check_tiers(asked, model)
+    check_disaggregation(asked, model)
     execution = _resolve_execution(asked, machine, decisions)
     model_config = resolve_model(asked.model, execution, machine, model, decisions)
     scheduler = _resolve_scheduler(asked.scheduler, asked.parallel, execution, decisions)

@@ -127,7 +127,25 @@ function poolRows(pools) {
   });
 }
 
-function showMemory({ memory, pools, resident_bytes: resident }) {
+// Of the tiers behind the KV pool: how full the host is, and what came back from where.
+function tierRows(tiers) {
+  if (!tiers) return [];
+  const number = (value) => value.toLocaleString("en");
+  const rows = [
+    textRow("host tier, pages", `${number(tiers.num_host_pages)} of ${number(tiers.num_host_slots)}`),
+    textRow("prompt tokens from the host", number(tiers.num_host_tokens)),
+  ];
+  if (!tiers.storage) return rows;
+  const moved = `${bytes(tiers.bytes_written)}, ${bytes(tiers.bytes_read)}`;
+  rows.push(
+    textRow(`prompt tokens from the storage (${tiers.storage})`, number(tiers.num_stored_tokens)),
+    textRow("storage, written and read", moved),
+    textRow("storage, failures", number(tiers.num_failures)),
+  );
+  return rows;
+}
+
+function showMemory({ memory, pools, tiers, resident_bytes: resident }) {
   const bar = byId("memory-bar");
   const known = OWNERS.filter(([owner]) => memory[owner] !== undefined);
   bar.replaceChildren(
@@ -141,7 +159,7 @@ function showMemory({ memory, pools, resident_bytes: resident }) {
   );
   bar.setAttribute("aria-label", known.map(([o, label]) => `${label} ${bytes(memory[o])}`).join(", "));
   const rows = known.map(([owner, label, name]) => memoryRow(label, memory[owner], name));
-  rows.push(...poolRows(pools));
+  rows.push(...poolRows(pools), ...tierRows(tiers));
   for (const [process, size] of Object.entries(resident)) {
     rows.push(memoryRow(`resident, ${process} process`, size, null));
   }
@@ -149,6 +167,10 @@ function showMemory({ memory, pools, resident_bytes: resident }) {
 }
 
 function memoryRow(label, size, name, whole = null) {
+  return textRow(label, whole === null ? bytes(size) : `${bytes(size)} of ${bytes(whole)}`, name);
+}
+
+function textRow(label, text, name = null) {
   const row = document.createElement("tr");
   const title = document.createElement("td");
   if (name) {
@@ -160,7 +182,7 @@ function memoryRow(label, size, name, whole = null) {
   }
   title.append(label);
   const value = document.createElement("td");
-  value.textContent = whole === null ? bytes(size) : `${bytes(size)} of ${bytes(whole)}`;
+  value.textContent = text;
   row.append(title, value);
   return row;
 }

@@ -7,8 +7,6 @@
 namespace sapwood::SAPWOOD_ISA {
 namespace {
 
-constexpr float kMinusInfinity = -__builtin_inff();
-constexpr float kLog2E = 1.44269504f;
 
 template <class T>
 class AttentionResults {

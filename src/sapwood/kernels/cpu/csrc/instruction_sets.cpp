@@ -190,6 +190,8 @@ SAPWOOD_WITH_BYTES(avx512_vnni)
     table.attention_scratch = SET::attention_scratch;         \
     table.index_scores = SET::index_scores;                   \
     table.index_scratch = SET::index_scratch;                 \
+    table.both_ways = SET::both_ways;                         \
+    table.both_ways_scratch = SET::both_ways_scratch;         \
     table.linear = SET::linear;                               \
     table.linear_scratch = SET::linear_scratch;               \
     table.linear_int8 = SET::linear_int8;                     \
@@ -223,6 +225,7 @@ Ops with_bf16(Ops table) {
   table.name = "neon_bf16";
   table.rms_norm = neon_bf16::rms_norm;
   table.layer_norm = neon_bf16::layer_norm;
+  table.add_to = neon_bf16::add_to;
   table.activate = neon_bf16::activate;
   table.activate_and_mul = neon_bf16::activate_and_mul;
   table.xielu = neon_bf16::xielu;
@@ -249,6 +252,8 @@ Ops with_bf16(Ops table) {
   table.norm_rope_write_latent = neon_bf16::norm_rope_write_latent;
   table.index_scores = neon_bf16::index_scores;
   table.index_scratch = neon_bf16::index_scratch;
+  table.both_ways = neon_bf16::both_ways;
+  table.both_ways_scratch = neon_bf16::both_ways_scratch;
   return table;
 }
 #endif

@@ -14,6 +14,7 @@
 #include "coded.h"
 #include "attention_plan.h"
 #include "bindings.h"
+#include "both_ways.h"
 #include "context.h"
 #include "low_rank.h"
 #include "pack.h"
@@ -54,6 +55,10 @@ void layer_norm(const Context& c, int dtype, Address x, Address weight, Address 
   c.ops().layer_norm(static_cast<DType>(dtype), in(x), in(weight), in(bias), to(out), rows, hidden, eps, c.team());
 }
 
+void add_to(const Context& c, int dtype, Address x, Address total, I64 n) {
+  c.ops().add_to(static_cast<DType>(dtype), in(x), to(total), n, c.team());
+}
+
 // norm and rotations may be 0
 void norm_rotate_heads(const Context& c, int dtype, Address x, I64 x_stride, Address norm, float eps,
                        Address rotations, Address out, I64 rows, int num_heads, int head_dim) {
@@ -65,6 +70,19 @@ void norm_rotate_heads(const Context& c, int dtype, Address x, I64 x_stride, Add
 
 void activate(const Context& c, int dtype, int activation, Address x, Address out, I64 n) {
   c.ops().activate(static_cast<DType>(dtype), static_cast<Activation>(activation), in(x), to(out), n, c.team());
+}
+
+// texts: (rows or 0, first token, length); strides: elements between two tokens of q, k and v
+void attend_to_texts(Context& c, int dtype, const std::tuple<Address, Address, Address>& qkv,
+                     const std::tuple<I64, I64, I64>& strides, const std::tuple<I64, int, int>& shape, float scale,
+                     const std::vector<std::tuple<Address, I64, I64>>& texts, Address out) {
+  const auto [q, k, v] = qkv;
+  const auto [tokens, heads, head_dim] = shape;
+  std::vector<BothWaysText> own;
+  for (const auto& [rows, first, length] : texts) own.push_back({static_cast<const I64*>(in(rows)), first, length});
+  const BothWaysInputs inputs{heads, head_dim, scale, in(q), in(k), in(v), std::get<0>(strides), std::get<1>(strides),
+                              std::get<2>(strides), to(out)};
+  attend_both_ways(c, static_cast<DType>(dtype), inputs, own, tokens);
 }
 
 void xielu(const Context& c, int dtype, Address x, Address out, I64 n, float above, float below) {
@@ -522,10 +540,12 @@ NB_MODULE(_native, m) {
   m.def("embedding", &embedding, Unlocked());
   m.def("rms_norm", &rms_norm, Unlocked());
   m.def("layer_norm", &layer_norm, Unlocked());
+  m.def("add_to", &add_to, Unlocked());
   m.def("norm_rotate_heads", &norm_rotate_heads, Unlocked());
   m.def("activate", &activate, Unlocked());
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
   m.def("xielu", &xielu, Unlocked());
+  m.def("attend_both_ways", &attend_to_texts, Unlocked());
   bind_state_ops(m);
   bind_latent_ops(m);
   m.def("argmax", &argmax, Unlocked());

@@ -190,6 +190,36 @@ struct IndexArgs {
   Team team;
 };
 
+// A text whose tokens see one another: tokens first .. first + length - 1, or `rows` if that is not null.
+struct BothWaysText {
+  const std::int64_t* rows;
+  std::int64_t first, length;
+};
+
+// Queries [begin, end) of a text, of one head.
+struct BothWaysTask {
+  std::int64_t text;
+  int head;
+  std::int64_t begin, end;
+};
+
+// Attention of every token to all tokens of its text.
+struct BothWaysArgs {
+  const BothWaysText* texts;
+  const BothWaysTask* tasks;
+  std::int64_t num_tasks;
+  std::int64_t num_products;     // of queries and keys, by all tasks
+  std::int64_t queries_of_task;  // at most
+  int num_heads, head_dim;
+  float scale;
+  const void *q, *k, *v;  // [T, H, D], tokens *_stride elements apart
+  std::int64_t q_stride, k_stride, v_stride;
+  void* out;              // [T, H, D], contiguous
+  std::byte* scratch;     // per thread scratch_stride bytes
+  std::size_t scratch_stride;
+  Team team;
+};
+
 // How the weight of a linear layer is stored; the layouts are in pack.h and quantized.h.
 //   f32, bf16, f16  dense; x is fp32, or bf16 as well
 //   int8       signed numbers, one fp32 scale per output; x is rounded to int8, one scale per 64 inputs
@@ -422,6 +452,7 @@ struct Ops {
   void (*layer_norm)(DType, const void* x, const void* weight, const void* bias, void* out, std::int64_t rows,
                      std::int64_t hidden, float eps, const Team& team);
   // x [n] -> out [n]
+  void (*add_to)(DType, const void* x, void* total, std::int64_t n, const Team& team);  // total += x
   void (*activate)(DType, Activation, const void* x, void* out, std::int64_t n, const Team& team);
   // x [rows, 2 * inner] -> out [rows, inner]: activation(first half) * second half
   void (*activate_and_mul)(DType, Activation, const void* x, void* out, std::int64_t rows, std::int64_t inner,
@@ -467,6 +498,8 @@ struct Ops {
   void (*norm_rope_write_latent)(DType, const LatentRopeArgs&);
   void (*index_scores)(DType, const IndexArgs&);
   std::size_t (*index_scratch)(DType, const IndexArgs&);  // bytes per thread
+  void (*both_ways)(DType, const BothWaysArgs&);
+  std::size_t (*both_ways_scratch)(DType, const BothWaysArgs&);  // bytes per thread
   // Rows of x in fp32, and in bf16, from which a `fine` weight is decoded instead of multiplying its bytes
   // twice: that takes less time. Measured, but for ARM.
   std::int64_t decoded_rows, decoded_rows_bf16;

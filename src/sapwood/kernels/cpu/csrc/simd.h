@@ -319,6 +319,9 @@ SAPWOOD_INLINE float maximum(VF v) {
 
 // ---- exp ----
 
+constexpr float kMinusInfinity = -__builtin_inff();
+constexpr float kLog2E = 1.44269504f;
+
 // e^x, within 2 ulp; 0 below -87.3 (so that exp(-inf) is 0), at most e^88.
 SAPWOOD_INLINE VF vexp(VF x) {
   const VI underflow = x < splat(-87.3f);

@@ -9,6 +9,7 @@ void rms_norm(DType dtype, const void* x, void* residual, const void* weight, vo
               std::int64_t rows, std::int64_t hidden, float eps, const Team& team);
 void layer_norm(DType dtype, const void* x, const void* weight, const void* bias, void* out, std::int64_t rows,
                 std::int64_t hidden, float eps, const Team& team);
+void add_to(DType dtype, const void* x, void* total, std::int64_t n, const Team& team);
 void activate(DType dtype, Activation activation, const void* x, void* out, std::int64_t n, const Team& team);
 void activate_and_mul(DType dtype, Activation activation, const void* x, void* out, std::int64_t rows,
                       std::int64_t inner, const Team& team);
@@ -28,6 +29,8 @@ void norm_rotate_heads(DType dtype, const RotateArgs& args);
 void norm_rope_write_latent(DType dtype, const LatentRopeArgs& args);
 void index_scores(DType dtype, const IndexArgs& args);
 std::size_t index_scratch(DType dtype, const IndexArgs& args);
+void both_ways(DType dtype, const BothWaysArgs& args);
+std::size_t both_ways_scratch(DType dtype, const BothWaysArgs& args);
 void paged_attention(DType dtype, const AttentionArgs& args);
 std::size_t attention_scratch(DType dtype, int rows, int head_dim);
 void linear(DType dtype, const LinearArgs& args);

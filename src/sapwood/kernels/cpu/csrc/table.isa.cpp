@@ -18,13 +18,13 @@ constexpr std::int64_t kDecodedRows = 9, kDecodedRowsBf16 = 9;
 // constinit: the table is a constant in the file, not written by code when the module loads. Such code
 // would be compiled for this instruction set, and would end the process on a processor without it.
 constinit const Ops ops = {
-    SAPWOOD_TEXT(SAPWOOD_ISA), rms_norm,         layer_norm,            activate,        activate_and_mul,
+    SAPWOOD_TEXT(SAPWOOD_ISA), rms_norm,         layer_norm,            add_to,          activate,        activate_and_mul,
     xielu,                     add_scaled,       narrow,                argmax,          mask_logits,
     sampling_weights,          widen,            qk_norm_rope_write_kv, norm_rotate_heads, paged_attention,
     attention_scratch,         linear,           linear_scratch,        linear_int8,     linear_grouped,
     quantize,                  linear_coded,     causal_conv,           multiply_logistic, gated_rms_norm,
     gated_delta_rule,          low_rank,         scan,                  norm_rope_write_latent, index_scores,
-    index_scratch,             kDecodedRows,     kDecodedRowsBf16,
+    index_scratch,             both_ways,        both_ways_scratch,     kDecodedRows,    kDecodedRowsBf16,
 };
 
 }  // namespace sapwood::SAPWOOD_ISA

@@ -1,0 +1,1 @@
+"""OpenAI's routes for videos, over an engine that draws."""
