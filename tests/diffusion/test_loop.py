@@ -10,6 +10,7 @@ from sapwood.base.channel import CallbackSender, QueueChannel
 from sapwood.base.clock import ManualClock
 from sapwood.base.errors import InvalidRequest
 from sapwood.diffusion.loop import PaintingLoop, partial_steps
+from sapwood.diffusion.memory import PictureMemory
 from sapwood.diffusion.scheduler import PaintingLimits, StepScheduler
 from sapwood.schema.painting import (
     ChangeLoras,
@@ -39,6 +40,7 @@ class Driven:
         text_cache_bytes: int = 1000,
         tiles: int = 3,
         adapters: Any = None,
+        room: PictureMemory | None = None,
         **limits: int,
     ) -> None:
         self.pipeline = CountingPipeline(tiles=tiles)
@@ -53,6 +55,7 @@ class Driven:
             clock=self.clock,
             text_cache_bytes=text_cache_bytes,
             adapters=adapters,
+            room=room,
         )
 
     def ask(self, name: str, prompt: str = "a tree", *, seed: int = 0, **fields: Any) -> None:
@@ -95,6 +98,25 @@ def test_a_picture_is_drawn_step_by_step() -> None:
     (done,) = driven.of("a", PaintDone)
     assert (done.picture.width, done.picture.height, done.picture.channels) == (8, 16, 3)
     assert set(done.picture.pixels) == {7 + 3 * len("tree")}
+    assert driven.loop.num_held == 0
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_takes_any() -> None:
+    room = PictureMemory(
+        free_bytes=10_000, bytes_per_token=1000, bytes_per_pixel=10, piece_pixels=None,
+        pixels_per_token=64,
+    )  # fmt: skip
+    driven = Driven(room=room)
+    driven.ask("fits", width=16, height=32)
+    driven.ask("pixels", width=1024, height=1024)
+    driven.ask("tokens", width=24, height=32, negative_prompt="x", prompt="a wood")
+    driven.turns(20)
+    assert driven.of("fits", PaintDone)
+    (pixels,), (tokens,) = driven.of("pixels", PaintFailed), driven.of("tokens", PaintFailed)
+    assert (pixels.status, pixels.param) == (400, "size")
+    assert "at most 1000 pixels" in pixels.message
+    assert "24 tokens" in tokens.message
+    assert driven.pipeline.encoded == ["a tree", "a wood", "x"], "nothing was done for `pixels`"
     assert driven.loop.num_held == 0
 
 

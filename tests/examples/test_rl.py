@@ -62,3 +62,38 @@ def test_advantages_and_rewards(example: Any) -> None:
     for answer, expected in ((" 15\n9", 1.0), (" 16", 0.1), (" fifteen", 0.0), ("", 0.0)):
         assert math.isclose(sums.reward(problem, answer), expected)
     assert running_mean([0.0, 1.0, 2.0], 2) == [0.0, 0.5, 1.5]
+
+
+def test_a_server_follows_the_trainer_by_each_way(example: Any, tmp_path: Path) -> None:
+    """Three steps against `sapwood serve`: every step samples with the weights of the step before,
+    and at the end the server has the trainer's, those that learn and those that do not."""
+    import random
+
+    import server as server_module
+    import sums
+
+    folder = save_llama(tmp_path / "start", num_hidden_layers=2)
+    flags = ("--dtype", "bfloat16", "--max-total-tokens", "1024", "--log-level", "warning")
+    settings = example.Settings(samples=4, max_new_tokens=4, learning_rate=1e-2, trained_layers=1)
+    with server_module.serving(folder, *flags) as server:
+        trainer = example.Trainer(folder, server, settings)
+        before = {name: one.detach().clone() for name, one in trainer._trained.items()}
+        draw = random.Random(0)
+        for number, way in enumerate(example.WAYS):
+            step = trainer.step(
+                number,
+                way,
+                sums.draw_problems(draw, 2),
+                lambda problem, answer: sum(ord(letter) % 2 for letter in answer) / 8,
+            )
+            assert step.way == way
+        assert server.post("/generate", {"text": "1", "sampling_params": {"max_new_tokens": 1}})[
+            "meta_info"
+        ]["weight_version"] == str(len(example.WAYS))
+        state = trainer.model.state_dict()
+        for name in ("model.layers.1.mlp.down_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+            rows = server.post("/get_weights_by_name", {"name": name, "truncate_size": 4096})
+            assert torch.equal(torch.tensor(rows), state[name].bfloat16().float())
+        changed = [name for name, one in trainer._trained.items() if not one.equal(before[name])]
+        assert changed
+        trainer.close()

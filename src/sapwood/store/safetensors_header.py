@@ -64,7 +64,19 @@ def read_safetensors_header(path: Path) -> tuple[SafetensorsEntry, ...]:
             raw = file.read(length)
     except OSError as error:
         _fail(path, f"it cannot be read: {error.strerror}")
-    table = _parse(path, raw)
+    return _entries(path, raw, file_bytes)
+
+
+def read_sent_header(data: bytes, what: str) -> tuple[SafetensorsEntry, ...]:
+    """The same of a file's bytes that somebody sent, as `what`."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or 8 + length > len(data):
+        _fail(what, f"its {len(data)} bytes end before its header does")
+    return _entries(what, data[8 : 8 + length], len(data))
+
+
+def _entries(path: Path | str, raw: bytes, file_bytes: int) -> tuple[SafetensorsEntry, ...]:
+    table, length = _parse(path, raw), len(raw)
     _check_notes(path, table.pop("__metadata__", None))
     entries = [_entry(path, name, said, 8 + length) for name, said in table.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.num_bytes))
@@ -72,11 +84,12 @@ def read_safetensors_header(path: Path) -> tuple[SafetensorsEntry, ...]:
     return tuple(entries)
 
 
-def _fail(path: Path, what: str) -> NoReturn:
-    raise WeightError(f"{path} is not a whole safetensors file: {what}; download the model again")
+def _fail(path: Path | str, what: str) -> NoReturn:
+    way_out = "download the model again" if isinstance(path, Path) else "send all of its bytes"
+    raise WeightError(f"{path} is not a whole safetensors file: {what}; {way_out}")
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+def _parse(path: Path | str, raw: bytes) -> dict[str, Any]:
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
@@ -94,7 +107,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return table
 
 
-def _check_notes(path: Path, notes: Any) -> None:
+def _check_notes(path: Path | str, notes: Any) -> None:
     """Raise WeightError unless __metadata__ is a table from texts to texts."""
     if notes is None:
         return
@@ -102,7 +115,7 @@ def _check_notes(path: Path, notes: Any) -> None:
         _fail(path, "its __metadata__ is not a table of texts")
 
 
-def _entry(path: Path, name: str, said: Any, start: int) -> SafetensorsEntry:
+def _entry(path: Path | str, name: str, said: Any, start: int) -> SafetensorsEntry:
     if not isinstance(said, dict) or set(said) != {"dtype", "shape", "data_offsets"}:
         _fail(path, f"tensor {name} is not described by dtype, shape and data_offsets alone")
     dtype, shape, offsets = said["dtype"], said["shape"], said["data_offsets"]
@@ -130,7 +143,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _check_places(
-    path: Path, entries: Sequence[SafetensorsEntry], start: int, file_bytes: int
+    path: Path | str, entries: Sequence[SafetensorsEntry], start: int, file_bytes: int
 ) -> None:
     end, before = start, "its header"
     for entry in entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import socket
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class Memory:
     fails: tuple[str, ...] = ()
     did: list[str] = field(default_factory=list)
     why_not_ready: str | None = None
+    has: str = ""
 
     def _part(self, part: str) -> str:
         self.did.append(part)
@@ -54,13 +56,20 @@ class Memory:
         self._part("check")
 
     def carry_out(self, order: WeightOrder) -> str:
-        return self._part("do")
+        told = self._part("do")
+        return self.has if isinstance(order, ReadWeight) else told
 
     def perform(self, order: WeightOrder) -> str:
         raise AssertionError("ranks carry out parts of orders")
 
     def undo(self) -> None:
         self._part("undo")
+
+    def prepare(self, order: WeightOrder) -> None:
+        raise AssertionError("ranks take orders in turn with steps")
+
+    def drop(self) -> None:
+        raise AssertionError("nothing was prepared")
 
     def join(self, order: JoinUpdateGroup) -> Future[str]:
         future: Future[str] = Future()
@@ -128,12 +137,28 @@ def test_other_orders_are_carried_out_by_all() -> None:
 
 
 def test_a_weight_is_read_where_it_is() -> None:
-    weights, _, team = ranks(("do",), ("do",), ())
-    assert weights.perform(ReadWeight(name="x", most=1)) == "memory 2"
+    weights, memories, team = ranks(("do",), ("do",), ())
+    memories[2].has = "[[1.0, 2.0]]"
+    assert weights.perform(ReadWeight(name="x", most=1)) == "[[1.0, 2.0]]"
     weights, _, team = ranks(("do",), ("do",))
     with pytest.raises(InvalidRequest, match="memory 0 cannot do"):
         weights.perform(ReadWeight(name="x", most=1))
     assert not team.answers
+
+
+@pytest.mark.parametrize(
+    ("dim", "whole"), [(0, [[1, 2], [3, 4], [5, 6], [7, 8]]), (1, [[1, 2, 5, 6], [3, 4, 7, 8]])]
+)
+def test_parts_of_a_weight_are_put_together(dim: int, whole: list[list[int]]) -> None:
+    """In the order of their places; two neighbours have the same part."""
+    weights, memories, _ = ranks((), (), ())
+    for memory, first, rows in (
+        (memories[0], 2, [[5, 6], [7, 8]]),
+        (memories[1], 0, [[1, 2], [3, 4]]),
+        (memories[2], 2, [[5, 6], [7, 8]]),
+    ):
+        memory.has = json.dumps({"dim": dim, "first": first, "rows": rows})
+    assert json.loads(weights.perform(ReadWeight(name="x", most=4))) == whole
 
 
 def test_a_rank_without_such_weights_says_so() -> None:
@@ -192,7 +217,11 @@ def test_ranks_take_updates(two: Any) -> None:
     whole = [(b / "model.safetensors").read_bytes()] * 2
     order(llm, UpdateFromTensors(parts=whole, form="safetensors"))
     assert numbers(llm) == expected
-    assert order(llm, ReadWeight(name="model.norm.weight", most=3)).startswith("[")
+    for name in ("model.norm", "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.o_proj",
+                 "model.embed_tokens"):  # fmt: skip
+        rows = json.loads(order(llm, ReadWeight(name=f"{name}.weight", most=150)))
+        expected_rows = load_file(b / "model.safetensors")[f"{name}.weight"][:150]
+        assert torch.equal(torch.tensor(rows), expected_rows.float())
     order(llm, UpdateFromDisk(path=str(a)))
     assert numbers(llm) == first
     assert of_b.keys() == of_a.keys()

@@ -9,9 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sapwood.app.building.loading import (
@@ -151,7 +149,7 @@ class ServedWeights:
             case UpdateFromDisk():
                 self._checked = self._fitting_files(order)
             case UpdateFromTensors():
-                self._check_given(self._tensors_of(order))
+                self._check_given(list(self._tensors_of(order, with_numbers=False)))
             case UpdateFromGroup():
                 self._group(order)
                 self._check_given(_announced(order))
@@ -364,7 +362,9 @@ class ServedWeights:
         except WeightError as error:
             raise InvalidRequest(error.message) from error
 
-    def _tensors_of(self, order: UpdateFromTensors) -> list[tuple[str, Tensor]]:
+    def _tensors_of(
+        self, order: UpdateFromTensors, *, with_numbers: bool = True
+    ) -> Iterable[tuple[str, Tensor]]:
         """Those of this rank's part; one part may be for all ranks."""
         num_ranks = self._resolved.config.parallel.num_ranks
         if len(order.parts) not in (1, num_ranks):
@@ -376,15 +376,12 @@ class ServedWeights:
         try:
             match order.form:
                 case "safetensors":
-                    return list(safetensors.torch.load(data).items())
+                    what = "serialized_named_tensors"
+                    return stored_safetensors.sent(data, what, with_numbers=with_numbers)
                 case "pickle":
                     return read_weights(data, UPDATE)
                 case _:
                     return read_bucket(data, UPDATE)
-        except (SafetensorError, ValueError) as error:
-            raise InvalidRequest(
-                f"serialized_named_tensors is no safetensors file: {error}"
-            ) from None
         except ConfigError as error:
             raise InvalidRequest(error.message) from error
 
@@ -425,8 +422,6 @@ class ServedWeights:
         target = self._fillable.targets().get(self._model.checkpoint_name(order.name))
         if target is None:
             raise InvalidRequest(f"there is no weight {order.name!r}; names are the checkpoint's")
-        if target.part is not None:
-            raise InvalidRequest(f"{order.name} lies in parts on several ranks")
         value = None if target.read is None else target.read()
         if value is None:
             raise InvalidRequest(
@@ -434,7 +429,11 @@ class ServedWeights:
             )
         if not 1 <= order.most <= MAX_READ:
             raise InvalidRequest(f"truncate_size is {order.most} but must be in 1 .. {MAX_READ}")
-        return json.dumps(value[: order.most].float().tolist())
+        if (part := target.part) is None:
+            return json.dumps(value[: order.most].float().tolist())
+        most = order.most - part.first if part.dim == 0 else order.most
+        rows = value[: max(0, most)].float().tolist()
+        return json.dumps({"dim": part.dim, "first": part.first, "rows": rows})
 
     def _compare(self, action: str) -> str:
         match action:

@@ -6,7 +6,8 @@ their old weights again. Torch-free."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Protocol
 
@@ -97,20 +98,22 @@ class TeamWeights:
         return self._joins.submit(wait)
 
     def _told_by_all(self, order: WeightOrder) -> str:
-        """Rank 0's answer; of a weight that is read, that of the rank that has it."""
+        """Rank 0's answer; of a weight that is read, what the ranks that have it have together."""
         if not isinstance(order, ReadWeight):
             return self._on_all("do", order)[0]
         number = self._tell("do", order)
+        found: list[str] = []
+        failure: InvalidRequest | None = None
         try:
-            own = self._own.carry_out(order)
+            found.append(self._own.carry_out(order))
         except InvalidRequest as error:
-            found = [one for one in self._team.told(number).values() if one.failure is None]
-            if not found:
-                raise
-            del error
-            return found[0].message
-        self._team.told(number)
-        return own
+            failure = error
+        told = self._team.told(number)
+        found += [one.message for _, one in sorted(told.items()) if one.failure is None]
+        if not found:
+            assert failure is not None
+            raise failure
+        return _joined(found)
 
     def _on_all(self, part: Part, order: WeightOrder) -> list[str]:
         """What ranks say, rank 0 first. SapwoodError of the first that fails, once all are done."""
@@ -168,6 +171,19 @@ def _do(memory: RankMemory, part: Part, order: WeightOrder) -> str:
         case "undo":
             memory.undo()
             return ""
+
+
+def _joined(found: Sequence[str]) -> str:
+    """The rows of a weight, of which each rank tells its part, as ServedWeights reads it: a list if
+    that is the whole. Neighbours may have the same part."""
+    parts = [json.loads(one) for one in found]
+    if isinstance(parts[0], list):
+        return found[0]
+    by_place = {part["first"]: part for part in parts}
+    pieces = [by_place[first]["rows"] for first in sorted(by_place)]
+    if parts[0]["dim"] == 0:
+        return json.dumps([row for rows in pieces for row in rows])
+    return json.dumps([list(itertools.chain(*row)) for row in zip(*pieces, strict=True)])
 
 
 def _refuse_failures(told: dict[int, WeightsTold]) -> None:

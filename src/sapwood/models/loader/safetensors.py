@@ -15,7 +15,11 @@ from sapwood.models.loader.needed import Experts, no_experts
 from sapwood.models.loader.plain import PlainTensor
 from sapwood.models.loader.reading import Advance, Stored, Wanted, every, ignore, read_ahead
 from sapwood.store.files import ModelFiles
-from sapwood.store.safetensors_header import SafetensorsEntry, read_safetensors_header
+from sapwood.store.safetensors_header import (
+    SafetensorsEntry,
+    read_safetensors_header,
+    read_sent_header,
+)
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -72,6 +76,23 @@ def shapes(files: ModelFiles) -> dict[str, tuple[int, ...]]:
         for path in files.weights
         for entry in read_safetensors_header(path)
     }
+
+
+def sent(data: bytes, what: str, *, with_numbers: bool) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file that somebody sent, each copied only when it is asked for.
+
+    what          the name of the bytes in errors
+    with_numbers  if not, tensors come on torch's meta device
+    Raises        WeightError, at the first, if the bytes are no such file"""
+    for entry in read_sent_header(data, what):
+        dtype = DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise WeightError(f"{what}: the data type {entry.dtype} of {entry.name} is not read")
+        if not with_numbers or not entry.num_bytes:
+            yield entry.name, torch.empty(entry.shape, dtype=dtype, device="meta")
+            continue
+        numbers = bytearray(memoryview(data)[entry.offset : entry.offset + entry.num_bytes])
+        yield entry.name, torch.frombuffer(numbers, dtype=dtype).view(entry.shape)
 
 
 def _place(path: Path, entry: SafetensorsEntry) -> PlainTensor:
