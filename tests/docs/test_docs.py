@@ -18,8 +18,11 @@ import click
 import httpx
 import pytest
 
+from sapwood.app.cli.llama_cpp_flags import LLAMA_CPP_ROWS
 from sapwood.app.cli.main import COMMANDS, cli
 from sapwood.app.cli.options import ConfigOption
+from sapwood.app.cli.peer_flag import Fate
+from sapwood.app.cli.vllm_flags import VLLM_ROWS
 from sapwood.store import ModelFiles
 from tests.app.gateway.test_assembly import gateway, read_until
 from tests.e2e.server import serving
@@ -64,6 +67,7 @@ FOREIGN_FLAGS |= {
 """Flags of other programs that the pages mention: mypy, pytest, vLLM, SGLang, sd.cpp."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+PEER_FLAGS = [*VLLM_ROWS.values(), *LLAMA_CPP_ROWS.values()]
 
 
 # ---- reading pages -------------------------------------------------------------------------------
@@ -292,6 +296,7 @@ def test_every_sapwood_command_in_a_block_would_be_accepted(page: Path) -> None:
 @every_page
 def test_every_command_and_flag_in_prose_exists(page: Path) -> None:
     known = {flag for command in all_commands() for flag in flags_of(command)} | FOREIGN_FLAGS
+    known |= {row.flag for row in PEER_FLAGS if row.fate is not Fate.REFUSED}
     unknown = []
     for span in code_spans(own_words(page)):
         words = span.split()

@@ -66,7 +66,8 @@ def answers(llm: LLM, asked: Sequence[str], num_tokens: int, together: int) -> l
 
 
 @pytest.mark.parametrize(
-    ("number", "num_tokens"), [(6, 16), pytest.param(200, 32, marks=pytest.mark.long)]
+    ("number", "num_tokens"),
+    [(6, 16), pytest.param(200, 8, marks=[pytest.mark.long, pytest.mark.timeout(3600)])],
 )
 @pytest.mark.parametrize(
     "options",
@@ -84,6 +85,7 @@ def test_answers_depend_on_the_request_alone(
     ways = {
         "two threads": {"num_threads": 2},
         "chunks of 32": {"num_threads": 1, "chunked_prefill_size": 32},
+        "chunks of 1024": {"num_threads": 2, "chunked_prefill_size": 1024},
         "drafts": {"num_threads": 2, "speculative_algorithm": "NGRAM"},
     }
     with LLM(smollm2_files.name, num_threads=1, **common) as llm:

@@ -81,9 +81,8 @@ def test_attach_detach_status_and_clear(model: Path, tmp_path: Path) -> None:
             assert second["meta_info"]["cached_tokens"] == 56
             told = client.get("/metrics").text
             assert "prefetched_tokens_total" in told
-            page = client.get("/dashboard/figures").json()["tiers"]
-            assert page["storage"] == "file"
-            assert page["num_host_slots"] > 0
+            # The page does not ask the engine: it may be some seconds old.
+            assert client.get("/dashboard/figures").json()["tiers"]["num_host_slots"] > 0
             assert client.get("/server_info").text.count("abab") == 0
             for _ in range(2):
                 assert client.delete(PATH).status_code == 200

@@ -57,6 +57,7 @@ class Kernels(
         ...
 
     def set_exact_products(self, exact: bool) -> None:
-        """Whether a row of a product on a CPU depends on that row and the weights alone; at first
-        it does not. Raises ConfigError if these kernels have no such choice."""
+        """Whether a row of a product depends on that row and the weights alone, and attention on a
+        token's query and keys alone (which it does anyhow on CPUs); at first it does not. Layers
+        that are packed already follow. Raises ConfigError if these kernels have no such choice."""
         ...

@@ -11,16 +11,19 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from sapwood.app.cli.llama_cpp_flags import LLAMA_CPP_ROWS
 from sapwood.app.cli.options import Asked, ConfigCommand, config_options
-from sapwood.app.cli.peer_flags import PEER_ROWS, VLLM_ROWS, Fate, Values, say_hints
+from sapwood.app.cli.peer_flag import Fate, Values
+from sapwood.app.cli.peer_flags import PEER_ROWS, say_hints
 from sapwood.app.cli.serve import serve
-from sapwood.app.cli.suggestions import PEER_FLAGS
+from sapwood.app.cli.vllm_flags import VLLM_ROWS
 from sapwood.base.errors import ConfigError
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.server import ServerConfig
 
 SGLANG = (Path(__file__).parent / "sglang_flags.txt").read_text(encoding="utf-8").split()
 OWN = {flag for param in serve.params for flag in param.opts}
+OTHERS = {**VLLM_ROWS, **LLAMA_CPP_ROWS}
 
 
 def ask(*args: str) -> Asked:
@@ -44,33 +47,59 @@ def test_no_row_is_for_a_flag_that_sglang_lacks() -> None:
 
 
 def test_no_row_is_for_an_option() -> None:
-    assert sorted({*PEER_ROWS, *VLLM_ROWS} & OWN) == []
+    assert sorted({*PEER_ROWS, *OTHERS} & OWN) == []
 
 
 def test_no_flag_is_in_two_tables() -> None:
-    assert sorted(VLLM_ROWS.keys() & PEER_ROWS.keys()) == []
-    assert sorted(VLLM_ROWS.keys() & PEER_FLAGS.keys()) == []
+    assert sorted(OTHERS.keys() & PEER_ROWS.keys()) == []
+    assert sorted(VLLM_ROWS.keys() & LLAMA_CPP_ROWS.keys()) == []
 
 
 def test_what_a_row_names_is_an_option() -> None:
-    for row in VLLM_ROWS.values():
+    for row in OTHERS.values():
         assert set(re.findall(r"--[a-z-]+", row.says)) <= OWN, row
 
 
-@pytest.mark.parametrize("flag", sorted({*PEER_ROWS, *VLLM_ROWS} - OWN))
+@pytest.mark.parametrize("flag", sorted({*PEER_ROWS, *OTHERS} - OWN))
 def test_each_row_does_what_it_says(flag: str) -> None:
-    row = {**PEER_ROWS, **VLLM_ROWS}[flag]
+    row = {**PEER_ROWS, **OTHERS}[flag]
     given = {Values.NONE: [flag], Values.ONE: [flag, "-7"], Values.MANY: [flag, "7", "8"]}
+    given[Values.MAYBE] = [flag, "on"]
     args = ["--port", "1", *given[row.values], "--page-size", "16"]
     if row.fate is Fate.REFUSED:
         with pytest.raises(click.UsageError, match=flag) as refused:
             ask(*args)
         assert row.says in refused.value.message
         return
+    if row.fate is Fate.SAME:
+        own = next(param for param in serve.params if row.says in param.opts)
+        assert isinstance(own, click.Option)
+        assert own.is_flag == (row.values is Values.NONE)
+        return
     asked = ask(*args)
     assert [hint.written for hint in asked.hints] == [" ".join(given[row.values])]
     assert asked.build(ServerConfig).port == 1
     assert asked.engine().memory.page_size == 16
+
+
+def test_command_lines_of_vllm_and_llama_cpp_are_understood(tmp_path: Path) -> None:
+    asked = ask("m", "--max-model-len", "512", "--max-num-seqs=3", "--no-enable-prefix-caching")
+    config = asked.engine()
+    assert config.model.model == "m"
+    assert config.model.context_length == 512
+    assert config.scheduler.max_running_requests == 3
+    assert config.memory.disable_radix_cache
+    words = ("-m", "x.gguf", "-c", "256", "-np", "2", "-fa", "-ngl", "99", "-t", "1", "--jinja")
+    asked = ask(*words, "--alias", "oak", "-fa", "on")
+    config = asked.engine()
+    assert (config.model.model, config.model.context_length) == ("x.gguf", 256)
+    assert config.execution.num_threads == 1
+    assert [hint.written for hint in asked.hints] == ["-fa", "-ngl 99", "--jinja", "-fa on"]
+    file = tmp_path / "vllm.yaml"
+    file.write_text("max-model-len: 128\nasync_scheduling: true\n")
+    asked = ask("--config", str(file))
+    assert asked.engine().model.context_length == 128
+    assert len(asked.hints) == 1
 
 
 def test_a_hints_value_is_not_the_models_name() -> None:

@@ -4,8 +4,7 @@ import pytest
 
 from sapwood.app.cli.main import COMMANDS, main
 from sapwood.app.cli.reference import (
-    PEER,
-    VLLM,
+    PEER_PAGES,
     help_text,
     option_table,
     stale_pages,
@@ -75,8 +74,7 @@ def copy(tmp_path):
         "fields.md",
         "limits.md",
         "models.md",
-        PEER,
-        VLLM,
+        *PEER_PAGES,
     ):
         (tmp_path / name).write_text((DOCS / name).read_text("utf-8"), "utf-8")
     return tmp_path

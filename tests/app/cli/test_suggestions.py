@@ -2,23 +2,12 @@ import pytest
 
 from sapwood.app.cli.main import COMMANDS, main
 from sapwood.app.cli.serve import serve
-from sapwood.app.cli.suggestions import (
-    ALWAYS_ON,
-    PEER_COMMANDS,
-    PEER_FLAGS,
-    command_hint,
-    flag_hint,
-)
+from sapwood.app.cli.suggestions import PEER_COMMANDS, command_hint, flag_hint
 
 FLAGS = {flag for param in serve.params for flag in (*param.opts, *param.secondary_opts)}
 
 
-def test_the_tables_name_what_exists_and_nothing_twice():
-    assert set(PEER_FLAGS.values()) <= FLAGS
-    assert not FLAGS & (PEER_FLAGS.keys() | ALWAYS_ON.keys())
-    assert not PEER_FLAGS.keys() & ALWAYS_ON.keys()
-    named = {word for text in ALWAYS_ON.values() for word in text.split() if word[:2] == "--"}
-    assert named <= FLAGS
+def test_the_table_names_what_exists_and_nothing_twice():
     assert set(PEER_COMMANDS.values()) <= set(COMMANDS)
     assert not PEER_COMMANDS.keys() & COMMANDS.keys()
 
@@ -26,10 +15,7 @@ def test_the_tables_name_what_exists_and_nothing_twice():
 @pytest.mark.parametrize(
     ("flag", "hint"),
     [
-        ("--max-model-len", "; here it is --context-length"),
-        ("--max-model-len=4096", "; here it is --context-length"),
         ("--max_running_requests", "; here it is written --max-running-requests"),
-        ("--enable-chunked-prefill", ": long prompts are always computed in chunks"),
         ("--tempreature", ""),
     ],
 )
@@ -44,7 +30,7 @@ def test_a_misspelt_flag_of_a_peer_is_understood_too():
 
 
 def test_a_flag_that_the_command_lacks_is_not_proposed():
-    assert flag_hint("--max-model-len", {"--model"}) == ""
+    assert flag_hint("--max-modle-len", {"--port"}) == ""
 
 
 def test_hints_for_commands():
@@ -54,8 +40,8 @@ def test_hints_for_commands():
 
 
 def test_the_command_line_says_so(capsys):
-    assert main(["serve", "--max-model-len", "4096"]) == 2
-    assert "has no option --max-model-len; here it is --context-length" in capsys.readouterr().err
+    assert main(["serve", "--max-modle-len", "4096"]) == 2
+    assert "has no option --max-modle-len; did you mean --context-length" in capsys.readouterr().err
     assert main(["lst"]) == 2
     assert "sapwood has no command lst; did you mean list?" in capsys.readouterr().err
     assert main(["pull", "qwen3:0.6b", "--offline"]) == 1

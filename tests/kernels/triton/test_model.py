@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,20 @@ def to_device(batch: ForwardBatch, device: torch.device) -> ForwardBatch:
     )
 
 
+def loaded(
+    directory: Path, kernels: Kernels, device: torch.device, scheme: LinearScheme, kv_name: str
+) -> tuple[Decoder, list[tuple[Tensor, ...]]]:
+    """The model, and its caches of 8 pages."""
+    config = read_decoder(json.loads((directory / "config.json").read_text()))
+    build = Build(kernels=kernels, device=device, dtype=torch.float32, scheme=scheme)
+    model = Decoder.of(config, build)
+    weights: dict[str, Tensor] = load_file(directory / "model.safetensors")
+    load_weights(model, weights.items())
+    model.finalize()
+    groups = [group.with_dtypes(kv=kv_name, activations="float32") for group in config.cache_groups]
+    return model, allocate_caches(groups, [8], page_size=PAGE_SIZE, device=device)
+
+
 def greedy_tokens(
     directory: Path,
     kernels: Kernels,
@@ -66,15 +81,8 @@ def greedy_tokens(
     kv_dtype: torch.dtype,
 ) -> list[list[int]]:
     """Both prompts in one step, then both decode together; the tokens of each step."""
-    config = read_decoder(json.loads((directory / "config.json").read_text()))
-    build = Build(kernels=kernels, device=device, dtype=torch.float32, scheme=scheme)
-    model = Decoder.of(config, build)
-    weights: dict[str, Tensor] = load_file(directory / "model.safetensors")
-    load_weights(model, weights.items())
-    model.finalize()
     (name,) = [name for name, dtype in KV_CACHE_DTYPES.items() if dtype == kv_dtype]
-    groups = [group.with_dtypes(kv=name, activations="float32") for group in config.cache_groups]
-    caches = allocate_caches(groups, [8], page_size=PAGE_SIZE, device=device)
+    model, caches = loaded(directory, kernels, device, scheme, name)
     new: list[Sequence[int]] = list(PROMPTS.values())
     computed = [0, 0]
     chosen: list[list[int]] = []
@@ -118,3 +126,30 @@ def test_greedy_tokens_are_the_references(
             found.append(greedy_tokens(directory, kernels, there, scheme, num_steps, kv_dtype))
     assert found[0] == found[1]
     assert len({token for step in found[0] for token in step}) > 1
+
+
+def test_logits_depend_on_the_request_alone(device: torch.device, directory: Path) -> None:
+    """As with --enable-deterministic-inference: whole prompts together, the same ones in pieces,
+    each alone, and token by token."""
+    kernels = TritonKernels()
+    kernels.set_exact_products(True)
+    model, caches = loaded(directory, kernels, device, DENSE, "int8")
+
+    def logits(*requests: NewTokens) -> list[Tensor]:
+        batch = to_device(make_batch(requests, caches), device)
+        found = model.compute(batch)
+        return list(found.split([len(request.token_ids) for request in requests]))
+
+    with torch.inference_mode():
+        whole = logits(*(NewTokens(PROMPTS[name], 0, PAGES[name]) for name in PROMPTS))
+        tokens, pages = PROMPTS["long"], PAGES["long"]
+        for cuts in ((0, 3, 7), (0, 5, 6, 7), tuple(range(8))):
+            pieces = [
+                logits(NewTokens(tokens[begin:end], begin, pages))[0]
+                for begin, end in pairwise(cuts)
+            ]
+            assert torch.equal(torch.cat(pieces), whole[0]), cuts
+        decode = NewTokens(tokens[6:], 6, pages)
+        beside = logits(decode, NewTokens(PROMPTS["short"], 0, PAGES["short"]))
+        assert torch.equal(beside[0], whole[0][6:])
+        assert torch.equal(beside[1], whole[1])

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sapwood.app.building.deterministic import check_fixed_on_gpu
 from sapwood.app.building.draft_model import Draft, FoundDraft, find_draft, resolve_draft
 from sapwood.app.building.loading import checkpoint_format, refuse_absurd_size
 from sapwood.app.building.model_defaults import (
@@ -221,6 +222,7 @@ def resolve_config(
     shapes = (shape,) if draft is None else (shape, draft.shape)
     kernels = _choose_kernels(config, shapes, platform, decisions)
     config = _with_products(config, asked, shape, kernels.kernels.name, decisions)
+    check_fixed_on_gpu(config, shape, kernels.kernels.name, generates=pooling is None)
     if pooling is not None:
         decisions.append(Decision("pooling_method", pooling.method, pooling.why))
         model = replace(config.model, is_embedding=True, pooling_method=pooling.method)

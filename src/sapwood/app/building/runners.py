@@ -118,6 +118,8 @@ def build_runner(
 
     grammars  enforces grammars; None: no request has one, or another rank chooses the tokens
     """
+    if resolved.device.type != "cpu" and resolved.config.execution.enable_deterministic_inference:
+        resolved.kernels.kernels.set_exact_products(True)
     if resolved.pooling is not None:
         pools, tower = _pooling_execute(resolved, resolved.pooling, watch, member)
         return StepRunner(

@@ -89,6 +89,8 @@ def _why_not(resolved: Resolved) -> str | None:
     """Why a model that sees serves only text here."""
     if resolved.config.vision.language_only:
         return "--language-only"
+    if resolved.device.type != "cpu" and resolved.config.execution.enable_deterministic_inference:
+        return "--enable-deterministic-inference: on a GPU towers compute with torch's products"
     if resolved.draft is not None:
         return "with a draft model, which sees nothing, models take only text"
     if isinstance(resolved.shape, DecoderConfig) and resolved.shape.switch_length is not None:

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import click
 
-from sapwood.app.cli import peer_flags
+from sapwood.app.cli.llama_cpp_flags import LLAMA_CPP_ROWS
 from sapwood.app.cli.options import SHARED_CONFIGS, component_title, default_of, names_of
+from sapwood.app.cli.peer_flag import PeerFlag
+from sapwood.app.cli.peer_flags import PEER_ROWS
+from sapwood.app.cli.peer_flags import as_markdown as table_of_flags
+from sapwood.app.cli.vllm_flags import VLLM_ROWS
 from sapwood.schema import limits
 from sapwood.schema.config.engine import COMPONENTS
 from sapwood.schema.config.options import OptionSpec, option_specs
@@ -20,8 +24,11 @@ COMMAND_LINE = "command-line.md"
 FIELDS = "fields.md"
 LIMITS = "limits.md"
 MODELS = "models.md"
-PEER = "coming-from-sglang.md"
-VLLM = "coming-from-vllm.md"
+PEER_PAGES: Mapping[str, tuple[str, Mapping[str, PeerFlag]]] = {
+    "coming-from-sglang.md": ("SGLang", PEER_ROWS),
+    "coming-from-vllm.md": ("vLLM", VLLM_ROWS),
+    "coming-from-llama-cpp-and-ollama.md": ("llama-server", LLAMA_CPP_ROWS),
+}
 HELP_WIDTH = 100
 
 _HELP = re.compile(
@@ -71,12 +78,10 @@ def stale_pages(directory: Path) -> dict[str, str]:
         FIELDS: with_fields((directory / FIELDS).read_text(encoding="utf-8")),
         LIMITS: with_limits((directory / LIMITS).read_text(encoding="utf-8")),
         MODELS: with_models((directory / MODELS).read_text(encoding="utf-8")),
-        PEER: with_peer_flags(
-            (directory / PEER).read_text(encoding="utf-8"), "SGLang", peer_flags.PEER_ROWS
-        ),
-        VLLM: with_peer_flags(
-            (directory / VLLM).read_text(encoding="utf-8"), "vLLM", peer_flags.VLLM_ROWS
-        ),
+        **{
+            page: with_peer_flags((directory / page).read_text(encoding="utf-8"), peer, rows)
+            for page, (peer, rows) in PEER_PAGES.items()
+        },
     }
     return {
         name: text
@@ -111,9 +116,9 @@ def with_models(page: str) -> str:
     return _MODELS.sub(lambda found: f"{found[1]}\n{as_markdown(rows())}\n\n{found[2]}", page)
 
 
-def with_peer_flags(page: str, peer: str, rows: Mapping[str, peer_flags.PeerFlag]) -> str:
+def with_peer_flags(page: str, peer: str, rows: Mapping[str, PeerFlag]) -> str:
     """The page with a table of a peer's other flags between its markers."""
-    table = peer_flags.as_markdown(peer, rows)
+    table = table_of_flags(peer, rows)
     return _PEER.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", page)
 
 

@@ -19,6 +19,7 @@ from sapwood.kernels.attention_batch import PLAIN, AttentionBatch, AttentionTrai
 from sapwood.kernels.kv_cache import kv_cache_shape
 from sapwood.kernels.triton.attention_decode import decode_kernel
 from sapwood.kernels.triton.attention_extend import extend_kernel
+from sapwood.kernels.triton.attention_fixed import fixed_kernel, fixed_merge_kernel
 from sapwood.kernels.triton.attention_merge import merge_kernel
 from sapwood.kernels.triton.attention_shared import shared_kernel
 from sapwood.kernels.triton.attention_shared_tiles import SharedTiles, extends_share, shared_tiles
@@ -30,6 +31,7 @@ from sapwood.kernels.triton.attention_sizes import (
     SHARED,
     SplitRule,
     TileSizes,
+    fixed_sizes,
     next_power_of_2,
     tile_sizes,
 )
@@ -144,7 +146,10 @@ class PagedAttention:
         batch: AttentionBatch,
         scale: float,
         traits: AttentionTraits = PLAIN,
+        fixed_chunk: int | None = None,
     ) -> Tensor:
+        """fixed_chunk: keys of a chunk, a multiple of 128, where the results of a token must not
+        depend on the batch; None: keys are split by what the batch needs"""
         _check(q, key_cache, value_cache, traits)
         q = q if q.stride(2) == 1 else q.contiguous()
         keys, key_scales = parted(key_cache, q.shape[2])
@@ -161,6 +166,9 @@ class PagedAttention:
             traits=traits,
             out=torch.empty(q.shape, dtype=q.dtype, device=q.device),
         )
+        if fixed_chunk is not None:
+            _attend_fixed(call, fixed_chunk)
+            return call.out
         tiles = shared_tiles(batch, call.page_size, call.sizes(MAX_GROUP).tokens(call.group))
         with_extends = tiles is not None and extends_share(batch)
         if tiles is None:
@@ -234,6 +242,40 @@ def _extend_apart(call: _Call) -> None:
     _extend(call, num_tiles, sizes, num_splits, parts)
     if parts is not None:
         _merge(call, parts, num_decodes)
+
+
+def _attend_fixed(call: _Call, chunk: int) -> None:
+    """Every request reads its own pages, in chunks that the batch has no part in."""
+    num_decodes, num_requests = call.batch.num_decodes, len(call.batch.query_lens)
+    if num_decodes:
+        max_keys = call.batch.page_table.shape[1] * call.page_size
+        _fixed(call, chunk, 0, num_decodes, _parts_of(call, num_decodes, -(-max_keys // chunk)))
+    if num_decodes < num_requests:
+        _fixed(call, chunk, num_decodes, num_requests, None)
+
+
+def _fixed(call: _Call, chunk: int, first: int, end: int, parts: _Parts | None) -> None:
+    """The requests first .. end; with parts, these are decodes."""
+    batch, group = call.batch, call.group
+    sizes = fixed_sizes(group, call.q.shape[2], call.q.dtype)
+    num_requests = end - first
+    num_tokens = num_requests if parts is not None else call.q.shape[0] - first
+    num_tiles = num_tokens // sizes.tokens(group) + num_requests
+    values, lse, num_parts = _fields(parts)
+    constants = call.constants(sizes, EXTEND) | {"CHUNK": chunk, "enable_fp_fusion": False}
+    del constants["MIN_CHUNK"]
+    fixed_kernel[(max(1, num_parts), call.num_kv_heads, num_tiles)](
+        *call.operands, batch.page_table[first:], batch.context_len[first:],
+        batch.query_start[first:], call.out, values, lse, call.traits.sinks, call.traits.alibi,
+        batch.sees, call.scale, *call.strides(), num_requests, num_tiles, num_parts,
+        **constants,
+    )  # fmt: skip
+    if parts is not None:
+        num_heads, head_dim = call.q.shape[1:]
+        fixed_merge_kernel[(num_requests, num_heads)](
+            values, lse, call.traits.sinks, call.out, num_heads, num_parts,
+            HEAD_DIM=head_dim, BLOCK_D=sizes.block_d, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 def _attend_shared(call: _Call, tiles: SharedTiles, *, with_extends: bool) -> None:

@@ -111,6 +111,14 @@ class SplitRule:
 DECODE = SplitRule(programs=4 * _MULTIPROCESSORS, min_chunk=128, max_chunk=8192)
 EXTEND = SplitRule(programs=_MULTIPROCESSORS, min_chunk=512)
 SHARED = SplitRule(programs=2 * _MULTIPROCESSORS, min_chunk=256)
+FIXED_CHUNK = 2048
+"""Keys of a chunk where chunks are fixed: a decode of 128k keys has 64 parts per query head."""
+_FIXED_ROWS = 64
+
+
+def fixed_sizes(group: int, head_dim: int, dtype: torch.dtype) -> TileSizes:
+    """Sizes for tiles of any number of tokens, each of `group` rows."""
+    return tile_sizes(max(1, _FIXED_ROWS // group), group, head_dim, dtype)
 
 
 def next_power_of_2(number: int) -> int:

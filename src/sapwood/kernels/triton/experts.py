@@ -24,7 +24,7 @@ from sapwood.kernels.packed import PackedExperts, PackedLinear
 from sapwood.kernels.torch_ops import experts as torch_experts
 from sapwood.kernels.triton.grouped_matmul import GroupedWeight, _multiply, _weight
 from sapwood.kernels.triton.linear import DenseLinear, QuantizedLinear
-from sapwood.kernels.triton.scaled_matmul import tile
+from sapwood.kernels.triton.tiles import TileChoice, tile
 
 _ALIGNED = 16
 """Entries that distances between experts' tensors are a multiple of: wide loads rely on it."""
@@ -271,8 +271,13 @@ class GroupedExperts:
     can_be_captured = True
 
     def __init__(
-        self, gate_up: ExpertSide, down: ExpertSide, activate_and_mul: Callable[[Tensor], Tensor]
+        self,
+        gate_up: ExpertSide,
+        down: ExpertSide,
+        activate_and_mul: Callable[[Tensor], Tensor],
+        tiles: TileChoice,
     ) -> None:
+        self._tiles = tiles
         self._gate_up = gate_up
         self._down = down
         self._activate_and_mul = activate_and_mul
@@ -282,7 +287,7 @@ class GroupedExperts:
         if num_tokens == 0:
             return torch.empty_like(x)
         num_pairs, device = num_tokens * num_chosen, x.device
-        block_rows, *_ = tile(num_pairs // self._gate_up.num_experts)
+        block_rows, *_ = self._tiles.of(num_pairs // self._gate_up.num_experts)
         order = SortedPairs.of(chosen, self._gate_up.num_experts, block_rows)
         gates = torch.empty((num_pairs, self._gate_up.num_out), dtype=x.dtype, device=device)
         self._gate_up.multiply(x if x.stride(1) == 1 else x.contiguous(), order, gates)
@@ -290,13 +295,20 @@ class GroupedExperts:
         results = torch.empty(shape, dtype=torch.float32, device=device)
         shares = weights.float().flatten()
         self._down.multiply(self._activate_and_mul(gates), order, results, shares)
-        return results.view(num_tokens, num_chosen, -1).sum(dim=1).to(x.dtype)
+        of_token = results.view(num_tokens, num_chosen, -1)
+        if not self._tiles.fixed:
+            return of_token.sum(dim=1).to(x.dtype)
+        total = of_token[:, 0].clone()  # torch's sum may choose its order by the number of tokens
+        for index in range(1, num_chosen):
+            total += of_token[:, index]
+        return total.to(x.dtype)
 
 
 def pack_experts(
     gate_up: Sequence[PackedLinear],
     down: Sequence[PackedLinear],
     activate_and_mul: Callable[[Tensor], Tensor],
+    tiles: TileChoice,
 ) -> PackedExperts:
     """As Kernels.pack_experts. Experts that are not stored alike are computed one by one."""
     torch_experts.check_experts(len(gate_up), len(down))
@@ -304,7 +316,7 @@ def pack_experts(
     first, second = sides
     if first is None or second is None:
         return torch_experts.Experts(gate_up, down, activate_and_mul)
-    return GroupedExperts(first, second, activate_and_mul)
+    return GroupedExperts(first, second, activate_and_mul, tiles)
 
 
 def _side_of(layers: Sequence[PackedLinear]) -> ExpertSide | None:

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sapwood.kernels.triton.scaled_matmul import tile
 from sapwood.kernels.triton.small_floats import decode
+from sapwood.kernels.triton.tiles import TileChoice
 
 Values = Literal["int8", "e4m3", "int4", "fp4", "table"]
 
@@ -196,14 +196,16 @@ def _grouped_matmul(
     tl.store(out_ptrs, out, mask=in_rows[:, None] & in_outputs[None, :])
 
 
-def grouped_matmul(x: Tensor, weight: GroupedWeight, bias: Tensor | None, out: Tensor) -> None:
+def grouped_matmul(
+    x: Tensor, weight: GroupedWeight, bias: Tensor | None, out: Tensor, tiles: TileChoice
+) -> None:
     """Fill out [T, out] (of a float dtype; rows may be apart) with x @ weight.T + bias.
 
     x  [T, in] bf16, fp16 or fp32"""
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, num_in = x.shape
     num_out = weight.shape[0]
-    block_m, block_n, num_warps = tile(rows)
+    block_m, block_n, num_warps = tiles.of(rows)
     block_k = weight.block_inputs
     # With few rows, the time depends on how many bytes of the weight are on their way at once.
     unroll = max(1, 128 // block_k) if block_m == 16 else 1

@@ -1,4 +1,5 @@
-"""Linear layers: dense ones through cuBLAS, quantised ones through the products in this package.
+"""Linear layers: dense ones through cuBLAS, or through dense_matmul.py where tiles are fixed;
+quantised ones through the products in this package.
 
 Quantised weights stay quantised in memory. int8 weights are multiplied as in kernels/quantized.py,
 with x rounded to int8 per 64 inputs. FP8 weights that were made for FP8 activations are multiplied
@@ -25,9 +26,11 @@ from sapwood.kernels.quantized import (
     QuantizedWeight,
 )
 from sapwood.kernels.triton.activations import round_activations
+from sapwood.kernels.triton.dense_matmul import dense_matmul
 from sapwood.kernels.triton.grouped_matmul import GroupedWeight, grouped_matmul
 from sapwood.kernels.triton.packing import packed_blocks, packed_codes
 from sapwood.kernels.triton.scaled_matmul import LEAST_GROUP, scaled_matmul
+from sapwood.kernels.triton.tiles import TileChoice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,15 +39,25 @@ class DenseLinear:
 
     weight: Tensor
     bias: Tensor | None
+    tiles: TileChoice
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.tiles.fixed:
+            return self._fixed(x, x.dtype)
         return F.linear(x, self.weight, self.bias)
 
     def fp32(self, x: Tensor) -> Tensor:
+        if self.tiles.fixed:
+            return self._fixed(x, torch.float32)
         if x.device.type != "cuda" or x.dtype == torch.float32:
             return self(x).float()
         out: Tensor = torch.mm(x, self.weight.T, out_dtype=torch.float32)
         return out if self.bias is None else out.add_(self.bias)
+
+    def _fixed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        out = torch.empty((x.shape[0], self.weight.shape[0]), dtype=dtype, device=x.device)
+        dense_matmul(x, self.weight, self.bias, out, self.tiles.of(x.shape[0]))
+        return out
 
     def unpacked(self) -> Tensor:
         return self.weight
@@ -118,7 +131,8 @@ class QuantizedLinear:
 class _Int8:
     """An int8 weight: numbers [out, inputs filled up to whole groups] int8, scales [out] fp32."""
 
-    def __init__(self, weight: QuantizedWeight) -> None:
+    def __init__(self, weight: QuantizedWeight, tiles: TileChoice) -> None:
+        self._tiles = tiles
         assert weight.scales is not None, "int8 weights have scales"
         self.num_out, self._num_in = weight.shape
         filling = -self._num_in % INT8_GROUP_INPUTS
@@ -127,7 +141,7 @@ class _Int8:
 
     def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
         rounded = round_activations(x, INT8_GROUP_INPUTS, torch.int8)
-        scaled_matmul(rounded, self._numbers, self._scales, bias, out)
+        scaled_matmul(rounded, self._numbers, self._scales, bias, out, self._tiles)
 
     @property
     def grouped(self) -> GroupedWeight:
@@ -145,7 +159,10 @@ class _Grouped:
     order  [in] int32: the order of inputs as in CodedWeight, or None
     """
 
-    def __init__(self, weight: GroupedWeight, order: Tensor | None = None) -> None:
+    def __init__(
+        self, weight: GroupedWeight, tiles: TileChoice, order: Tensor | None = None
+    ) -> None:
+        self._tiles = tiles
         self.num_out = weight.shape[0]
         self._weight = weight
         self._order = order
@@ -153,7 +170,7 @@ class _Grouped:
     def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
         if self._order is not None:
             x = x.index_select(1, self._order)
-        grouped_matmul(x, self._weight, bias, out)
+        grouped_matmul(x, self._weight, bias, out, self._tiles)
 
     @property
     def grouped(self) -> GroupedWeight | None:
@@ -163,7 +180,8 @@ class _Grouped:
 class _Fp8:
     """Products of E4M3 with x rounded to it: one scale per token, or per token and group."""
 
-    def __init__(self, weight: CodedWeight) -> None:
+    def __init__(self, weight: CodedWeight, tiles: TileChoice) -> None:
+        self._tiles = tiles
         self.num_out, num_in = weight.shape
         self._weight = weight.data.view(torch.float8_e4m3fn).contiguous()
         self._group = min(weight.group_inputs, num_in)
@@ -171,7 +189,7 @@ class _Fp8:
 
     def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
         rounded = round_activations(x, self._group, torch.float8_e4m3fn)
-        scaled_matmul(rounded, self._weight, self._scales, bias, out)
+        scaled_matmul(rounded, self._weight, self._scales, bias, out, self._tiles)
 
     @property
     def grouped(self) -> GroupedWeight | None:
@@ -201,7 +219,9 @@ def _in_blocks(numbers: Tensor, block: int) -> Tensor:
     return numbers.view(torch.uint8).view(numbers.shape[0], -1, block).transpose(0, 1)
 
 
-def quantized_linear(parts: Sequence[LinearPart], bias: Tensor | None) -> PackedLinear:
+def quantized_linear(
+    parts: Sequence[LinearPart], bias: Tensor | None, tiles: TileChoice
+) -> PackedLinear:
     """As Kernels.pack_quantized_linear.
 
     Raises ValueError if the parts or the bias do not fit each other."""
@@ -211,16 +231,18 @@ def quantized_linear(parts: Sequence[LinearPart], bias: Tensor | None) -> Packed
     num_out = sum(part.shape[0] for part in parts)
     if bias is not None and bias.shape != (num_out,):
         raise ValueError(f"the bias {list(bias.shape)} must be [{num_out}]")
-    packed = [_packed(part) for part in neighbours_stacked(parts) if part.shape[0]]
+    packed = [_packed(part, tiles) for part in neighbours_stacked(parts) if part.shape[0]]
     return QuantizedLinear(packed, bias, inputs[0])
 
 
-def _packed(weight: LinearPart) -> _Multiply:
+def _packed(weight: LinearPart, tiles: TileChoice) -> _Multiply:
     if isinstance(weight, CodedWeight):
         if _Fp8.takes(weight) and _multiplies_fp8(weight.data.device):
-            return _Fp8(weight)
-        return _Grouped(packed_codes(weight), weight.order)
-    return _Int8(weight) if weight.kind == "int8" else _Grouped(packed_blocks(weight))
+            return _Fp8(weight, tiles)
+        return _Grouped(packed_codes(weight), tiles, weight.order)
+    if weight.kind == "int8":
+        return _Int8(weight, tiles)
+    return _Grouped(packed_blocks(weight), tiles)
 
 
 def _multiplies_fp8(device: torch.device) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sapwood.base.errors import ConfigError
 from sapwood.kernels.activations import Activation
 from sapwood.kernels.attention_batch import PLAIN, AttentionBatch, AttentionTraits, CapturedSharing
 from sapwood.kernels.coded import LinearPart
@@ -45,10 +44,12 @@ from sapwood.kernels.triton import (
 )
 from sapwood.kernels.triton.attention import PagedAttention
 from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
+from sapwood.kernels.triton.attention_sizes import FIXED_CHUNK
 from sapwood.kernels.triton.experts import pack_experts
 from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
 from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
 from sapwood.kernels.triton.low_rank import TritonCapturedAdapters, TritonLowRank
+from sapwood.kernels.triton.tiles import TileChoice
 
 paged_attention = PagedAttention()
 _TORCH = TorchKernels()
@@ -63,6 +64,9 @@ class TritonKernels:
     can_be_captured = True
     captures_experts = True
     isa = ""
+
+    def __init__(self) -> None:
+        self._tiles = TileChoice()
 
     def embedding(
         self, token_ids: Tensor, weight: Tensor, dtype: torch.dtype | None = None
@@ -117,7 +121,8 @@ class TritonKernels:
         scale: float,
         traits: AttentionTraits = PLAIN,
     ) -> Tensor:
-        return paged_attention(q, key_cache, value_cache, batch, scale, traits)
+        chunk = FIXED_CHUNK if self._tiles.fixed else None
+        return paged_attention(q, key_cache, value_cache, batch, scale, traits, chunk)
 
     def norm_rope_write_latent(
         self,
@@ -259,17 +264,18 @@ class TritonKernels:
         *,
         gated: bool = True,
     ) -> PackedExperts:
-        return pack_experts(gate_up, down, activation_of(self, activation, limit, gated=gated))
+        activate = activation_of(self, activation, limit, gated=gated)
+        return pack_experts(gate_up, down, activate, self._tiles)
 
     def pack_linear(
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
     ) -> PackedLinear:
-        return DenseLinear(weight.to(dtype), bias)
+        return DenseLinear(weight.to(dtype), bias, self._tiles)
 
     def pack_quantized_linear(
         self, parts: Sequence[LinearPart], bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear:
-        return quantized_linear(parts, bias)
+        return quantized_linear(parts, bias, self._tiles)
 
     def low_rank(self, in_size: int, out_size: int) -> LowRankLayer:
         return TritonLowRank(in_size, out_size)
@@ -327,11 +333,7 @@ class TritonKernels:
 
     @property
     def exact_products(self) -> bool:
-        return False
+        return self._tiles.fixed
 
     def set_exact_products(self, exact: bool) -> None:
-        if exact:
-            raise ConfigError(
-                "--cpu-products exact is a choice of the compiled kernels, but those of "
-                f"{self.name} compute; leave it out"
-            )
+        self._tiles.fixed = exact

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sapwood.kernels.triton.activations import RoundedActivations
+from sapwood.kernels.triton.tiles import TileChoice
 
 LEAST_GROUP = 32
 """Smallest number of inputs that share a scale of x, unless all inputs share one."""
@@ -77,22 +78,13 @@ def _scaled_matmul(
     tl.store(out_ptrs, out, mask=in_rows[:, None] & in_outputs[None, :])
 
 
-def tile(rows: int) -> tuple[int, int, int]:
-    """(rows, outputs, warps) of one program's tile: few outputs where rows are few, so that a small
-    batch, which only reads the weight, reads it with as many programs as there can be."""
-    if rows <= 16:
-        return 16, 32, 4
-    if rows <= 64:
-        return 64, 64, 4
-    return 128, 128, 8
-
-
 def scaled_matmul(
     x: RoundedActivations,
     weight: Tensor,
     weight_scales: Tensor,
     bias: Tensor | None,
     out: Tensor,
+    tiles: TileChoice,
 ) -> None:
     """Fill out [T, out] (fp32, bf16 or fp16; rows may be apart) with x @ weight.T + bias.
 
@@ -113,7 +105,7 @@ def scaled_matmul(
             f"{list(wanted[1])}"
         )
     is_grouped = num_groups > 1
-    block_m, block_n, num_warps = tile(rows)
+    block_m, block_n, num_warps = tiles.of(rows)
     block_k = min(128, group & -group) if is_grouped else 128
     _scaled_matmul[(triton.cdiv(num_out, block_n), triton.cdiv(rows, block_m))](
         x.numbers, x.scales, weight, weight_scales, weight if bias is None else bias, out,

@@ -50,7 +50,8 @@ class ExecutionConfig:
         False,
         "An answer depends on its request alone, bit by bit: not on what is cached, who else is "
         "served, or how prompts are cut. On CPUs that takes exact products, hence no "
-        "--cpu-products fast; on GPUs it is refused (docs/determinism.md).",
+        "--cpu-products fast; on GPUs products and attention take fixed tiles and chunks, and what "
+        "cannot is refused (docs/determinism.md).",
     )
     kernels: str | None = option(
         None,
