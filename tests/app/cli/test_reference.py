@@ -84,7 +84,7 @@ def copy(tmp_path):
     ("name", "right", "wrong"),
     [
         ("configuration.md", "`--page-size`", "`--page-sise`"),
-        ("limits.md", "256 characters", "255 characters"),
+        ("limits.md", "256 characters", "257 characters"),
         ("fields.md", "`top_logprobs_num`", "`top_logprobs_sum`"),
     ],
 )
