@@ -61,6 +61,7 @@ OPEN_PATHS = {
     "/health",
     "/health_generate",
     "/metrics",
+    "/pictures",
     "/ping",
 }
 

@@ -28,7 +28,7 @@ def test_events_are_tagged_arrays() -> None:
     events = [BlockStored([1], None, [5, 6], 2, None, "GPU"), BlockRemoved([1]), AllBlocksCleared()]
     told = msgspec.msgpack.decode(msgspec.msgpack.encode(KVEventBatch(1.5, events, 0)))
     stored = ["BlockStored", [1], None, [5, 6], 2, None, "GPU"]
-    assert told == [1.5, [stored, ["BlockRemoved", [1]], ["AllBlocksCleared"]], 0]
+    assert told == [1.5, [stored, ["BlockRemoved", [1], None], ["AllBlocksCleared"]], 0]
     old = msgspec.msgpack.decode(msgspec.msgpack.encode(events[0]), type=OldStored)
     assert old.token_ids == [5, 6]
 

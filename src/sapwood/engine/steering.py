@@ -186,7 +186,8 @@ class Steering:
         preparing, self._preparing = self._preparing, None
         if preparing is not None and (failure := preparing.exception()) is not None:
             # Whatever it was, as a lack of memory: nothing has changed, so the engine goes on.
-            log.warning("an update of weights could not be prepared", exc_info=failure)
+            unforeseen = None if isinstance(failure, SapwoodError) else failure
+            log.warning("an update of weights was not prepared: %s", failure, exc_info=unforeseen)
             tell(message.call_id, False, str(failure) or type(failure).__name__)
             return
         makes_stale = isinstance(order, UPDATES) and message.flush_cache

@@ -17,11 +17,6 @@ def resolved(device: str, page_size: int) -> Any:
     return SimpleNamespace(device=torch.device(device), config=SimpleNamespace(memory=memory))
 
 
-def test_a_gpus_pages_are_not_stored() -> None:
-    with pytest.raises(ConfigError, match="keep the host tier"):
-        _opened(resolved("cuda", 64), "file", {})
-
-
 def test_small_pages_are_not_stored() -> None:
     with pytest.raises(ConfigError, match="take at least"):
-        _opened(resolved("cpu", 1), "file", {})
+        _opened(resolved("cpu", 1), 0, "file", {})

@@ -8,7 +8,7 @@ import pytest
 
 from sapwood.app.cli.main import main
 from sapwood.memory.storage.file import FileStorage
-from sapwood.memory.storage.names import CopyNames
+from sapwood.memory.storage.names import CopyNames, part_name
 from sapwood.schema.cache import FULL_POOL, CacheKind, CachePool
 
 PAGE = memoryview(bytes(1000 - 32))  # a file has a header of 32 bytes
@@ -20,7 +20,7 @@ def keep(directory: Path, model: str, identity: str, age_s: float, num: int) -> 
     names = CopyNames(model, identity * 16, [FULL_POOL, STATE, WINDOW])
     storage = FileStorage(directory)
     for index in range(num):
-        key = names.of(index % 3, bytes([index]) * 32)
+        key = part_name(names.of(index % 3, bytes([index]) * 32), 0, 1)
         assert storage.batch_set([key], [PAGE]) == 1
         used_s = time.time() - age_s * (index + 1)
         os.utime(directory / f"{key}.bin", (used_s, used_s))

@@ -175,6 +175,7 @@ def test_help_tells_all_of_an_option():
         "Scheduler:",
         "Execution:",
         "Parallel:",
+        "Disaggregation:",
         "Grammar:",
         "Speculation:",
         "Drafting:",

@@ -17,6 +17,7 @@ from sapwood.kernels.triton.activations import round_activations
 from sapwood.kernels.triton.ops import TritonKernels
 from sapwood.kernels.triton.packing import packed_codes
 from sapwood.kernels.triton.scaled_matmul import scaled_matmul
+from sapwood.kernels.triton.tiles import TileChoice
 from tests.kernels.test_coded import exact
 from tests.kernels.test_coded import random_weight as random_codes
 from tests.kernels.test_quantized import inputs, random_weight
@@ -216,4 +217,4 @@ def test_scales_that_do_not_fit_are_refused(device: torch.device) -> None:
     weight = torch.zeros(4, 64, dtype=torch.int8, device=device)
     out = torch.zeros(1, 4, device=device)
     with pytest.raises(ValueError, match=r"the scales must be \[4, 1\]"):
-        scaled_matmul(rounded, weight, torch.ones(3, device=device), None, out)
+        scaled_matmul(rounded, weight, torch.ones(3, device=device), None, out, TileChoice())
