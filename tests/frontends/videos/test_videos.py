@@ -128,7 +128,8 @@ def create(client: TestClient, **body: Any) -> Any:
 
 
 def until(client: TestClient, video_id: str, is_it: Callable[[Any], bool]) -> Any:
-    for _ in range(500):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         found = client.get(f"/v1/videos/{video_id}").json()
         if is_it(found):
             return found
