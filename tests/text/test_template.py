@@ -10,6 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from sapwood.base.errors import ConfigError, InvalidRequest, UnsupportedFeature
+from sapwood.text.absent import AbsentTokenizer
 from sapwood.text.template import ChatTemplate, built_in_names, template_source
 from sapwood.text.tokenizer import Tokenizer
 
@@ -417,3 +418,13 @@ def test_the_built_in_with_tools_shows_them_and_their_calls():
     assert '"name": "get_weather", "description": "Today\'s weather' in rendered
     assert '{"name": "get_weather", "arguments": {"city": "Zürich", "days": [1]}}' in rendered
     assert '<tool_response>\n{"sky": "<blue>"}\n</tool_response><|im_end|>\n' in rendered
+
+
+def test_one_of_several_templates_is_chosen_by_its_name() -> None:
+    tokenizer = AbsentTokenizer()
+    tokenizer.chat_templates = {"default": "A", "rag": "B{{ messages[0].content }}"}
+    chosen = ChatTemplate.of_model(tokenizer, name="rag")
+    assert chosen is not None
+    assert chosen.render([{"role": "user", "content": "x"}]) == "Bx"
+    with pytest.raises(ConfigError, match="its templates are: default, rag"):
+        ChatTemplate.of_model(tokenizer, name="tools")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -22,6 +22,27 @@ BUILT_IN = {DISALLOWED_TOKENS: "sapwood.executor.sampling.disallowed_tokens:disa
 def known_processors() -> frozenset[str]:
     """The names that a request may ask for."""
     return frozenset(BUILT_IN) | {point.name for point in entry_points(group=ENTRY_POINT)}
+
+
+def check_processor(asked: str, known: Collection[str], allow_code: bool) -> None:
+    """InvalidRequest unless the server may run what a custom_logit_processor names or brings.
+
+    known       names of registered processors
+    allow_code  whether a request may bring code
+    """
+    param = "custom_logit_processor"
+    if code_of(asked) is not None:
+        if not allow_code:
+            raise InvalidRequest(
+                f"{param} brings code, which this server does not run; name a registered "
+                "processor, or start the server with --enable-custom-logit-processor",
+                param=param,
+            )
+    elif asked not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise InvalidRequest(
+            f"{param} {asked[:80]!r} is not registered here; known: {names}", param=param
+        )
 
 
 def disallowed_token_ids(params: Mapping[str, Any]) -> list[int]:

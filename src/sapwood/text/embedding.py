@@ -89,8 +89,11 @@ class TextEmbedder:
             )
         else:
             prompt_ids, num_first = await self._encode(request)
-        self._check(prompt_ids, request)
         labels = request.label_ids
+        if self._generator.truncates and not media:
+            prompt_ids = prompt_ids[: self._longest(request)]
+            num_first = None if num_first is None else min(num_first, len(prompt_ids))
+        self._check(prompt_ids, request)
         asked = Generate(
             request_id=request.request_id,
             prompt_ids=prompt_ids,
@@ -125,13 +128,18 @@ class TextEmbedder:
             self._generator.check_token_ids(
                 request.label_ids, "label_token_ids", param="label_token_ids"
             )
-        context = self._engine.info.context_length
-        # The context must have room for a token after the text, whose likelihood is asked for.
-        limit = context if request.label_ids is None else context - 1
+        limit = self._longest(request)
         if len(prompt_ids) > limit:
+            context = self._engine.info.context_length
             raise PromptTooLong(
                 len(prompt_ids), limit, f"the context length of {context}", param=param
             )
+
+    def _longest(self, request: EmbedRequest) -> int:
+        """Tokens of a prompt at most."""
+        context = self._engine.info.context_length
+        # The context must have room for a token after the text, whose likelihood is asked for.
+        return context if request.label_ids is None else context - 1
 
     async def _ask(self, asked: Generate, opened: OpenRequest) -> RequestOutput:
         """Submit the request and wait for its one output, which has a `finish`."""

@@ -25,7 +25,7 @@ from sapwood.observe.tracing import RequestTrace
 from sapwood.schema import limits
 from sapwood.schema.client import EngineClient
 from sapwood.schema.handover import Handover
-from sapwood.schema.logits_processors import code_of
+from sapwood.schema.logits_processors import check_processor
 from sapwood.schema.logprobs import LogprobOptions
 from sapwood.schema.media import Medium
 from sapwood.schema.media_source import MediaSource
@@ -33,6 +33,7 @@ from sapwood.schema.output import Finish, RequestOutput, summed
 from sapwood.schema.pooling import Pooling, why_not
 from sapwood.schema.request import FLOAT32_BYTES, Generate, RequestOptions, TraceContext
 from sapwood.schema.sampling import SamplingParams
+from sapwood.text.absent import AbsentTokenizer, check_without_tokenizer
 from sapwood.text.allowance import AnswerAllowance
 from sapwood.text.sample import Sample
 from sapwood.text.sample import ScoredPrompt as ScoredPrompt
@@ -141,6 +142,7 @@ class TextGenerator:
                     better than the tokenizer alone
     preparer        prepares pictures and videos; None: the model takes only text
     stream_interval  tokens that a chunk has at least, but for the first and the last one
+    truncates       whether a prompt that is too long is cut at its end, not refused
     """
 
     def __init__(
@@ -158,7 +160,9 @@ class TextGenerator:
         encode: Encode | None = None,
         preparer: MediaPreparer | None = None,
         stream_interval: int = 1,
+        truncates: bool = False,
     ) -> None:
+        self.truncates = truncates
         self._preparer = preparer
         self.stream_interval = stream_interval
         self._engine = engine
@@ -329,6 +333,8 @@ class TextGenerator:
             )
         context_length = self._context_length or self._engine.info.context_length
         # The context must have room for at least one output token.
+        if self.truncates and not (request.media or request.prepared or request.input_embeds):
+            return prompt_ids[: context_length - 1]
         if len(prompt_ids) > context_length - 1:
             raise PromptTooLong(
                 len(prompt_ids),
@@ -391,7 +397,9 @@ class TextGenerator:
         """
         context_length = self._context_length or self._engine.info.context_length
         longest = context_length * MAX_CHARS_PER_TOKEN
-        if len(text) > longest:
+        if self.truncates:
+            text = text[:longest]
+        elif len(text) > longest:
             raise InvalidRequest(
                 f"the text has {len(text)} characters, but with the context length of "
                 f"{context_length} this server takes at most {longest}; shorten it",
@@ -435,22 +443,11 @@ class TextGenerator:
         if sampling.stop_regex:
             check_patterns(sampling.stop_regex)
         if sampling.custom_logit_processor is not None:
-            self._check_processor(sampling.custom_logit_processor)
-
-    def _check_processor(self, asked: str) -> None:
-        name = "custom_logit_processor"
-        if code_of(asked) is not None:
-            if not self._allow_code:
-                raise InvalidRequest(
-                    f"{name} brings code, which this server does not run; name a registered "
-                    "processor, or start the server with --enable-custom-logit-processor",
-                    param=name,
-                )
-        elif asked not in self._logits_processors:
-            known = ", ".join(sorted(self._logits_processors)) or "none"
-            raise InvalidRequest(
-                f"{name} {asked[:80]!r} is not registered here; known: {known}", param=name
+            check_processor(
+                sampling.custom_logit_processor, self._logits_processors, self._allow_code
             )
+        if isinstance(self._tokenizer, AbsentTokenizer):
+            check_without_tokenizer(sampling)
 
     def _check_logprobs(self, asked: LogprobOptions, prompt_ids: Sequence[int]) -> None:
         self.check_token_ids(asked.token_ids, "token_ids_logprob", param="token_ids_logprob")

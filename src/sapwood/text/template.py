@@ -118,23 +118,27 @@ class ChatTemplate:
         tokenizer: Tokenizer,
         *,
         override: str | None = None,
+        name: str | None = None,
         architectures: Sequence[str] = (),
     ) -> ChatTemplate | None:
         """The template of `--chat-template`, or else the tokenizer's own, or else that of the
         architecture; None if there is none.
 
         override  a built-in name, a file, or the jinja text itself
+        name      which of the tokenizer's templates is its own; None: that named default
+        Raises    ConfigError if the tokenizer has none of that name
         """
-        if override is None and tokenizer.chat_template is None:
+        own = tokenizer.chat_template if name is None else tokenizer.template_named(name)
+        if override is None and own is None:
             override = next(
                 (OWN_TEMPLATES[one] for one in architectures if one in OWN_TEMPLATES), None
             )
         if override is not None:
             return cls(template_source(override), special_tokens=tokenizer.special_tokens)
-        if tokenizer.chat_template is None:
+        if own is None:
             return None
         return cls(
-            tokenizer.chat_template,
+            own,
             tool_source=tokenizer.chat_templates.get("tool_use"),
             special_tokens=tokenizer.special_tokens,
         )

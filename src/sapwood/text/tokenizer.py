@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from sapwood.base.errors import InvalidRequest, ModelSourceError
+from sapwood.base.errors import ConfigError, InvalidRequest, ModelSourceError
 from sapwood.text.decoding import TokenTexts
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -116,6 +116,17 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The jinja source of the model's usual chat template."""
         return self.chat_templates.get("default")
+
+    def template_named(self, name: str) -> str:
+        """The jinja source of one of several chat templates; ConfigError if there is none such."""
+        found = self.chat_templates.get(name)
+        if found is None:
+            known = ", ".join(sorted(self.chat_templates)) or "none"
+            raise ConfigError(
+                f"the tokenizer has no chat template {name!r} (--hf-chat-template-name); its "
+                f"templates are: {known}"
+            )
+        return found
 
     @property
     def cut_tokens(self) -> CutTokens:

@@ -76,6 +76,10 @@ _HINTS = [
         takes="hicache-io-backend hicache-mem-layout",
         switches="disable-hicache-numa-detect",
     ),
+    *hints(
+        "without --enable-priority-scheduling, a request more urgent than the default is refused",
+        switches="abort-on-priority-when-disabled",
+    ),
     *hints("usage always has the cached tokens", switches="enable-cache-report"),
     *hints(
         "towers of the checkpoint are loaded where sapwood has them", switches="enable-multimodal"
@@ -90,18 +94,8 @@ _REFUSED_SERVING = [
         takes="tokenizer-mode",
         harmless="auto fast",
     ),
-    *refused(
-        "the server always has a tokenizer; leave it out and send input_ids to /generate, or take "
-        "--grpc-mode",
-        switches="skip-tokenizer-init",
-    ),
     *refused("there are no warm-ups of your own; send requests after /health", takes="warmups"),
     *refused("ranks find a port by themselves; see --dist-init-addr", takes="nccl-port"),
-    *refused(
-        "each event of /generate has all of the text so far; take the OpenAI routes, which send "
-        "what is new",
-        switches="stream-output",
-    ),
     *refused("choose the devices with CUDA_VISIBLE_DEVICES", takes="gpu-id-step", harmless="1"),
     *refused(
         "no handler can come by the command line; where the engine fails the server ends with "
@@ -119,21 +113,11 @@ _REFUSED_SERVING = [
         "the prefill delayer has no histograms; leave the flag out",
         many="prefill-delayer-forward-passes-buckets prefill-delayer-wait-seconds-buckets",
     ),
-    *refused("give the template itself with --chat-template", takes="hf-chat-template-name"),
     *refused("prompts of /v1/completions are taken as they are", takes="completion-template"),
     *refused(
         "the engine's server calls no tools; `sapwood gateway` calls those of MCP servers",
         takes="tool-server",
     ),
-    *refused(
-        "a request with a priority is not refused; see --enable-priority-scheduling",
-        switches="abort-on-priority-when-disabled",
-    ),
-    *refused(
-        "a prompt that is too long is refused; truncate it in the client",
-        switches="allow-auto-truncate",
-    ),
-    *refused("score the items one by one with /v1/score", takes="multi-item-scoring-delimiter"),
 ]
 
 _REFUSED_MODEL = [

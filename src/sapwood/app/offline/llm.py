@@ -47,7 +47,7 @@ from sapwood.frontends.serving.adapters import SENT, AdapterRegistry
 from sapwood.frontends.serving.chat import Turn
 from sapwood.frontends.serving.embed import check_dimensions, embed_all
 from sapwood.frontends.serving.generate import Choice, EngineFailed, adapted
-from sapwood.frontends.serving.scoring import scored_prompt, scores_of
+from sapwood.frontends.serving.scoring import scored_prompts, scores_of
 from sapwood.frontends.serving.services import Services
 from sapwood.schema.config.engine import COMPONENTS, EngineConfig
 from sapwood.schema.config.options import gather
@@ -331,15 +331,17 @@ class LLM:
         self.services.check_task("tokens")
         if not label_token_ids:
             raise InvalidRequest("label_token_ids is empty; give one", param="label_token_ids")
-        start = as_prompt(query, "the query")
+        prompts = scored_prompts(
+            self.services, as_prompt(query, "the query"), as_prompts(items), item_first=item_first
+        )
         requests = [
             EmbedRequest(
                 request_id=f"llm-{next(self._numbers)}",
-                text=scored_prompt(start, item, item_first=item_first),
+                text=prompt,
                 param="items",
                 label_ids=tuple(int(label) for label in label_token_ids),
             )
-            for item in as_prompts(items)
+            for prompt in prompts
         ]
         answers = self._embed_all(requests)
         return [scores_of(answer, apply_softmax=apply_softmax) for answer in answers]

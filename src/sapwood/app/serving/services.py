@@ -10,6 +10,7 @@ from pathlib import Path
 from sapwood.app.building.model_defaults import read_json_if_there, reading, sampling_defaults
 from sapwood.app.serving.media import build_listener, build_preparer
 from sapwood.app.serving.observability import build_observer
+from sapwood.base.errors import ConfigError
 from sapwood.frontends.serving.adapters import AdapterRegistry
 from sapwood.frontends.serving.engine_figures import EngineFigures
 from sapwood.frontends.serving.services import ServedWeights, Services
@@ -22,6 +23,7 @@ from sapwood.schema.config.observability import ObservabilityConfig
 from sapwood.schema.logits_processors import known_processors
 from sapwood.store import ModelFiles, load_catalogue
 from sapwood.store.summary import summarize
+from sapwood.text.absent import AbsentTokenizer
 from sapwood.text.formats import AnswerFormats
 from sapwood.text.generation import TextGenerator
 from sapwood.text.speech import SpeechVocabulary
@@ -43,7 +45,7 @@ def build_services(
     observed = observability or ObservabilityConfig()
     observer = build_observer(observed, config)
     tokenizer_path = _tokenizer_path(files, config.model)
-    tokenizer = Tokenizer.from_directory(tokenizer_path)
+    tokenizer = _tokenizer(files, config.model)
     model = read_json_if_there(files.path / "config.json")
     with reading(files.path / "config.json"):
         pooling = pooling_of(
@@ -53,10 +55,14 @@ def build_services(
             method=config.model.pooling_method,
         )
     architectures = tuple(model.get("architectures") or ())
-    template = ChatTemplate.of_model(
-        tokenizer, override=config.model.chat_template, architectures=architectures
-    )
+    template = _template(tokenizer, config.model, architectures)
     listener = build_listener(model, config.media)
+    shows = "vision_config" in model and not config.vision.language_only
+    if config.model.skip_tokenizer_init and (shows or listener is not None):
+        raise ConfigError(
+            f"{files.name} takes pictures or sound, whose places in a prompt its tokenizer finds; "
+            "leave out --skip-tokenizer-init, or add --language-only to a model that sees"
+        )
     speech = None
     if listener is not None:
         generation = read_json_if_there(files.path / "generation_config.json")
@@ -87,6 +93,7 @@ def build_services(
             hidden_size=model.get("hidden_size"),
             preparer=preparer,
             stream_interval=config.scheduler.stream_interval,
+            truncates=config.scheduler.allow_auto_truncate,
         ),
         tokenizer=tokenizer,
         template=template,
@@ -124,16 +131,34 @@ def default_sampling(directory: Path, config: ModelConfig) -> dict[str, float]:
 
 def decisions_about_answers(files: ModelFiles, config: ModelConfig) -> tuple[Decision, ...]:
     """What `Services.formats` decides, without an engine."""
-    tokenizer = Tokenizer.from_directory(_tokenizer_path(files, config))
+    tokenizer = _tokenizer(files, config)
     architectures = tuple(read_json_if_there(files.path / "config.json").get("architectures") or ())
-    template = ChatTemplate.of_model(
-        tokenizer, override=config.chat_template, architectures=architectures
-    )
+    template = _template(tokenizer, config, architectures)
     return _answer_formats(config, template, architectures).decisions
 
 
 def _tokenizer_path(files: ModelFiles, config: ModelConfig) -> Path:
     return Path(config.tokenizer_path or files.path)
+
+
+def _tokenizer(files: ModelFiles, config: ModelConfig) -> Tokenizer:
+    if config.skip_tokenizer_init:
+        return AbsentTokenizer()
+    return Tokenizer.from_directory(_tokenizer_path(files, config))
+
+
+def _template(
+    tokenizer: Tokenizer, config: ModelConfig, architectures: tuple[str, ...]
+) -> ChatTemplate | None:
+    """None of a server without a tokenizer: it can make no chats."""
+    if config.skip_tokenizer_init:
+        return None
+    return ChatTemplate.of_model(
+        tokenizer,
+        override=config.chat_template,
+        name=config.hf_chat_template_name,
+        architectures=architectures,
+    )
 
 
 def _answer_formats(

@@ -22,6 +22,7 @@ from sapwood.schema.client import EngineClient
 from sapwood.schema.fields import parse
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
+from sapwood.text.absent import AbsentTokenizer
 from sapwood.text.embedding import EmbedRequest
 from sapwood.text.generation import TextRequest
 
@@ -40,13 +41,16 @@ def health(services: Services) -> Response:
 
 async def health_generate(request: Request, services: Services) -> Response:
     """200 when the engine has generated a token, or made the embedding or scores of a word."""
+    word: str | list[int] = "health"
+    if isinstance(services.tokenizer, AbsentTokenizer):
+        word = [0]
     if services.pooling is not None:
-        asked = EmbedRequest(request_id=f"health-{uuid.uuid4().hex}", text="health")
+        asked = EmbedRequest(request_id=f"health-{uuid.uuid4().hex}", text=word)
         await until_disconnect(embed_all(services, [asked]), request.receive)
         return json_response({"status": "ok"})
     probe = TextRequest(
         request_id=f"health-{uuid.uuid4().hex}",
-        prompt="health",
+        prompt=word,
         options=RequestOptions(sampling=SamplingParams(max_new_tokens=1, temperature=0.0)),
     )
     await until_disconnect(collect(services, [probe]), request.receive)

@@ -45,6 +45,7 @@ from sapwood.schema.namespace import cache_namespace
 from sapwood.schema.output import Finish
 from sapwood.schema.request import RequestOptions
 from sapwood.schema.sampling import SamplingParams
+from sapwood.text.absent import AbsentTokenizer
 from sapwood.text.generation import TextChunk, TextRequest
 from sapwood.text.token_names import TokenNames
 
@@ -296,7 +297,8 @@ async def _events(
 async def answers_so_far(
     services: Services, batch: Batch, started_s: float
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """An answer per chunk, each with all of text and output_ids so far, as in SGLang.
+    """An answer per chunk, each with all of text and output_ids so far, as in SGLang; its
+    --stream-output leaves only the new output_ids.
 
     What is told of tokens comes with the last one only: in every one it would be gigabytes."""
     choices = [Choice() for _ in range(len(batch.requests) * batch.num_samples)]
@@ -321,6 +323,8 @@ async def answers_so_far(
                 )
                 if chunk.finish is not None:
                     await _tell_of_tokens(answer, batch.requests[position], so_far)
+                if services.options.get("stream_output"):
+                    answer["output_ids"] = chunk.token_ids
                 if batch.is_list:
                     answer["index"] = index
                 yield answer
@@ -372,8 +376,9 @@ def _answer(
     lists: LogprobLists | None,
 ) -> dict[str, Any]:
     whole = choice.whole
+    text = {} if isinstance(services.tokenizer, AbsentTokenizer) else {"text": whole.text}
     return {
-        "text": whole.text,
+        **text,
         "output_ids": whole.token_ids,
         "meta_info": {
             "id": sample_id,

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.peer_fields import BOOKKEEPING, CLIENT, PLACEMENT, REPLICA
 from sapwood.frontends.serving.embed import Text, embed_all, request_ids, usage
-from sapwood.frontends.serving.scoring import scored_prompt, scores_of
+from sapwood.frontends.serving.scoring import scored_prompts, scores_of
 from sapwood.frontends.serving.services import Services
 from sapwood.http.body import read_json
 from sapwood.http.errors import json_response
@@ -69,7 +69,7 @@ async def score(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), SCORE_FIELDS)
     services.check_model(asked.model)
     services.check_task("tokens")
-    prompts = _prompts(asked)
+    prompts = _prompts(asked, services)
     key = routing_key(request, asked.routing_key)
     requests = [
         EmbedRequest(
@@ -98,8 +98,8 @@ async def score(request: Request, services: Services) -> Response:
     )
 
 
-def _prompts(asked: ScoreRequest) -> list[Text]:
+def _prompts(asked: ScoreRequest, services: Services) -> list[Text]:
     items = [asked.items] if isinstance(asked.items, str) else asked.items
     if not items:
         raise InvalidRequest("items is an empty list; send at least one item", param="items")
-    return [scored_prompt(asked.query, item, item_first=asked.item_first) for item in items]
+    return scored_prompts(services, asked.query, items, item_first=asked.item_first)

@@ -34,6 +34,7 @@ from sapwood.http.routing import routing_key
 from sapwood.http.sse import EventStream, until_disconnect
 from sapwood.schema.fields import parse
 from sapwood.schema.unsupported import refuse
+from sapwood.text.absent import AbsentTokenizer, refuse_text
 from sapwood.text.generation import TextRequest
 
 DEFAULT_MAX_TOKENS = 16
@@ -44,6 +45,8 @@ Prompt = str | list[int]
 async def completions(request: Request, services: Services) -> Response:
     asked = parse(await read_json(request), COMPLETION_FIELDS)
     services.adapter_of(asked.model)
+    if isinstance(services.tokenizer, AbsentTokenizer):
+        refuse_text("a completion", param="prompt")
     check_stream_options(asked)
     key = routing_key(request, asked.routing_key)
     answer_id, requests = to_text_requests(asked, services, key)

@@ -19,6 +19,7 @@ from sapwood.schema.output import Finish
 from sapwood.schema.sampling import SamplingParams
 from sapwood.schema.thinking import ThinkingBudget
 from sapwood.schema.unsupported import refuse
+from sapwood.text.absent import AbsentTokenizer, refuse_text
 from sapwood.text.answer import AnswerShape
 from sapwood.text.events import Answer, AnswerBuilder, Event, Reasoning
 from sapwood.text.generation import TextChunk, TextRequest
@@ -171,6 +172,8 @@ def plan_turn(
     Raises    InvalidRequest or UnsupportedFeature that names the field
     """
     services.check_task("tokens")
+    if isinstance(services.tokenizer, AbsentTokenizer):
+        refuse_text("a chat", param="messages")
     if services.template is None:
         raise UnsupportedFeature(
             f"this model has no chat template; {instead}, or start the server with --chat-template",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sapwood.base.errors import InvalidRequest
 from sapwood.frontends.serving.embed import Text
+from sapwood.frontends.serving.services import Services
 from sapwood.text.embedding import PoolingOutput, softmax
 
 
@@ -15,12 +18,30 @@ def scores_of(answer: PoolingOutput, *, apply_softmax: bool) -> list[float]:
     return [float(probability) for probability in likely.tolist()]
 
 
-def scored_prompt(query: Text, item: Text, *, item_first: bool) -> Text:
-    """The prompt of one item; InvalidRequest if one is a text and the other token ids."""
-    if isinstance(query, str) and isinstance(item, str):
-        return item + query if item_first else query + item
-    if isinstance(query, list) and isinstance(item, list):
-        return item + query if item_first else query + item
+def scored_prompts(
+    services: Services, query: Text, items: Sequence[Text], *, item_first: bool
+) -> list[Text]:
+    """The prompt of each item; InvalidRequest unless all are texts, or all are token ids.
+
+    Each item is scored by itself: its prompt is the query, the token of
+    --multi-item-scoring-delimiter if there is one, and the item.
+    """
+    delimiter = services.options.get("multi_item_scoring_delimiter")
+    between: list[int] = [delimiter] if isinstance(delimiter, int) else []
+    return [
+        _joined(services, item, between, query)
+        if item_first
+        else _joined(services, query, between, item)
+        for item in items
+    ]
+
+
+def _joined(services: Services, first: Text, between: list[int], second: Text) -> Text:
+    if isinstance(first, str) and isinstance(second, str):
+        middle = services.tokenizer.decode(between, skip_special_tokens=False) if between else ""
+        return first + middle + second
+    if isinstance(first, list) and isinstance(second, list):
+        return [*first, *between, *second]
     raise InvalidRequest(
         "query and items must all be texts, or all be lists of token ids", param="items"
     )

@@ -46,6 +46,11 @@ class ModelConfig:
     tokenizer_path: str | None = option(
         None, "Directory with the tokenizer, if it is not the model's own."
     )
+    skip_tokenizer_init: bool = option(
+        False,
+        "Read no tokenizer: requests bring input_ids, answers have output_ids and no text. Texts, "
+        "chats, stop strings and grammars are refused.",
+    )
     served_model_name: str | None = option(
         None, "Name that the API shows and accepts; default: the model's."
     )
@@ -54,6 +59,15 @@ class ModelConfig:
     )
     chat_template: str | None = option(
         None, "Chat template: a file, a built-in name, or jinja text; default: the model's own."
+    )
+    hf_chat_template_name: str | None = option(
+        None,
+        "Name of one of the tokenizer's chat templates, where it has several; default: the one "
+        "named default.",
+    )
+    multi_item_scoring_delimiter: int | None = option(
+        None,
+        "Id of a token that /v1/score puts between a query and each of its items; default: none.",
     )
     load_format: str = option(
         "auto",

@@ -46,6 +46,16 @@ class SchedulerConfig:
         "request may ask for more.",
         unit="tokens",
     )
+    stream_output: bool = option(
+        False,
+        "Each event of a /generate stream has only the new output_ids; default: all so far. Its "
+        "text is always the whole text so far.",
+    )
+    allow_auto_truncate: bool = option(
+        False,
+        "Cut a prompt of text or token ids that is longer than the context, at its end; default: "
+        "it is refused.",
+    )
     max_step_time_ms: float = option(
         250.0,
         "While requests decode, a step computes only as many prompt tokens as fit into this time, "
