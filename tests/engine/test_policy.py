@@ -8,7 +8,7 @@ from sapwood.engine.policy import SCHEDULE_POLICIES, Waiting
 
 
 def order(name: str, waiting: list[Waiting], seed: int = 0) -> list[int]:
-    return [one.index for one in SCHEDULE_POLICIES[name].order(waiting, random.Random(seed))]
+    return [one.index for one in SCHEDULE_POLICIES.get(name).order(waiting, random.Random(seed))]
 
 
 def waiting(index: int, **facts: object) -> Waiting:
@@ -49,7 +49,7 @@ def test_random_depends_on_the_seed_alone() -> None:
     assert sorted(order("random", some)) == list(range(20))
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULE_POLICIES))
+@pytest.mark.parametrize("name", SCHEDULE_POLICIES.names())
 def test_priority_comes_before_every_policy(name: str) -> None:
     some = [waiting(0, path=[(1, 64)], max_new_tokens=99), waiting(1, priority=1)]
     assert order(name, some) == [1, 0]

@@ -11,6 +11,11 @@ from sapwood.base.errors import ConfigError
 T = TypeVar("T")
 
 
+def plugin_names(group: str) -> list[str]:
+    """The names of a group of entry points, sorted; no package is imported for them."""
+    return sorted({point.name for point in entry_points(group=group)})
+
+
 class Registry(Generic[T]):
     """A table from a name to "module:Name"; plugins add to it through an entry-point group.
 

@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from sapwood.base.registry import Registry
+
 LPM_QUEUE_LIMIT = 128
 """Longer queues are served first come, first served: matching all of them costs too much."""
 
@@ -111,12 +113,24 @@ class Policy:
     needs_keys: bool = False
 
 
-SCHEDULE_POLICIES: dict[str, Policy] = {
-    "fcfs": Policy(first_come),
-    "priority": Policy(first_come),
-    "lpm": Policy(longest_prefix, needs_path=True),
-    "dfs-weight": Policy(depth_first_weight, needs_path=True),
-    "lof": Policy(longest_output),
-    "random": Policy(shuffled),
-    "routing-key": Policy(routing_key, needs_keys=True),
-}
+FIRST_COME = Policy(first_come)
+LONGEST_PREFIX = Policy(longest_prefix, needs_path=True)
+DEPTH_FIRST = Policy(depth_first_weight, needs_path=True)
+LONGEST_OUTPUT = Policy(longest_output)
+SHUFFLED = Policy(shuffled)
+ROUTING_KEY = Policy(routing_key, needs_keys=True)
+
+SCHEDULE_POLICIES = Registry[Policy](
+    "schedule policy",
+    {
+        "fcfs": f"{__name__}:FIRST_COME",
+        "priority": f"{__name__}:FIRST_COME",
+        "lpm": f"{__name__}:LONGEST_PREFIX",
+        "dfs-weight": f"{__name__}:DEPTH_FIRST",
+        "lof": f"{__name__}:LONGEST_OUTPUT",
+        "random": f"{__name__}:SHUFFLED",
+        "routing-key": f"{__name__}:ROUTING_KEY",
+    },
+    entry_point="sapwood.schedule_policies",
+)
+"""By the names of --schedule-policy; packages add theirs by entry points (docs/hardware.md)."""

@@ -6,7 +6,13 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from sapwood.engine.policy import LPM_QUEUE_LIMIT, SCHEDULE_POLICIES, Waiting
+from sapwood.engine.policy import (
+    FIRST_COME,
+    LONGEST_PREFIX,
+    LPM_QUEUE_LIMIT,
+    SCHEDULE_POLICIES,
+    Waiting,
+)
 from sapwood.engine.request_state import RequestState
 from sapwood.memory.ledger import Ledger
 
@@ -24,7 +30,7 @@ class QueueOrder:
         rng: random.Random,
         urgency: Callable[[RequestState], int],
     ) -> None:
-        self._policy_name = policy_name
+        self._policy = SCHEDULE_POLICIES.get(policy_name)
         self._ledger = ledger
         self._rng = rng
         self._urgency = urgency
@@ -32,10 +38,9 @@ class QueueOrder:
     def of(
         self, waiting: Sequence[RequestState], running: Sequence[RequestState]
     ) -> list[RequestState]:
-        name = self._policy_name
-        if name == "lpm" and len(waiting) > LPM_QUEUE_LIMIT:
-            name = "fcfs"
-        policy = SCHEDULE_POLICIES[name]
+        policy = self._policy
+        if policy is LONGEST_PREFIX and len(waiting) > LPM_QUEUE_LIMIT:
+            policy = FIRST_COME
         keys = Counter(state.options.routing_key for state in running if policy.needs_keys)
         seen = [
             Waiting(
@@ -50,7 +55,9 @@ class QueueOrder:
             )
             for index, state in enumerate(waiting)
         ]
-        return [waiting[entry.index] for entry in policy.order(seen, self._rng)]
+        order = [entry.index for entry in policy.order(seen, self._rng)]
+        assert len(order) == len(waiting), "a policy keeps every request"
+        return [waiting[index] for index in order]
 
 
 def per_routing_key(states: Iterable[RequestState]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from sapwood.base.registry import Registry
 from sapwood.gateway.policies.bucket import Bucket
 from sapwood.gateway.policies.cache_aware import CacheAware
 from sapwood.gateway.policies.hashing import BoundedLoad, ConsistentHashing, PrefixHash
@@ -14,9 +15,13 @@ from sapwood.gateway.policies.known_pages import KnownPages
 from sapwood.gateway.policies.manual import Manual
 from sapwood.gateway.policies.plain import PowerOfTwo, Random, RoundRobin
 from sapwood.gateway.worker import WorkerType
-from sapwood.schema.config.gateway import GatewayConfig
+from sapwood.schema.config.gateway import POLICY_PLUGINS, GatewayConfig
 
-_MADE_BY: Mapping[str, Callable[[GatewayConfig, random.Random, KnownPages | None], Policy]] = {
+Maker = Callable[[GatewayConfig, random.Random, KnownPages | None], Policy]
+"""Makes a policy of the configuration, a source of chance, and what workers' caches hold (None:
+their events are not followed)."""
+
+_MADE_BY: Mapping[str, Maker] = {
     "random": lambda config, rng, known: Random(rng),
     "round_robin": lambda config, rng, known: RoundRobin(),
     "power_of_two": lambda config, rng, known: PowerOfTwo(rng),
@@ -40,13 +45,15 @@ _MADE_BY: Mapping[str, Callable[[GatewayConfig, random.Random, KnownPages | None
         interval_s=config.bucket_adjust_interval_secs, balance=_balance(config)
     ),
 }
+_PLUGINS = Registry[Maker]("policy", {}, entry_point=POLICY_PLUGINS)
 
 
 def make_policy(
     config: GatewayConfig, rng: random.Random, known: KnownPages | None = None
 ) -> Policy:
     """The policy of the configuration's name."""
-    return _MADE_BY[config.policy](config, rng, known)
+    made_by = _MADE_BY.get(config.policy) or _PLUGINS.get(config.policy)
+    return made_by(config, rng, known)
 
 
 def make_policies(

@@ -23,6 +23,8 @@ POLICIES = (
     "manual",
     "bucket",
 )
+POLICY_PLUGINS = "sapwood.gateway_policies"
+"""Entry points by which packages add policies (docs/gateway.md)."""
 ROLES = ("user", "admin")
 HISTORY_BACKENDS = ("sqlite", "memory", "postgres", "redis", "none")
 ASSIGNMENT_MODES = ("random", "min_load", "min_group")
@@ -133,17 +135,22 @@ class GatewayConfig(TokenizingConfig):
         None, "Namespace in which pods are looked for; default: all that the gateway may read."
     )
     policy: str = option(
-        "cache_aware", "Rule that chooses a worker for each request.", choices=POLICIES
+        "cache_aware",
+        "Rule that chooses a worker for each request.",
+        choices=POLICIES,
+        plugins=POLICY_PLUGINS,
     )
     prefill_policy: str | None = option(
         None,
         "Rule that chooses among the engines of --prefill; default: --policy.",
         choices=POLICIES,
+        plugins=POLICY_PLUGINS,
     )
     decode_policy: str | None = option(
         None,
         "Rule that chooses among the engines of --decode; default: --policy.",
         choices=POLICIES,
+        plugins=POLICY_PLUGINS,
     )
     cache_threshold: float = option(
         0.3,

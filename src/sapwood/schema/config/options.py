@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from sapwood.base.errors import ConfigError
+from sapwood.base.registry import plugin_names
 
 ENV_PREFIX = "SAPWOOD_"
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -38,6 +39,7 @@ def option(
     help: str,  # noqa: A002 - the word that every command line uses
     *,
     choices: Sequence[str] = (),
+    plugins: str = "",
     lacking: Mapping[str, str] | None = None,
     aliases: Sequence[str] = (),
     unit: str = "",
@@ -50,6 +52,7 @@ def option(
     """A field of a config struct.
 
     choices  the values it may have, if they can be listed
+    plugins  group of entry points whose names are choices too: those of packages beside sapwood
     lacking  values that it has elsewhere and not here, each with the reason and the way out
     aliases  further flag names without dashes in front ("model-path")
     unit     what a number counts ("tokens", "seconds")
@@ -65,6 +68,7 @@ def option(
         metadata={
             "help": help,
             "choices": tuple(choices),
+            "plugins": plugins,
             "lacking": tuple((lacking or {}).items()),
             "aliases": tuple(aliases),
             "unit": unit,
@@ -95,6 +99,7 @@ class OptionSpec:
     scope: str = ""
     peer_env: str = ""
     lacking: tuple[tuple[str, str], ...] = ()
+    plugins: str = ""
 
     @property
     def flag(self) -> str:
@@ -140,7 +145,10 @@ class OptionSpec:
         if isinstance(value, float) and math.isnan(value):
             return "must be a number"
         if self.choices and value not in self.choices:
-            known = f"must be one of: {', '.join(self.choices)}"
+            plugins = plugin_names(self.plugins) if self.plugins else []
+            if value in plugins:
+                return None
+            known = f"must be one of: {', '.join((*self.choices, *plugins))}"
             return next((why for name, why in self.lacking if name == value), known)
         return None
 
@@ -275,6 +283,7 @@ def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
         scope=field.metadata["scope"],
         peer_env=field.metadata["peer_env"],
         lacking=field.metadata["lacking"],
+        plugins=field.metadata["plugins"],
     )
 
 

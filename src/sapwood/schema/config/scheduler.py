@@ -70,6 +70,7 @@ class SchedulerConfig:
         "first; random; priority highest priority first, which implies "
         "--enable-priority-scheduling; routing-key the keys that most running requests have first.",
         choices=POLICIES,
+        plugins="sapwood.schedule_policies",
     )
     max_prompt_tokens: int | None = option(
         None,
