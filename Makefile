@@ -6,7 +6,7 @@ INPUTS := scripts/install.py pyproject.toml CMakeLists.txt $(wildcard src/sapwoo
 # Packages are installed without bytecode, so Python must be free to write that of what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve paint test test-long test-clients kernels wheel wheel-check lint format docs pictures web clean
+.PHONY: serve paint test test-long test-clients nightly kernels wheel wheel-check lint format docs pictures web clean
 
 serve: $(VENV)/.installed  ## install, fetch the default model, serve it on 127.0.0.1:30000
 	$(BIN)/sapwood serve $(ARGS)
@@ -30,6 +30,9 @@ test-clients: $(VENV)/.installed-dev  ## run others' clients against live server
 
 kernels:  ## compile the kernels that this machine runs best: after a move, a new compiler
 	$(PYTHON) scripts/install.py $(VENV)
+
+nightly: $(VENV)/.installed-dev  ## run what tests/suites.toml has for a night, measure, plot all nights so far
+	$(BIN)/python -m scripts.nightly run $(ARGS); status=$$?; $(BIN)/python -m scripts.nightly page && exit $$status
 
 wheel: $(VENV)/.installed-dev  ## build sdist, wheels for x86-64 and ARM, and their index in dist/
 	$(BIN)/python -m scripts.wheels.build $(WHEEL_ARGS)
