@@ -11,7 +11,7 @@ import click
 import pytest
 import yaml
 
-from tests.deploy.chart import RenderError, rendered
+from tests.deploy.chart import RenderError, helm, rendered
 from tests.deploy.checks import built, engine_paths, gateway_paths
 from tests.docs.test_grafana_dashboard import known_metrics
 
@@ -77,6 +77,10 @@ def check_fields(value: Any, kind: str, place: str) -> None:
     elif kind != "object":
         python = {"str": str, "int": int, "bool": bool}[kind]
         assert type(value) is python, f"{place} is {value!r}, not {kind}"
+
+
+def test_helm_finds_nothing_wrong() -> None:
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART))
 
 
 @every_form
