@@ -98,7 +98,16 @@ def editable(sets: str) -> list[str]:
     """pip's arguments for sapwood itself. The build runs in the environment and in one folder, so
     that what is compiled already is not compiled again; -v shows the compiler's steps."""
     define = f"cmake.define.SAPWOOD_INSTRUCTION_SETS={sets}"
-    return ["-v", *LAZY, "--no-deps", "--no-build-isolation", "-C", define, "--editable", str(ROOT)]
+    return [
+        "-v",
+        *LAZY,
+        "--no-deps",
+        "--no-build-isolation",
+        "--config-settings",
+        define,
+        "--editable",
+        str(ROOT),
+    ]
 
 
 def is_built(environment: Path) -> bool:

@@ -136,3 +136,12 @@ def test_what_make_is_told(
     assert screen.stages == ["virtual environment", "torch", "packages", "kernels"]
     assert sorted(found.name for found in tmp_path.glob(".installed*")) == stamps
     assert len(screen.said) == (0 if is_built else 1)
+
+
+def test_pip_of_debian_12_knows_every_option() -> None:
+    """Its 23.0 has no -C, the short form of --config-settings."""
+    options = {word for word in install.editable("all") if word.startswith("-")}
+    assert options == {"-v", "--no-compile", "--no-deps", "--no-build-isolation"} | {
+        "--config-settings",
+        "--editable",
+    }
