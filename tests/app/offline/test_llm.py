@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from sapwood import LLM, GenerationResult, SamplingParams
+from sapwood.base import registry
 from sapwood.base.errors import (
     ConfigError,
     EngineUnavailable,
@@ -81,6 +83,20 @@ class TestPrompts:
         assert len(text.token_ids) == text.num_output_tokens == 8
         assert text.num_prompt_tokens == 5
         assert [one.prompt_index for one in both] == [0, 1]
+
+    def test_a_step_does_not_look_through_the_packages(
+        self, make_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That takes ten times as long as a small model's step."""
+        llm = make_llm()
+        llm.generate(["Hi"])
+
+        def look(**_: object) -> None:
+            raise AssertionError("a step looks for entry points")
+
+        monkeypatch.setattr(importlib.metadata, "entry_points", look)
+        monkeypatch.setattr(registry, "entry_points", look)
+        assert llm.generate(["Hi", "Ho"])
 
     def test_no_prompts_give_no_results(self, make_llm: MakeLLM) -> None:
         llm = make_llm()

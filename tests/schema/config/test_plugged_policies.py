@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sapwood.base.errors import ConfigError
+from sapwood.base.registry import plugins_of
 from sapwood.engine.policy import SCHEDULE_POLICIES, Waiting
 from sapwood.gateway.policies.interface import Call
 from sapwood.gateway.policies.registry import make_policy
@@ -42,13 +44,16 @@ last = plugged_policies:last
 
 
 @pytest.fixture
-def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "plugged_policies.py").write_text(MODULE)
     facts = tmp_path / "plugged_policies-1.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.4\nName: plugged_policies\nVersion: 1\n")
     (facts / "entry_points.txt").write_text(POINTS)
     monkeypatch.syspath_prepend(tmp_path)
+    plugins_of.cache_clear()
+    yield
+    plugins_of.cache_clear()
 
 
 @pytest.mark.usefixtures("plugged")
