@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from sapwood import LLM, Engine
 from sapwood.app.offline.sglang_options import engine_options
 from sapwood.base.errors import ConfigError, InvalidRequest, UnsupportedFeature
+from sapwood.frontends.serving.generate import EngineFailed
 from tests.adapters import write_adapter
 from tests.app.building.test_weights import other_weights
 from tests.tiny import save_llama, save_pooled
@@ -201,13 +202,19 @@ def test_the_engine_tells_of_itself(engine: Engine, folder: Path) -> None:
         (lambda e: e.save_sharded_model(path="x", pattern=None, max_size=1), "save_sharded_model"),
         (lambda e: e.save_remote_model(url="redis://x"), "save_remote_model"),
         (lambda e: e.update_weights_from_ipc({"GPU-0": "ipc://x"}), "update_weights_from_ipc"),
-        (lambda e: e.generate("a", bootstrap_host="10.0.0.1"), "bootstrap_host"),
         (lambda e: e.generate("a", audio_data="a.wav"), "audio_data"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(engine: Engine, call: Any, named: str) -> None:
     with pytest.raises(UnsupportedFeature, match=named):
         call(engine)
+
+
+def test_an_engine_alone_hands_nothing_over(engine: Engine) -> None:
+    with pytest.raises(EngineFailed, match="--disaggregation-mode prefill"):
+        engine.generate("a", bootstrap_host="10.0.0.1", bootstrap_room=3)
+    with pytest.raises(InvalidRequest, match="bootstrap_room"):
+        engine.generate("a", bootstrap_host="10.0.0.1")
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,33 @@ def test_nothing_else_is_asked_while_an_answer_is_written(page, engine):
 # ---- chats that are kept -------------------------------------------------------------------------
 
 
+def test_nothing_is_lost_that_is_written_while_the_page_opens(context, live):
+    """The browser's database may open slowly; until then a message would go nowhere."""
+    context.add_init_script(
+        "const open = IDBFactory.prototype.open;"
+        "IDBFactory.prototype.open = function (...given) {"
+        "  const asked = {};"
+        "  setTimeout(() => {"
+        "    const real = open.apply(this, given);"
+        "    for (const name of ['onsuccess', 'onerror', 'onupgradeneeded'])"
+        "      real[name] = (event) => {"
+        "        asked.result = real.result;"
+        "        asked[name]?.(event);"
+        "      };"
+        "  }, 700);"
+        "  return asked;"
+        "};"
+    )
+    with watched(context, live.url) as page:
+        page.goto(live.url)
+        chat(page, "What is **oak**?")
+        expect(page.locator(ANSWER)).to_have_text("Hello, wörld!")
+
+
 def test_a_chat_is_there_after_the_page_was_closed(page, context, live):
     chat(page, "What is **oak**?")
     address = page.url
+    page.goto("about:blank")  # which leaves the page at once, as a user does
     page.close()
     with watched(context, live.url) as again:
         again.goto(live.url)

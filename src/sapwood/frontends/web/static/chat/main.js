@@ -20,6 +20,8 @@ const prompt = byId("prompt");
 /** By id of the chat: the answer that is being written there, {message, stop}. */
 const running = new Map();
 const keptAtMs = new Map();
+/** By id of the chat: the last call to keep it, while that is not done. */
+const keeping = new Map();
 const told = new Set();
 let chat = newChat();
 
@@ -60,7 +62,6 @@ byId("system").value = localStorage.getItem(SYSTEM) ?? "";
 showModels();
 const store = await openStore(changedElsewhere);
 addEventListener("hashchange", openAddressed);
-openAddressed();
 
 byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -94,8 +95,14 @@ document.addEventListener("keydown", (event) => {
   }
 });
 addEventListener("pagehide", () => {
-  for (const one of store.chats.values()) if (running.has(one.id)) store.putLast(one);
+  for (const one of store.chats.values()) {
+    if (running.has(one.id) || keeping.has(one.id)) store.putLast(one);
+  }
 });
+// Until here nothing would be done with a message, so that none can be written.
+prompt.disabled = false;
+byId("send").disabled = false;
+openAddressed();
 
 /** Say something new at the end of the shown branch. */
 function send(text) {
@@ -192,12 +199,16 @@ function startNew() {
 
 async function keep(one) {
   keptAtMs.set(one.id, Date.now());
+  const call = {};
+  keeping.set(one.id, call);
   try {
     await store.put(one);
   } catch (error) {
     // Once is enough: this comes with every message.
     if (!told.has(error.message)) notice(error.message, { isError: true });
     told.add(error.message);
+  } finally {
+    if (keeping.get(one.id) === call) keeping.delete(one.id);
   }
 }
 
