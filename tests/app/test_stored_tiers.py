@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -185,6 +188,36 @@ def test_broken_copies_are_computed_again(
     second = make_llm(extra={"encryption_key": "cd" * 32} if "sealed" in fault else None)
     assert outputs_of(second, PROMPTS) == expected("pages")
     assert second.stats().num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("fault", ["the directory goes", "the disk is full"])
+def test_a_running_engine_goes_on_without_its_storage(
+    make_llm: Callable[..., LLM],
+    expected: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+) -> None:
+    llm = make_llm()
+    want = expected("pages")
+    assert outputs_of(llm, PROMPTS[:1]) == want[:1]
+    if fault == "the directory goes":
+        shutil.rmtree(tmp_path / "kv")
+    else:
+
+        def full(file: int, views: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "writev", full)
+    assert outputs_of(llm, PROMPTS[1:]) == want[1:]
+    assert outputs_of(llm, PROMPTS) == want
+    assert llm.stats().num_leased_pages == 0
+    llm.close()
+    told = [one.message for one in caplog.records if one.levelname in ("WARNING", "ERROR")]
+    assert len(told) <= 1, told
+    if fault == "the disk is full":
+        assert "No space left on device" in told[0]
 
 
 class SlowStorage:
