@@ -17,10 +17,13 @@ import pytest
 
 from sapwood import LLM
 from sapwood.base.errors import ConfigError
+from sapwood.memory.storage.interface import StorageUser
+from sapwood.memory.storage.opening import open_storage
 from tests.app.llms import llms_of
 from tests.app.test_tiers import SMALL, outputs_of
 from tests.app.test_windows import MODELS as WINDOWED
 from tests.app.test_windows import save, text
+from tests.memory.storage.mooncake_server import mooncake_master
 from tests.tiny import save_lfm2, save_llama
 
 PROMPTS = [text(90 + index, seed=index) for index in range(3)]
@@ -220,6 +223,26 @@ def test_a_running_engine_goes_on_without_its_storage(
         assert "No space left on device" in told[0]
 
 
+def test_prefixes_come_back_from_mooncakes_store(
+    make_llm: Callable[..., LLM], expected: Callable[[str], Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("mooncake.store", exc_type=ImportError)
+    with mooncake_master(tmp_path) as address:
+        # Memory of this process, which outlives both engines.
+        memory = open_storage(
+            "mooncake",
+            {"master_server_address": address, "global_segment_size": "0.125gb"},
+            StorageUser(default_directory=tmp_path),
+        )
+        told = {"master_server_address": address, "global_segment_size": "0gb"}
+        for cached in (0, KEPT * len(PROMPTS)):
+            llm = make_llm(hicache_storage_backend="mooncake", extra=told)
+            assert outputs_of(llm, PROMPTS) == expected("pages")
+            assert llm.stats().num_cached_tokens == cached
+            llm.close()
+        memory.close()
+
+
 class SlowStorage:
     """A plug-in for SGLang's interface that answers late, or never finds out whether it can."""
 
@@ -296,6 +319,8 @@ def test_a_slow_or_dead_plug_in_holds_nobody_longer_than_the_policy(
         ({"extra": {"nobody": 1}}, "'nobody', but knows only"),
         ({"hicache_storage_backend": "redis"}, "redis needs its url"),
         ({"hicache_storage_backend": "s3"}, "s3 needs its bucket"),
+        ({"hicache_storage_backend": "mooncake"}, "mooncake needs its master_server_address"),
+        ({"extra": {"global_segment_size": "lots"}}, "global_segment_size that is none, 'lots'"),
         ({"extra": {"endpoint_url": "http://a b"}}, "endpoint_url that is none"),
         ({"extra": {"secret_access_key": "\r\n" * 50}}, "a secret_access_key that is none$"),
         ({"hicache_storage_backend": "dynamic"}, "needs module_path and class_name"),

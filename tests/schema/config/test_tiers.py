@@ -26,7 +26,7 @@ def test_a_storage_of_others_is_offered_or_refused_by_its_reason(name: str) -> N
 
 
 def test_a_storage_that_nobody_has_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="must be one of: file, redis, s3, dynamic"):
+    with pytest.raises(ConfigError, match="must be one of: file, redis, s3, mooncake, dynamic"):
         TiersConfig(hicache_storage_backend="\x00\x1b[31m" * 20)
 
 

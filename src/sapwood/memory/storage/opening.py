@@ -70,6 +70,19 @@ def open_s3(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
     return S3Storage.of(extra)
 
 
+def open_mooncake(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
+    # Else the library writes several lines to stderr for each connection.
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    try:
+        from sapwood.memory.storage.mooncake import MooncakeStorage
+    except ImportError as error:
+        raise ConfigError(
+            "the storage mooncake needs the package mooncake-transfer-engine, or without CUDA "
+            f"mooncake-transfer-engine-non-cuda: {error}"
+        ) from error
+    return MooncakeStorage.of(extra)
+
+
 def open_plug_in(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
     from sapwood.memory.storage.dynamic import DynamicStorage
 
@@ -82,6 +95,7 @@ STORAGES: Registry[Any] = Registry(
         "file": "sapwood.memory.storage.opening:open_files",
         "redis": "sapwood.memory.storage.opening:open_redis",
         "s3": "sapwood.memory.storage.opening:open_s3",
+        "mooncake": "sapwood.memory.storage.opening:open_mooncake",
         "dynamic": "sapwood.memory.storage.opening:open_plug_in",
     },
 )

@@ -67,7 +67,6 @@ MOST_GIB = 1 << 20
 
 _SHARED = "take redis or s3 to share pages between machines, or dynamic with a class that calls it"
 _OTHER_STORAGES = {
-    "mooncake": f"Mooncake's store is not called by sapwood; {_SHARED}",
     "nixl": "NIXL is not called by sapwood; take file for disks and mounted file systems, or "
     "dynamic with a class that calls it",
     "hf3fs": "3FS is not called by sapwood itself; mount it and take file with a directory there, "
@@ -109,8 +108,9 @@ class TiersConfig:
         None,
         "Where the host's copies outlive the server, and from where other servers take them: file, "
         "in a directory; redis, on a server of Redis or Valkey; s3, in a bucket of S3 or of a "
-        "server with its protocol; dynamic, by a class of yours. Default: nowhere.",
-        choices=("file", "redis", "s3", "dynamic"),
+        "server with its protocol; mooncake, in the memory of all machines of Mooncake's store; "
+        "dynamic, by a class of yours. Default: nowhere.",
+        choices=("file", "redis", "s3", "mooncake", "dynamic"),
         lacking=_OTHER_STORAGES,
     )
     hicache_storage_prefetch_policy: str = option(
@@ -124,7 +124,9 @@ class TiersConfig:
         "Settings of the storage, as JSON: prefetch_threshold, prefetch_timeout_base and "
         "prefetch_timeout_per_ki_token; directory and max_gb of file; url, prefix, ttl_s and "
         "timeout_s of redis; bucket, endpoint_url, region, access_key_id, secret_access_key, "
-        "prefix and timeout_s of s3; backend_name, module_path and class_name of dynamic; "
+        "prefix and timeout_s of s3; master_server_address, local_hostname, metadata_server, "
+        "protocol, device_name, global_segment_size, prefix and timeout_s of mooncake; "
+        "backend_name, module_path and class_name of dynamic; "
         "encryption_key of all.",
         secret=True,
     )
@@ -188,6 +190,8 @@ SECRET_SETTINGS = frozenset({"encryption_key", "url", "access_key_id", "secret_a
 _TEXTS = {
     "directory", "url", "prefix", "backend_name", "module_path", "class_name", "encryption_key",
     "bucket", "endpoint_url", "region", "access_key_id", "secret_access_key",
+    "master_server_address", "local_hostname", "metadata_server", "protocol", "device_name",
+    "global_segment_size",
 }  # fmt: skip
 _SHAPES = {
     "bucket": r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}",
@@ -195,6 +199,12 @@ _SHAPES = {
     "region": r"[A-Za-z0-9-]{1,64}",
     "access_key_id": r"[\x21-\x7e]{1,256}",
     "secret_access_key": r"[\x21-\x7e]{1,256}",
+    "master_server_address": r"([A-Za-z0-9.-]{1,255}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}",
+    "local_hostname": r"[A-Za-z0-9.:-]{1,255}",
+    "metadata_server": r"P2PHANDSHAKE|(https?|etcd|redis)://[A-Za-z0-9.:/_-]{1,1024}",
+    "protocol": r"[a-z0-9_]{1,32}",
+    "device_name": r"[A-Za-z0-9_.,:-]{1,1024}",
+    "global_segment_size": r"[0-9]{1,6}(\.[0-9]{1,6})?(gb|GB)",
 }
 """What some texts must look like."""
 
@@ -244,6 +254,11 @@ def check_storage(config: TiersConfig) -> None:
         )
     if backend == "s3" and not extra.get("bucket"):
         raise ConfigError(f'the storage backend s3 needs its bucket in {_FLAG}: {{"bucket": "…"}}')
+    if backend == "mooncake" and not extra.get("master_server_address"):
+        raise ConfigError(
+            f"the storage backend mooncake needs its master_server_address in {_FLAG}: "
+            '{"master_server_address": "host:50051"}'
+        )
     if backend == "redis" and not extra.get("url"):
         raise ConfigError(
             f'the storage backend redis needs its url in {_FLAG}: {{"url": "redis://…"}}'
