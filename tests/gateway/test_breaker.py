@@ -55,6 +55,21 @@ def test_trials_that_succeed_close_it_and_one_that_fails_opens_it() -> None:
     assert breaker.admits(22.0)
 
 
+def test_what_could_not_be_reached_is_closed_when_it_answers_a_health_check() -> None:
+    breaker = opened()
+    assert not breaker.is_unreachable
+    breaker.reached()
+    assert not breaker.admits(9.9), "it fails requests, though it answers health checks"
+    breaker = Breaker(LIMITS)
+    for _ in range(3):
+        breaker.sent()
+        breaker.failed(0.0, unreachable=True)
+    assert breaker.is_unreachable
+    breaker.reached()
+    assert breaker.admits(0.0)
+    assert not breaker.is_unreachable
+
+
 def test_late_answers_do_not_close_it() -> None:
     breaker = opened()
     breaker.succeeded()

@@ -108,6 +108,29 @@ def test_one_killed_one_hung_one_slow_one_refusing(policy: str, requests: int) -
     asyncio.run(run())
 
 
+def test_an_engine_that_was_started_anew_gets_requests_at_once() -> None:
+    """With the usual minutes of health checks and breaker: nobody waits for these."""
+
+    async def run() -> None:
+        alone = Stub("a")
+        options = {**OPTIONS, "health_check_interval_secs": 60.0, "cb_timeout_duration_secs": 60.0}
+        options["worker_startup_check_interval"] = 0.05
+        async with bench(alone, **options) as made:
+            assert (await made.post()).status_code == 200
+            closed = await made.engines[0].kill()
+            port = int(alone.url.rpartition(":")[2])
+            closed.close()
+            breaker = made.worker(alone).breaker
+            while breaker.state(made.gateway.fleet.clock()) is BreakerState.CLOSED:
+                assert (await made.post()).status_code >= 500
+            await made.until(WorkerState.UNHEALTHY, alone)
+            async with Running(alone, port):
+                await made.until(WorkerState.READY, alone)
+                assert (await made.post()).status_code == 200
+
+    asyncio.run(run())
+
+
 def test_breakers_keep_requests_from_an_engine_that_refuses() -> None:
     async def run() -> None:
         stubs = [Stub(name) for name in "abcd"]

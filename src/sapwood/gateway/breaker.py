@@ -3,6 +3,9 @@
 closed --failures in a row--> open --time--> half open --successes in a row--> closed
                                ^                 |
                                +----- failure ---+
+
+Where a worker could not be reached at all, a good health check closes the breaker: the worker was
+started anew.
 """
 
 from __future__ import annotations
@@ -42,6 +45,12 @@ class Breaker:
         self._reopens_s = 0.0
         self._num_in_row = 0
         self._trial_runs = False
+        self._was_unreachable = False
+
+    @property
+    def is_unreachable(self) -> bool:
+        """Whether it is not closed because the worker could not be reached."""
+        return self._was_unreachable and not self._is_closed
 
     def state(self, now_s: float) -> BreakerState:
         if self._is_closed:
@@ -67,8 +76,10 @@ class Breaker:
         if self._num_in_row >= self._limits.successes:
             self._is_closed, self._num_in_row = True, 0
 
-    def failed(self, now_s: float) -> None:
+    def failed(self, now_s: float, *, unreachable: bool = False) -> None:
+        """unreachable: there was not even a connection"""
         self._trial_runs = False
+        self._was_unreachable = unreachable
         if self._limits.is_off:
             return
         if self._is_closed:
@@ -77,6 +88,11 @@ class Breaker:
                 return
         self._is_closed, self._num_in_row = False, 0
         self._reopens_s = now_s + self._limits.open_s
+
+    def reached(self) -> None:
+        """The worker, which could not be reached, answers health checks."""
+        if self.is_unreachable:
+            self._is_closed, self._num_in_row, self._was_unreachable = True, 0, False
 
     def ended(self) -> None:
         """The request says nothing about the worker: its client has left, or it was refused."""

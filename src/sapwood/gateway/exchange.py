@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from sapwood.base.errors import EngineUnavailable, SapwoodError
 from sapwood.gateway import headers
-from sapwood.gateway.client import Answer, WorkerFailure
+from sapwood.gateway.client import Answer, NotConnected, WorkerFailure
 from sapwood.gateway.fleet import Fleet, Reached
 from sapwood.gateway.gate import Gate
 from sapwood.gateway.later import Later
@@ -336,7 +336,8 @@ class Exchange(Generic[A]):
     def no_answer(self, worker: Worker, error: WorkerFailure) -> None:
         """Count that the worker has failed the request."""
         worker.last_error = str(error)
-        worker.breaker.failed(self.proxy.fleet.clock())
+        unreachable = isinstance(error, NotConnected)
+        worker.breaker.failed(self.proxy.fleet.clock(), unreachable=unreachable)
         self.proxy.metrics.failed(worker, "no_answer")
         log.warning("worker %s failed a request: %s", worker.url, error)
 

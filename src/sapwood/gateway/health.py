@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from sapwood.base.errors import SapwoodError
-from sapwood.gateway.client import WorkerFailure
+from sapwood.gateway.client import NotConnected, WorkerFailure
 from sapwood.gateway.own_requests import get
 from sapwood.gateway.worker import EXTERNAL_HEALTH_PATH, Worker, WorkerSpec, WorkerState
 from sapwood.schema.config.gateway import GatewayConfig
@@ -72,6 +72,7 @@ class HealthWatch:
         self._config = config
         self._on_change = on_change
         self._prepare = prepare
+        self._is_unreachable = False
 
     @property
     def _limits(self) -> HealthLimits:
@@ -88,9 +89,10 @@ class HealthWatch:
             return
         num_failures = num_successes = 0
         while True:
-            await asyncio.sleep(self._limits.interval_s)
+            await self._until_due()
             limits = self._limits
             if await self._is_healthy():
+                self._worker.breaker.reached()
                 num_failures, num_successes = 0, num_successes + 1
             else:
                 num_failures, num_successes = num_failures + 1, 0
@@ -100,6 +102,19 @@ class HealthWatch:
                 self._worker.give_up_unanswered(f"the worker is down: {self._worker.last_error}")
             elif state is WorkerState.UNHEALTHY and num_successes >= limits.successes:
                 await self._become_ready()
+
+    async def _until_due(self) -> None:
+        """Sleep until the next check. A worker that is unhealthy, or that requests cannot reach, is
+        checked more often, so that it gets requests soon after it was started anew."""
+        loop = asyncio.get_running_loop()
+        begin_s = loop.time()
+        while True:
+            limits = self._limits
+            await asyncio.sleep(min(limits.interval_s, limits.startup_interval_s))
+            is_down = self._worker.state is WorkerState.UNHEALTHY
+            is_lost = self._is_unreachable or self._worker.breaker.is_unreachable
+            if is_down or is_lost or loop.time() >= begin_s + limits.interval_s:
+                return
 
     async def _start(self) -> bool:
         """Wait for the first good check; whether it has come in time, and the worker is ready."""
@@ -130,7 +145,9 @@ class HealthWatch:
             status, _ = await get(self._worker, self._limits.path, self._limits.timeout_s)
         except WorkerFailure as error:
             self._worker.last_error = str(error)
+            self._is_unreachable = isinstance(error, NotConnected)
             return False
+        self._is_unreachable = False
         if status != 200:
             self._worker.last_error = f"GET {self._limits.path} was answered with {status}"
             return False

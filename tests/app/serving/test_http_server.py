@@ -132,3 +132,18 @@ def test_a_body_that_nobody_reads_is_no_head() -> None:
     answer = talk([first, body[:100_000], body[100_000:], last])
     assert answer.count(b"HTTP/1.1 200 OK") == 2
     assert b"431" not in answer
+
+
+def test_its_address_is_known_once_it_listens() -> None:
+    async def run() -> None:
+        server = HttpServer(app, ServerConfig(port=0), lambda: None)
+        serving = asyncio.create_task(server.serve())
+        await server.listens()
+        port = int(server.url.rpartition(":")[2])
+        assert port > 0
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        server.stop()
+        await serving
+
+    asyncio.run(run())

@@ -186,6 +186,8 @@ class _Session:
 
     async def _supervise(self, supervisor: ProcessSupervisor[AsyncPaintingClient]) -> None:
         """End the server if the engine never gets ready, or dies and is not restarted."""
+        # The engine of a small model might be ready before there is an address to tell.
+        await self.api.listens()
         await supervisor.run()
         if supervisor.has_been_ready:
             await asyncio.sleep(FAREWELL_S)

@@ -67,6 +67,9 @@ class GrpcServer:
         )
         self._port = self._listen()
 
+    async def listens(self) -> None:
+        """It does from the beginning on."""
+
     @property
     def url(self) -> str:
         host = self._config.host

@@ -52,6 +52,11 @@ class HttpServer(uvicorn.Server):
         """End without waiting for a signal."""
         self.should_exit = True
 
+    async def listens(self) -> None:
+        """Wait until it takes connections: uvicorn does not say when."""
+        while not self.started:
+            await asyncio.sleep(0.01)
+
     @property
     def url(self) -> str:
         scheme = "https" if self.config.is_ssl else "http"

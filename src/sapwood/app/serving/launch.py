@@ -63,7 +63,13 @@ class ApiServer(Protocol):
     """What clients of the engine talk to."""
 
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """Where it listens, once `listens` has ended."""
+        ...
+
+    async def listens(self) -> None:
+        """Wait until it takes connections."""
+        ...
 
     async def serve(self) -> None:
         """Until a signal or `stop`, and then until open requests have ended."""
@@ -356,6 +362,8 @@ class _Session:
 
     async def _supervise(self, supervisor: Supervisor) -> None:
         """End the server if the engine never gets ready, or dies and is not restarted."""
+        # The engine of a small model might be ready before there is an address to tell.
+        await self.api.listens()
         await supervisor.run()
         if supervisor.has_been_ready:
             await asyncio.sleep(FAREWELL_S)

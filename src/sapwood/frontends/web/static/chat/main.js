@@ -20,8 +20,6 @@ const prompt = byId("prompt");
 /** By id of the chat: the answer that is being written there, {message, stop}. */
 const running = new Map();
 const keptAtMs = new Map();
-/** By id of the chat: the last call to keep it, while that is not done. */
-const keeping = new Map();
 const told = new Set();
 let chat = newChat();
 
@@ -95,9 +93,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 addEventListener("pagehide", () => {
-  for (const one of store.chats.values()) {
-    if (running.has(one.id) || keeping.has(one.id)) store.putLast(one);
-  }
+  for (const one of store.chats.values()) if (running.has(one.id)) store.putLast(one);
 });
 // Until here nothing would be done with a message, so that none can be written.
 prompt.disabled = false;
@@ -146,10 +142,11 @@ async function write(message, more = {}) {
   keep(mine);
   show();
   await answer.ended;
+  // What is shown as whole is kept, also if the page is closed at once. A chat that was deleted
+  // meanwhile stays deleted.
+  if (store.chats.has(mine.id)) await keep(mine);
   running.delete(mine.id);
   keptAtMs.delete(mine.id);
-  // A chat that was deleted meanwhile stays deleted.
-  if (store.chats.has(mine.id)) keep(mine);
   if (mine === chat) show();
   else showList();
 }
@@ -199,16 +196,12 @@ function startNew() {
 
 async function keep(one) {
   keptAtMs.set(one.id, Date.now());
-  const call = {};
-  keeping.set(one.id, call);
   try {
     await store.put(one);
   } catch (error) {
     // Once is enough: this comes with every message.
     if (!told.has(error.message)) notice(error.message, { isError: true });
     told.add(error.message);
-  } finally {
-    if (keeping.get(one.id) === call) keeping.delete(one.id);
   }
 }
 
