@@ -367,10 +367,12 @@ async def _listen(wire: Wire) -> None:
 async def _next(room: _Room, listening: asyncio.Task[None]) -> Batch | Done | Refused | None:
     """What is to be sent next; None: nothing for a while. Raises Broken if the other side left"""
     getting = asyncio.ensure_future(room.outbox.get())
-    await asyncio.wait({getting, listening}, timeout=ALIVE_S, return_when="FIRST_COMPLETED")
-    if getting.done():
-        return getting.result()
-    getting.cancel()
+    try:
+        await asyncio.wait({getting, listening}, timeout=ALIVE_S, return_when="FIRST_COMPLETED")
+        if getting.done():
+            return getting.result()
+    finally:
+        getting.cancel()
     if listening.done():
         listening.result()
         raise Broken("the decode engine left before it had all pages")
