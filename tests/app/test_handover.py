@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import socket
 import threading
 import time
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sapwood.app.offline.engine import Engine
 from sapwood.base.errors import SapwoodError
+from tests.adapters import save_adapters
 from tests.app.test_windows import MODELS as WINDOWED
 from tests.app.test_windows import save, text
 from tests.tiny import save_lfm2, save_llama, save_qwen3_5
@@ -63,6 +66,21 @@ class Pair:
             reading = threads.submit(self.prefill.generate, None, sampling, prompt, **asked)
             answer = threads.submit(self.decode.generate, None, sampling, prompt, **asked)
             return reading.result(timeout=60), answer.result(timeout=60)
+
+    def decode_alone(self, prompt: Any, sampling: Any, **fields: Any) -> Any:
+        """The answer of the engine that generates; the other one reads, and is aborted if the pages
+        are not taken."""
+        asked = self.place() | fields
+        with ThreadPoolExecutor(1) as threads:
+            name = f"reads-{asked['bootstrap_room']}"
+            reading = threads.submit(
+                self.prefill.generate, None, sampling, prompt, rid=name, **asked
+            )
+            try:
+                return self.decode.generate(None, sampling, prompt, **asked)
+            finally:
+                self.prefill.abort_request(name)
+                reading.exception(timeout=60)
 
     def check_nothing_leaks(self) -> None:
         for engine in (self.prefill, self.decode):
@@ -290,6 +308,45 @@ def test_either_sides_abort_frees_the_other(pair: Pair) -> None:
         other.abort_request("theirs")
         two.join(10)
         assert not two.is_alive()
+        pair.check_nothing_leaks()
+
+
+def test_pages_of_other_weights_are_not_taken(tmp_path: Path) -> None:
+    old, new = save_llama(tmp_path / "old"), tmp_path / "new"
+    shutil.copytree(old, new)
+    weights = load_file(new / "model.safetensors")
+    weights["model.layers.0.self_attn.v_proj.weight"] *= -1.0
+    save_file(weights, new / "model.safetensors", {"format": "pt"})
+    prompt = text(41, 9)
+    with pair_of(old) as pair:
+        before = pair.both(prompt, GREEDY)[1]
+        pair.prefill.update_weights_from_disk(str(new))
+        with pytest.raises(SapwoodError, match="do not have the same weights"):
+            pair.decode_alone(prompt, GREEDY)
+        for engine in (pair.decode, pair.single):
+            engine.update_weights_from_disk(str(new))
+        after = pair.both(prompt, GREEDY)[1]
+        assert after["output_ids"] == pair.single.generate(None, GREEDY, prompt)["output_ids"]
+        assert after["meta_info"]["cached_tokens"] == 40
+        assert after["output_ids"] != before["output_ids"]
+        pair.check_nothing_leaks()
+
+
+def test_adapters_are_told_apart_by_what_they_contain(tmp_path: Path) -> None:
+    model, prompt = save_llama(tmp_path / "model"), text(41, 10)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    paths, _ = save_adapters(model, tmp_path / "adapters", {"one": config, "two": config})
+    with pair_of(model, enable_lora=True, max_lora_rank=4) as pair:
+        for engine in (pair.prefill, pair.decode, pair.single):
+            engine.load_lora_adapter("x", str(paths["one"]))
+        answer = pair.both(prompt, GREEDY, lora_path="x")[1]
+        alone = pair.single.generate(None, GREEDY, prompt, lora_path="x")
+        assert answer["output_ids"] == alone["output_ids"]
+        assert answer["meta_info"]["cached_tokens"] == 40
+        pair.decode.unload_lora_adapter("x")
+        pair.decode.load_lora_adapter("x", str(paths["two"]))
+        with pytest.raises(SapwoodError, match="the same adapter"):
+            pair.decode_alone(prompt, GREEDY, lora_path="x")
         pair.check_nothing_leaks()
 
 

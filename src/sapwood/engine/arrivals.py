@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from sapwood.distributed.transfer.messages import Run
 from sapwood.distributed.transfer.receiving import Fetched, Freed, Order, PageReceiver
-from sapwood.engine.prompt_digest import digest_of
+from sapwood.engine.prompt_digest import PromptDigests
 from sapwood.engine.request_state import RequestState
 from sapwood.memory.tiers.host import HostTier
 from sapwood.memory.tiers.slots import PageCopy
@@ -56,11 +56,13 @@ class Arrivals:
         host: HostTier,
         receiver: PageReceiver | None,
         config: DisaggregationConfig,
+        digests: PromptDigests,
     ) -> None:
         """receiver  None: nothing is fetched, and every prompt is computed here"""
         self._host = host
         self._receiver = receiver
         self._config = config
+        self.digests = digests
         self._waiting: deque[_Arrival] = deque()
         self._by_id: dict[str, _Arrival] = {}
         self._orders: dict[int, _Arrival] = {}
@@ -202,7 +204,7 @@ class Arrivals:
             Order(
                 number=number,
                 place=place,
-                prompt=digest_of(arrival.state),
+                prompt=self.digests.of(arrival.state),
                 runs=_runs(keys),
                 rows=[copies[own[key]].slot for key in keys],
             )

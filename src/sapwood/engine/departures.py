@@ -24,7 +24,7 @@ from sapwood.distributed.transfer.sending import (
     PageSender,
     Read,
 )
-from sapwood.engine.prompt_digest import digest_of
+from sapwood.engine.prompt_digest import PromptDigests
 from sapwood.engine.request_state import RequestState
 from sapwood.memory.lease import NO_PAGE, Lease
 from sapwood.memory.ledger import Ledger
@@ -73,6 +73,7 @@ class Departures:
         sender: PageSender | None,
         read: ReadPage,
         clock: Clock,
+        digests: PromptDigests,
         *,
         wait_s: float,
     ) -> None:
@@ -82,6 +83,7 @@ class Departures:
         self._sender = sender
         self._read = read
         self._clock = clock
+        self.digests = digests
         self._wait_s = wait_s
         self._by_room: dict[int, _Departure] = {}
         self._rooms: dict[str, int] = {}
@@ -130,7 +132,7 @@ class Departures:
             # The state at the end of the whole pages is read when a step has just computed it.
             last = (state.num_prompt_tokens - 1) // self._ledger.page_size
             state.most_matchable = max(last - 1, 0) * self._ledger.page_size
-        self._sender.offer(place.room, digest_of(state))
+        self._sender.offer(place.room, self.digests.of(state))
 
     def computed(self, state: RequestState, end: int) -> None:
         """The step is done that ends at the request's token `end`; it still has its lease."""

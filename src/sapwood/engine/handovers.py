@@ -86,6 +86,12 @@ class Handovers:
         part = self.departures or self.arrivals
         return [] if part is None else part.take_failed()
 
+    def weights_changed(self) -> None:
+        """Prompts that are read from now on are not those that the weights before would read."""
+        part = self.departures or self.arrivals
+        if part is not None:
+            part.digests.num_updates += 1
+
     @property
     def is_busy(self) -> bool:
         """Whether to look again soon."""

@@ -465,6 +465,7 @@ class Scheduler:
         """Pages that are computed from now on must not be taken for those before."""
         if self._tiers is not None:
             self._tiers.weights_changed()
+        self._handovers.weights_changed()
 
     @property
     def has_running(self) -> bool:

@@ -6,15 +6,17 @@ from torch import Tensor
 
 from sapwood.app.building.loading import LoadWatch, timed
 from sapwood.app.building.resolving import Resolved
-from sapwood.app.building.tiers import identity_of
+from sapwood.app.building.tiers import identity_of, no_content
 from sapwood.base.clock import Clock
 from sapwood.base.errors import ConfigError
 from sapwood.distributed.transfer.facts import PageFacts
 from sapwood.distributed.transfer.receiving import PageReceiver
 from sapwood.distributed.transfer.sending import PageSender
+from sapwood.engine.adapters import AdapterSlots
 from sapwood.engine.arrivals import Arrivals
 from sapwood.engine.departures import Departures
 from sapwood.engine.handovers import Handovers
+from sapwood.engine.prompt_digest import PromptDigests
 from sapwood.engine.tiers import CacheTiers
 from sapwood.executor.page_copies import PageCopies, PageMemory
 from sapwood.memory.ledger import Ledger
@@ -69,7 +71,11 @@ def landing_tier(resolved: Resolved) -> HostTier | None:
 
 
 def landing_tiers(
-    resolved: Resolved, ledger: Ledger, landing: HostTier, copies: PageCopies
+    resolved: Resolved,
+    ledger: Ledger,
+    landing: HostTier,
+    copies: PageCopies,
+    adapters: AdapterSlots | None,
 ) -> tuple[CacheTiers, Arrivals]:
     """What the scheduler asks for pages of other engines."""
     config = resolved.config.disaggregation
@@ -84,12 +90,16 @@ def landing_tiers(
             checks=config.disaggregation_checksums,
             wait_s=pages_wait_s(environment()),
         )
-    arrivals = Arrivals(landing, receiver, config)
+    arrivals = Arrivals(landing, receiver, config, _digests(adapters))
     return CacheTiers(ledger, landing, least_tokens=1, arrivals=arrivals), arrivals
 
 
 def departures(
-    resolved: Resolved, ledger: Ledger, pages: PageMemory | None, clock: Clock
+    resolved: Resolved,
+    ledger: Ledger,
+    pages: PageMemory | None,
+    clock: Clock,
+    adapters: AdapterSlots | None,
 ) -> Departures | None:
     """What sends pages to other engines; None: nothing does. ConfigError if nobody can listen at
     the port for them"""
@@ -105,7 +115,12 @@ def departures(
         )
         why = "where other engines ask for pages"
         resolved.decisions.append(Decision("disaggregation_bootstrap_port", sender.port, why))
-    return Departures(ledger, sender, pages.read, clock, wait_s=handover_wait_s(environment()))
+    wait_s = handover_wait_s(environment())
+    return Departures(ledger, sender, pages.read, clock, _digests(adapters), wait_s=wait_s)
+
+
+def _digests(adapters: AdapterSlots | None) -> PromptDigests:
+    return PromptDigests(no_content if adapters is None else adapters.content_of)
 
 
 def handovers_of(

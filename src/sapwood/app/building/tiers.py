@@ -119,7 +119,7 @@ def cache_tiers(
         CopyNames(resolved.files.name, identity_of(resolved), resolved.cache.pools),
         config.tiers.prefetch,
         SharedNames(
-            _no_content if adapters is None else adapters.content_of, has_lengths=has_lengths
+            no_content if adapters is None else adapters.content_of, has_lengths=has_lengths
         ),
         events=events,
     )
@@ -139,7 +139,7 @@ def cache_tiers(
     return tiers
 
 
-def _no_content(adapter_id: str) -> None:
+def no_content(adapter_id: str) -> None:
     """Of adapters where there can be none."""
     del adapter_id
 

@@ -197,16 +197,16 @@ def _build_engine(
     events = None if kv_events is None else _event_source(resolved, kv_events)
     ledger = _build_ledger(resolved, events, host)
     tiers = None
+    slots = None if adapters is None else adapters.slots
     if host is not None and runner.copies is not None:
         parts: PageParts = own_parts(resolved, runner.copies, 0)
         if team is not None:
             parts = TeamParts(parts, team)
-        slots = None if adapters is None else adapters.slots
         tiers = cache_tiers(resolved, ledger, host, runner.copies, parts, clock, slots, events)
     landing, arrivals = landing_tier(resolved), None
     if landing is not None and runner.copies is not None:
-        tiers, arrivals = landing_tiers(resolved, ledger, landing, runner.copies)
-    leaving = departures(resolved, ledger, runner.pages, clock)
+        tiers, arrivals = landing_tiers(resolved, ledger, landing, runner.copies, slots)
+    leaving = departures(resolved, ledger, runner.pages, clock, slots)
     speculation = build_speculation(config, ledger, clock, steps_s)
     scheduler = Scheduler(
         config.scheduler,
@@ -224,7 +224,7 @@ def _build_engine(
         switch_length=resolved.shape.switch_length
         if isinstance(resolved.shape, DecoderConfig)
         else None,
-        adapters=None if adapters is None else adapters.slots,
+        adapters=slots,
         media=media_vectors(resolved, runner.tower),
         tiers=tiers,
         handovers=handovers_of(resolved, leaving, arrivals),

@@ -289,7 +289,10 @@ class PageSender:
             await wire.send(Alive())
         room = self._rooms[want.room]
         if not hmac.compare_digest(room.prompt, want.prompt):
-            return f"the room {want.room} is that of another prompt"
+            return (
+                f"the room {want.room} is that of another prompt, or the two engines do not have "
+                "the same weights or the same adapter any more; update both"
+            )
         return f"the room {want.room} has been joined already" if room.is_joined else ""
 
     async def _send_room(
