@@ -84,11 +84,27 @@ def built_sdist(dist: Path, version: str) -> Path:
 
 
 def unpacked(sdist: Path, folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, tarfile.open(sdist) as archive:
         archive.extractall(scratch, filter="data")
-        (Path(scratch) / sdist.name.removesuffix(".tar.gz")).rename(folder)
+        fresh = Path(scratch) / sdist.name.removesuffix(".tar.gz")
+        mark_changes(fresh, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
     return folder
+
+
+def mark_changes(fresh: Path, known: Path) -> None:
+    """Give each file of `fresh` the time of the same file in `known`, or now if it is another one.
+
+    All files of an sdist have one time, so that the build would take objects of older sources."""
+    for path in fresh.rglob("*"):
+        if not path.is_file():
+            continue
+        before = known / path.relative_to(fresh)
+        if before.is_file() and before.read_bytes() == path.read_bytes():
+            shutil.copystat(before, path)
+        else:
+            os.utime(path)
 
 
 def built_wheel(source: Path, into: Path, python: str, machine: str, version: str) -> Path:

@@ -34,7 +34,13 @@ X86 = {"Nehalem": "generic", "Haswell": "avx2", "EPYC-Milan": "avx2"}
 ARM = {"cortex-a72": "neon", "neoverse-n1": "neon_dotprod", "max": "neon_bf16"}
 """Processors as qemu calls them -> the table that they must get. EPYC-Milan is Zen 3."""
 ARM_PACKAGES = (
-    *("libpython3.11-minimal", "python3.11-minimal", "libpython3.11-stdlib", "libc6"),
+    *(
+        "libpython3.11-minimal",
+        "python3.11-minimal",
+        "libpython3.11-stdlib",
+        "libc6",
+        "libffi8",  # which ctypes loads
+    ),
     *("libgcc-s1", "libstdc++6", "zlib1g", "libexpat1"),
 )
 """Debian 12's Python for ARM and what it needs."""

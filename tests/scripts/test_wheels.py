@@ -7,11 +7,13 @@ processors.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import tomllib
 import zipfile
 from io import BytesIO
@@ -21,6 +23,7 @@ import pytest
 
 from sapwood.kernels.cpu import CpuKernels
 from scripts.wheels import checked_wheel, index, parts_list
+from scripts.wheels.build import mark_changes
 from scripts.wheels.version_of_tag import FIRST, nightly_version, packed_version, version_of
 
 ROOT = Path(__file__).parents[2]
@@ -217,3 +220,21 @@ def test_the_extra_all_has_every_extra() -> None:
     listed = everything.removeprefix("sapwood[").removesuffix("]").split(",")
     # Triton comes with torch where there is a GPU; `dev` is for a checkout.
     assert sorted(listed) == sorted(set(extras) - {"all", "dev", "gpu"})
+
+
+def test_only_changed_sources_are_compiled_again(tmp_path: Path) -> None:
+    """Every file of an sdist has the same time; make wheel once took objects of older sources."""
+    known, fresh = tmp_path / "known", tmp_path / "fresh"
+    for folder, changed in ((known, b"old"), (fresh, b"new")):
+        (folder / "src").mkdir(parents=True)
+        for name, content in (("same", b"same"), ("changed", changed)):
+            (folder / "src" / name).write_bytes(content)
+            os.utime(folder / "src" / name, (1e9, 1e9))
+    os.utime(known / "src" / "same", (1.5e9, 1.5e9))
+    (fresh / "added").write_bytes(b"x")
+    os.utime(fresh / "added", (1e9, 1e9))
+    began_s = time.time() - 1
+    mark_changes(fresh, known)
+    assert (fresh / "src" / "same").stat().st_mtime == 1.5e9
+    assert (fresh / "src" / "changed").stat().st_mtime >= began_s
+    assert (fresh / "added").stat().st_mtime >= began_s
