@@ -14,11 +14,10 @@ from tests.adapters import write_adapter
 from tests.app.llms import llms_of
 from tests.app.offline.test_engine import other_weights
 from tests.app.test_stored_tiers import KEPT, PROMPTS
-from tests.app.test_tiers import SMALL
-from tests.models.lm.cases import peer_of
+from tests.app.test_tiers import SMALL, save_peer
 from tests.seeing import FAMILIES, Shown, save, save_rewritten, words
 from tests.seeing import ask as ask_with_media
-from tests.tiny import VOCAB, save_llama, write_tokenizer
+from tests.tiny import save_llama
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
 Stored = Callable[..., LLM]
@@ -122,9 +121,7 @@ def test_pictures_and_their_prefixes_are_found_by_what_they_show(tmp_path: Path)
 
 
 def test_latent_rows_come_back(tmp_path: Path) -> None:
-    peer = peer_of("deepseek_v2", vocab_size=VOCAB)
-    peer.model.save_pretrained(tmp_path / "model")
-    write_tokenizer(tmp_path / "model")
+    save_peer(tmp_path / "model", "deepseek_v2")
     common = {**SMALL, "page_size": 8, **options(tmp_path / "kv")}
     with llms_of(tmp_path / "model", **common) as make:
         first = make()

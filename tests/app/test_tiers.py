@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sapwood import LLM
+from sapwood.app.building import runners, tiers
+from sapwood.executor.page_copies import ArrivingCaches
+from sapwood.kernels.cpu.native import CpuKernels
 from tests.app.llms import llms_of
 from tests.app.test_logprobs import ask
 from tests.app.test_windows import MODELS as WINDOWED
 from tests.app.test_windows import save, text
-from tests.tiny import save_lfm2, save_llama, save_qwen3_5
+from tests.models.lm.cases import peer_of
+from tests.tiny import VOCAB, save_lfm2, save_llama, save_qwen3_5, write_tokenizer
+
+
+def save_peer(path: Path, case: str) -> Path:
+    peer_of(case, vocab_size=VOCAB).model.save_pretrained(path)
+    write_tokenizer(path)
+    return path
+
 
 SMALL = {
     "page_size": 4,
@@ -29,6 +42,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "windows": lambda path: save(path, **WINDOWED["every layer has a window"]),
     "states and pages": save_lfm2,
     "matrices and pages": save_qwen3_5,
+    "latent rows": lambda path: save_peer(path, "deepseek_v2"),
 }
 CASES = [
     ("pages", "write_through", "auto"),
@@ -108,3 +122,92 @@ def test_each_rank_has_copies_of_its_own_part(
     assert outputs_of(llm, prompts) == computed
     assert llm.stats().num_cached_tokens >= 80 * len(prompts), "they came back from the host"
     assert llm.stats().num_leased_pages == 0
+
+
+class LateQueue:
+    """A CopyQueue whose copies are made when somebody waits for them."""
+
+    def __init__(self, carry_rows: Callable[..., None]) -> None:
+        self.waits = 0
+        self._carry_rows = carry_rows
+        self._late: list[Callable[[], None]] | None = None
+
+    def carry_rows(self, *rows: Any) -> None:
+        if self._late is None:
+            self._carry_rows(*rows)
+        else:
+            self._late.append(partial(self._carry_rows, *rows))
+
+    def follow(self) -> None:
+        pass
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        self._late = []
+        yield
+        self._late = None
+
+    def mark(self) -> Callable[[], None]:
+        assert self._late is not None
+        queued = list(self._late)
+        self._late.clear()
+
+        def wait() -> None:
+            self.waits += 1
+            for copy in queued:
+                copy()
+
+        return wait
+
+    def stopwatch(self) -> Callable[[], Callable[[], float | None]]:
+        return lambda: lambda: 1e-6
+
+
+@pytest.mark.parametrize("chunk", [16, 1])
+@pytest.mark.parametrize(
+    ("name", "kv_dtype"),
+    [
+        ("pages", "fp8_e4m3"),
+        ("windows and pages", "auto"),
+        ("matrices and pages", "auto"),
+        ("latent rows", "auto"),
+    ],
+)
+def test_layers_wait_for_their_own_part_of_what_comes_back(
+    make_llm: Callable[..., LLM],
+    path_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kv_dtype: str,
+    chunk: int,
+) -> None:
+    """As on a device with queues, whose copies are not there before somebody waits for them."""
+    queues: list[LateQueue] = []
+    carry_at_once = CpuKernels.carry_rows
+
+    def beside(device: Any, arriving: Any) -> tuple[LateQueue, ArrivingCaches]:
+        queues.append(LateQueue(carry_at_once))
+        return queues[-1], arriving
+
+    def carry_rows(self: CpuKernels, *rows: Any) -> None:
+        queues[-1].carry_rows(self, *rows)
+
+    common: dict[str, Any] = {
+        "model": path_of(name),
+        "kv_cache_dtype": kv_dtype,
+        "disable_graphs": True,
+        "chunked_prefill_size": chunk,
+        "swa_full_tokens_ratio": 1.0 if "windows" in name else None,
+    }
+    # With chunks of one token all steps look like those that a device captures whole.
+    prompts = [text(90 + index, seed=index) for index in range(3)]
+    expected = outputs_of(make_llm(**common, disable_radix_cache=True), prompts)
+    monkeypatch.setattr(tiers, "copied_beside", beside)
+    monkeypatch.setattr(runners, "awaited", lambda device, caches: ArrivingCaches(caches))
+    monkeypatch.setattr(CpuKernels, "carry_rows", carry_rows)
+    tiered = make_llm(**common, enable_hierarchical_cache=True, hicache_ratio=6.0)
+    for _ in range(2):
+        assert outputs_of(tiered, prompts) == expected
+    assert tiered.stats().num_cached_tokens >= 80 * len(prompts)
+    assert queues[0].waits, "copies were awaited"
+    assert tiered.stats().num_leased_pages == 0

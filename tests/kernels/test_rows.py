@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapwood.kernels.cpu.native import CpuKernels
 from sapwood.kernels.interface import Kernels
 from sapwood.kernels.kv_cache import LARGEST_NUMBER
 from sapwood.kernels.reference import ReferenceKernels
@@ -62,6 +63,30 @@ def test_copies_that_do_not_fit(any_kernels: Kernels) -> None:
         any_kernels.copy_rows(rows, torch.tensor([0, 1]), torch.tensor([2]))
     with pytest.raises((IndexError, RuntimeError)):
         any_kernels.copy_rows(rows, torch.tensor([3]), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("first", [0, 3], ids=["whole words", "bytes"])
+def test_rows_go_from_one_memory_to_another(any_kernels: Kernels, first: int) -> None:
+    host = torch.randint(0, 256, (7, 70_016), dtype=torch.uint8)
+    device = torch.zeros(5, 80_000, dtype=torch.uint8)
+    columns = slice(first, first + 65_600)
+    any_kernels.carry_rows(host[:, columns], device[:, columns], [6, 0, 6], [0, 4, 1])
+    assert torch.equal(device[[0, 4, 1], columns], host[[6, 0, 6], columns])
+    assert not device[2:4].any()
+    assert not device[:, columns.stop :].any()
+    any_kernels.carry_rows(host, host.clone(), [], [])
+
+
+def test_rows_that_are_not_there_go_nowhere() -> None:
+    host, device = torch.zeros(3, 8, dtype=torch.uint8), torch.zeros(2, 8, dtype=torch.uint8)
+    carry_rows = CpuKernels(num_threads=1).carry_rows
+    for pairs in (([3], [0]), ([0], [2]), ([-1], [0])):
+        with pytest.raises(ValueError, match="has not all of the rows"):
+            carry_rows(host, device, *pairs)
+    with pytest.raises(ValueError, match="does not fit"):
+        carry_rows(host, device[:, 1:], [0], [0])
+    with pytest.raises(ValueError, match="are no rows of bytes"):
+        carry_rows(host.T, device, [0], [0])
 
 
 def test_soft_cap(any_kernels: Kernels) -> None:

@@ -8,7 +8,7 @@ the copies from it are done, so that nothing here has to remember them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,6 +90,67 @@ class SideQueue:
         event.record(self._torch.current_stream(self._stream.device))
         synchronize: Callable[[], None] = event.synchronize
         return synchronize
+
+
+class CopyQueue(Protocol):
+    """A queue of work beside that of the steps, for copies on which steps wait."""
+
+    def follow(self) -> None:
+        """Begin what comes next after all that the steps' queue has so far."""
+        ...
+
+    def used(self) -> AbstractContextManager[None]:
+        """What this thread queues inside goes into this queue; nobody waits at the end."""
+        ...
+
+    def mark(self) -> Callable[[], None]:
+        """Returns what lets the steps' queue wait for all that this queue has so far."""
+        ...
+
+    def stopwatch(self) -> Callable[[], Callable[[], float | None]]:
+        """Started now; call it to stop it, and then ask for the seconds that what was queued in
+        between took: None as long as it is not done."""
+        ...
+
+
+class DeviceCopyQueue:
+    """A CopyQueue of a device that runs ahead of the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._torch: Any = torch.get_device_module(device)
+        self._stream = self._torch.Stream(device)
+
+    def follow(self) -> None:
+        self._stream.wait_stream(self._torch.current_stream(self._device))
+
+    def used(self) -> AbstractContextManager[None]:
+        queue: AbstractContextManager[None] = self._torch.stream(self._stream)
+        return queue
+
+    def mark(self) -> Callable[[], None]:
+        event = self._torch.Event()
+        event.record(self._stream)
+        return lambda: self._torch.current_stream(self._device).wait_event(event)
+
+    def stopwatch(self) -> Callable[[], Callable[[], float | None]]:
+        start = self._instant()
+
+        def stop() -> Callable[[], float | None]:
+            end = self._instant()
+            return lambda: start.elapsed_time(end) / 1e3 if end.query() else None
+
+        return stop
+
+    def _instant(self) -> Any:
+        event = self._torch.Event(enable_timing=True)
+        event.record(self._stream)
+        return event
+
+
+def copy_queue(device: torch.device) -> CopyQueue | None:
+    """None: the device has no queues, as a CPU."""
+    return DeviceCopyQueue(device) if runs_ahead(device) else None
 
 
 def download(tensor: Tensor) -> Download:

@@ -58,6 +58,9 @@ def call_every_op(*, all_sizes: bool) -> None:
     kernels.rms_norm(x, norm, 1e-6)
     kernels.add_rms_norm(x, x.clone(), norm, 1e-6)
     kernels.layer_norm(x, norm, None, 1e-6)
+    rows = torch.zeros(4, 1024, dtype=torch.uint8)
+    for columns in (slice(0, 1024), slice(3, 900)):
+        kernels.carry_rows(rows[:, columns], rows.clone()[:, columns], [0, 1], [2, 3])
     for activation in Activation:
         kernels.activate(x, activation)
         kernels.activate_and_mul(x, activation)

@@ -46,6 +46,22 @@ def test_rms_norm(device: torch.device, rows: int, width: int, dtype: torch.dtyp
     close(total, want_sum)
 
 
+@pytest.mark.parametrize("first", [0, 3], ids=["whole words", "bytes"])
+def test_rows_go_to_the_device_and_back(device: torch.device, first: int) -> None:
+    columns = slice(first, first + 4_096)
+    source = torch.randint(0, 256, (5, 4_104), dtype=torch.uint8)
+    host = source.pin_memory() if device.type == "cuda" else source
+    there = torch.zeros(4, 5_000, dtype=torch.uint8, device=device)
+    TRITON.carry_rows(host[:, columns], there[:, columns], [4, 0], [3, 1])
+    assert torch.equal(there[[3, 1]][:, columns].cpu(), source[[4, 0]][:, columns])
+    assert not there[[0, 2]].any()
+    assert not there[:, columns.stop :].any()
+    TRITON.carry_rows(there[:, columns], host[:, columns], [3], [2])
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    assert torch.equal(host[2, columns], source[4, columns])
+
+
 def test_rms_norm_of_small_numbers_heeds_epsilon(device: torch.device) -> None:
     x, weight = torch.randn(2, 32, device=device) * 1e-3, torch.ones(32, device=device)
     close(TRITON.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from torch import Tensor
 
 from sapwood.app.building.loading import LoadWatch, timed
@@ -18,7 +21,7 @@ from sapwood.engine.departures import Departures
 from sapwood.engine.handovers import Handovers
 from sapwood.engine.prompt_digest import PromptDigests
 from sapwood.engine.tiers import CacheTiers
-from sapwood.executor.page_copies import PageCopies, PageMemory
+from sapwood.executor.page_copies import PageCopies, PageMemory, copied_beside
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.tiers.host import HostTier
 from sapwood.schema.config.decision import Decision
@@ -35,26 +38,39 @@ def page_memory(resolved: Resolved, caches: list[tuple[Tensor, ...]]) -> PageMem
 
 
 def landing_copies(
-    resolved: Resolved, caches: list[tuple[Tensor, ...]], watch: LoadWatch
+    resolved: Resolved,
+    caches: list[tuple[Tensor, ...]],
+    arriving: Sequence[tuple[Tensor, ...]],
+    watch: LoadWatch,
 ) -> PageCopies | None:
-    """The host's memory into which pages of other engines come; None: none do."""
+    """The host's memory into which pages of other engines come; None: none do.
+
+    arriving  the caches that the model's layers read"""
     config = resolved.config.disaggregation
     if config.part is not Part.DECODE:
         return None
     watch.beat("allocating the memory for pages of other engines")
     backend = config.disaggregation_transfer_backend
     sizes = list(resolved.pool_sizes)
+    make_copies = partial(
+        PageCopies,
+        resolved.cache.groups,
+        caches,
+        sizes,
+        resolved.kernels.kernels.carry_rows,
+        beside=copied_beside(resolved.device, arriving),
+    )
     with timed("memory for pages"):
         try:
             is_shared = backend in ("auto", "shared_memory")
-            copies = PageCopies(resolved.cache.groups, caches, sizes, is_shared=is_shared)
+            copies = make_copies(is_shared=is_shared)
         except OSError as error:
             if backend == "shared_memory":
                 raise ConfigError(
                     f"this system has no memory that two engines can share ({error}); take "
                     "--disaggregation-transfer-backend tcp"
                 ) from None
-            copies = PageCopies(resolved.cache.groups, caches, sizes)
+            copies = make_copies()
     num_bytes = sum(pool.page_bytes * size for pool, size in zip(copies.pools, sizes, strict=True))
     why = f"up to {num_bytes / 2**20:.1f} MiB of the host's memory, as many pages as the pool has"
     tokens = sizes[0] * resolved.config.memory.page_size

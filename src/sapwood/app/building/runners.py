@@ -30,7 +30,7 @@ from sapwood.executor.grammar.ahead import GrammarsAhead
 from sapwood.executor.grammar.masks import GrammarMasks
 from sapwood.executor.joint import jointly
 from sapwood.executor.launch import Execute, Finished, Launch
-from sapwood.executor.page_copies import PageCopies, PageMemory
+from sapwood.executor.page_copies import PageCopies, PageMemory, awaited
 from sapwood.executor.per_token import RoutedExperts
 from sapwood.executor.pooling_runner import PoolingModel, PoolingRunner
 from sapwood.executor.recorded import Recorded, record_steps
@@ -196,7 +196,10 @@ def build_runner(
         moves = ExpertMoves(model, experts, resolved, member.tp)
         execute = moves.before(execute)
         launch = None if launch is None else moves.before(launch)
-    copies = page_copies(resolved, caches, watch) or landing_copies(resolved, caches, watch)
+    arriving = renewing.kv_caches
+    copies = page_copies(resolved, caches, arriving, watch)
+    if copies is None:
+        copies = landing_copies(resolved, caches, arriving, watch)
     if copies is not None:
         execute = copies.before(execute)
         launch = None if launch is None else copies.before(launch)
@@ -310,7 +313,7 @@ def _decoder_runner(
     page_size = config.memory.page_size
     captures = recording.captures
     num_caches = resolved.decoder.num_caches
-    kv_caches = every_cache[:num_caches]
+    kv_caches = awaited(resolved.device, every_cache[:num_caches])
     rows = _row_table(resolved)
     common: list[LogitsProcessor] = [
         LogitBias(device),
@@ -391,7 +394,7 @@ def _stage_runner(
     _set_cpu_options(resolved)
     return StageRunner(
         model,
-        kv_caches=kv_caches,
+        kv_caches=awaited(resolved.device, kv_caches),
         rows=rows,
         page_size=resolved.config.memory.page_size,
         device=resolved.device,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from sapwood.engine.shared_names import SharedNames
 from sapwood.engine.stored_pages import StoredPages
 from sapwood.engine.tier_desk import TierDesk
 from sapwood.engine.tiers import CacheTiers
-from sapwood.executor.page_copies import PageCopies
+from sapwood.executor.page_copies import PageCopies, copied_beside
 from sapwood.memory.kv_events import KVEventSource
 from sapwood.memory.ledger import Ledger
 from sapwood.memory.storage.interface import PageStorage, StorageUser
@@ -57,16 +57,27 @@ def host_sizes(cache: CachePlan, pool_sizes: tuple[int, ...], config: TiersConfi
 
 
 def page_copies(
-    resolved: Resolved, caches: list[tuple[Tensor, ...]], watch: LoadWatch
+    resolved: Resolved,
+    caches: list[tuple[Tensor, ...]],
+    arriving: Sequence[tuple[Tensor, ...]],
+    watch: LoadWatch,
 ) -> PageCopies | None:
-    """This rank's part of the host tier; None: there is none."""
+    """This rank's part of the host tier; None: there is none.
+
+    arriving  the caches that the model's layers read"""
     config = resolved.config.tiers
     if not config.enable_hierarchical_cache:
         return None
     watch.beat("allocating the host's pool of prefixes")
     sizes = host_sizes(resolved.cache, resolved.pool_sizes, config)
     with timed("host pool"):
-        copies = PageCopies(resolved.cache.groups, caches, sizes)
+        copies = PageCopies(
+            resolved.cache.groups,
+            caches,
+            sizes,
+            resolved.kernels.kernels.carry_rows,
+            beside=copied_beside(resolved.device, arriving),
+        )
     num_bytes = sum(pool.page_bytes * size for pool, size in zip(copies.pools, sizes, strict=True))
     why = f"{num_bytes / 2**20:.1f} MiB of the host's memory, written {config.write_policy}"
     resolved.decisions.append(

@@ -80,6 +80,18 @@ def _gates(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
         yield mine, its
 
 
+@CHECKS.add("carry_rows")
+def _carry_rows(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
+    """Rows of some columns, of other memory."""
+    width = 70_000
+    source = case.randint(256, 6, width + 8).to(torch.uint8)[:, 3 : width + 3]
+    mine = torch.zeros(9, width + 5, dtype=torch.uint8, device=case.device)
+    its = mine.clone()
+    for got, one in ((mine, kernels), (its, reference)):
+        one.carry_rows(source, got[:, 2 : width + 2], [4, 0, 5, 0], [8, 1, 0, 3])
+    yield mine, its
+
+
 @CHECKS.add("copy_rows")
 def _copy_rows(case: Case, kernels: Kernels, reference: Kernels) -> Iterator[Pair]:
     """Rows that are read for one pair and written for another."""

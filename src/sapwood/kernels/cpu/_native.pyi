@@ -459,6 +459,17 @@ def layer_norm(
     eps: float,
     /,
 ) -> None: ...
+def carry_rows(
+    context: Context,
+    source: int,
+    source_stride: int,
+    target: int,
+    target_stride: int,
+    num_bytes: int,
+    pairs: int,
+    n: int,
+    /,
+) -> None: ...
 def add_to(context: Context, dtype: int, x: int, total: int, n: int, /) -> None: ...
 def activate(
     context: Context, dtype: int, activation: int, x: int, out: int, n: int, /

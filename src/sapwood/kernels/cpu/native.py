@@ -73,6 +73,7 @@ try:
     from sapwood.kernels.cpu.low_rank import NativeLowRank
     from sapwood.kernels.cpu.quantized import WEIGHT_KINDS, QuantizedLinear, quantize_weight
     from sapwood.kernels.cpu.rotations import norm_rotate_heads
+    from sapwood.kernels.cpu.rows import carry_rows
     from sapwood.kernels.cpu.states import (
         causal_conv,
         gate_columns,
@@ -431,6 +432,11 @@ class CpuKernels:
         gate: Tensor | None = None,
     ) -> Tensor:
         return selective_scan(self._context, x, b, c, dt, layer, states, slots, batch, gate=gate)
+
+    def carry_rows(
+        self, source: Tensor, target: Tensor, from_rows: Sequence[int], to_rows: Sequence[int]
+    ) -> None:
+        carry_rows(self._context, source, target, from_rows, to_rows)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)

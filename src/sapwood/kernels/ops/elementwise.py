@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -75,6 +76,16 @@ class ElementwiseOps(Protocol):
 
         tensor  [N, ...], for instance pages or states
         source  [n] int64; target likewise, different ones"""
+        ...
+
+    def carry_rows(
+        self, source: Tensor, target: Tensor, from_rows: Sequence[int], to_rows: Sequence[int]
+    ) -> None:
+        """target[to_rows[i]] = source[from_rows[i]], between the host's and the device's memory.
+
+        source  [N, bytes] uint8, whose rows may lie apart; so may those of target [M, bytes], which
+        is other memory. What is on the host is page-locked, if the device runs ahead of it: then
+        the copies are queued behind the current stream's work"""
         ...
 
     def gate_rows(self, x: Tensor, gate: Tensor) -> None:

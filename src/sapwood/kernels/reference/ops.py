@@ -368,6 +368,12 @@ class ReferenceKernels:
     ) -> Tensor:
         return gated_delta_rule(qkv, decay, write, form, states, slots, batch)
 
+    def carry_rows(
+        self, source: Tensor, target: Tensor, from_rows: Sequence[int], to_rows: Sequence[int]
+    ) -> None:
+        for read, written in zip(from_rows, to_rows, strict=True):
+            target[written].copy_(source[read])
+
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         read = [tensor[row].clone() for row in source.tolist()]
         for row, content in zip(target.tolist(), read, strict=True):

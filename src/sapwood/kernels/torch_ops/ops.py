@@ -59,7 +59,13 @@ from sapwood.kernels.torch_ops.masks import mask_logits
 from sapwood.kernels.torch_ops.penalties import penalise
 from sapwood.kernels.torch_ops.rotations import norm_rotate_heads
 from sapwood.kernels.torch_ops.routing import route
-from sapwood.kernels.torch_ops.rows import copy_rows, gate_rows, gated_rms_norm, soft_cap
+from sapwood.kernels.torch_ops.rows import (
+    carry_rows,
+    copy_rows,
+    gate_rows,
+    gated_rms_norm,
+    soft_cap,
+)
 from sapwood.kernels.torch_ops.sampling import sample
 from sapwood.kernels.torch_ops.state_space import selective_scan
 
@@ -273,6 +279,11 @@ class TorchKernels:
         gate: Tensor | None = None,
     ) -> Tensor:
         return selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
+
+    def carry_rows(
+        self, source: Tensor, target: Tensor, from_rows: Sequence[int], to_rows: Sequence[int]
+    ) -> None:
+        carry_rows(source, target, from_rows, to_rows)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,14 @@ def copy_rows(tensor: Tensor, source: Tensor, target: Tensor) -> None:
     # Some ops do not know the dtypes of 8-bit caches.
     rows = tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
     rows.index_copy_(0, target, rows.index_select(0, source))
+
+
+def carry_rows(
+    source: Tensor, target: Tensor, from_rows: Sequence[int], to_rows: Sequence[int]
+) -> None:
+    """As Kernels.carry_rows."""
+    for read, written in zip(from_rows, to_rows, strict=True):
+        target[written].copy_(source[read], non_blocking=True)
 
 
 def gate_rows(x: Tensor, gate: Tensor) -> None:

@@ -45,6 +45,7 @@ from sapwood.kernels.triton import (
 from sapwood.kernels.triton.attention import PagedAttention
 from sapwood.kernels.triton.attention_shared_tiles import CapturedTiles
 from sapwood.kernels.triton.attention_sizes import FIXED_CHUNK
+from sapwood.kernels.triton.carrying import carry_rows
 from sapwood.kernels.triton.experts import pack_experts
 from sapwood.kernels.triton.linear import DenseLinear, quantized_linear
 from sapwood.kernels.triton.logits import argmax, mask_logits, penalise
@@ -242,6 +243,11 @@ class TritonKernels:
         gate: Tensor | None = None,
     ) -> Tensor:
         return state_space.selective_scan(x, b, c, dt, layer, states, slots, batch, gate=gate)
+
+    def carry_rows(
+        self, source: Tensor, target: Tensor, from_rows: Sequence[int], to_rows: Sequence[int]
+    ) -> None:
+        carry_rows(source, target, from_rows, to_rows)
 
     def copy_rows(self, tensor: Tensor, source: Tensor, target: Tensor) -> None:
         copy_rows(tensor, source, target)

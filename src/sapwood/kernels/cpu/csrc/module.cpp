@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <tuple>
@@ -22,6 +23,7 @@
 #include "sample.h"
 #include "shared_sums.h"
 #include "step.h"
+#include "tasks.h"
 
 namespace nb = nanobind;
 
@@ -57,6 +59,20 @@ void layer_norm(const Context& c, int dtype, Address x, Address weight, Address 
 
 void add_to(const Context& c, int dtype, Address x, Address total, I64 n) {
   c.ops().add_to(static_cast<DType>(dtype), in(x), to(total), n, c.team());
+}
+
+// strides: bytes from row to row; pairs: n rows to read, then the n rows to write
+void carry_rows(const Context& c, Address source, I64 source_stride, Address target, I64 target_stride, I64 bytes,
+                Address pairs, I64 n) {
+  constexpr I64 kPart = 1 << 16;  // enough to be worth a task, little enough that the threads end together
+  const I64 parts = (bytes + kPart - 1) / kPart;
+  const I64* rows = static_cast<const I64*>(in(pairs));
+  run_tasks(c.team(), c.team().threads, n * parts, [&](I64 task, int) {
+    const I64 pair = task / parts, begin = task % parts * kPart;
+    std::memcpy(static_cast<char*>(to(target)) + rows[n + pair] * target_stride + begin,
+                static_cast<const char*>(in(source)) + rows[pair] * source_stride + begin,
+                static_cast<std::size_t>(std::min(kPart, bytes - begin)));
+  });
 }
 
 // norm and rotations may be 0
@@ -541,6 +557,7 @@ NB_MODULE(_native, m) {
   m.def("rms_norm", &rms_norm, Unlocked());
   m.def("layer_norm", &layer_norm, Unlocked());
   m.def("add_to", &add_to, Unlocked());
+  m.def("carry_rows", &carry_rows, Unlocked());
   m.def("norm_rotate_heads", &norm_rotate_heads, Unlocked());
   m.def("activate", &activate, Unlocked());
   m.def("activate_and_mul", &activate_and_mul, Unlocked());
