@@ -22,6 +22,7 @@ from tests.app.llms import llms_of
 from tests.app.test_tiers import SMALL, outputs_of
 from tests.app.test_windows import MODELS as WINDOWED
 from tests.app.test_windows import save, text
+from tests.memory.storage.lmcache_server import lmcache_server
 from tests.memory.storage.mooncake_server import mooncake_master
 from tests.tiny import save_lfm2, save_llama
 
@@ -209,10 +210,10 @@ def test_a_running_engine_goes_on_without_its_storage(
         (tmp_path / "kv").rename(tmp_path / "moved away")
     else:
 
-        def full(file: int, views: Any) -> int:
+        def full(file: int, views: Any, offset: int) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(os, "writev", full)
+        monkeypatch.setattr(os, "pwritev", full)
     assert outputs_of(llm, PROMPTS[1:]) == want[1:]
     assert outputs_of(llm, PROMPTS) == want
     assert llm.stats().num_leased_pages == 0
@@ -241,6 +242,21 @@ def test_prefixes_come_back_from_mooncakes_store(
             assert llm.stats().num_cached_tokens == cached
             llm.close()
         memory.close()
+
+
+@pytest.mark.parametrize("backend", ["nixl", "lmcache"])
+def test_prefixes_come_back_from_storages_of_others(
+    make_llm: Callable[..., LLM], expected: Callable[[str], Any], backend: str
+) -> None:
+    if backend == "nixl":
+        pytest.importorskip("nixl_cu12", exc_type=ImportError)
+    with lmcache_server() as url:
+        extra = {"url": url} if backend == "lmcache" else {}
+        for cached in (0, KEPT * len(PROMPTS)):
+            llm = make_llm(hicache_storage_backend=backend, extra=extra)
+            assert outputs_of(llm, PROMPTS) == expected("pages")
+            assert llm.stats().num_cached_tokens == cached
+            llm.close()
 
 
 class SlowStorage:

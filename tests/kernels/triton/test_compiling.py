@@ -14,7 +14,7 @@ from tests.tiers import long_only
 
 ROOT = Path(__file__).parents[3]
 KERNELS = {
-    "_rms_norm", "_layer_norm", "_activate", "_activate_and_mul", "_embedding",
+    "_rms_norm", "_layer_norm", "_carry_rows", "_activate", "_activate_and_mul", "_embedding",
     "_qk_norm_rope_write_kv", "_largest_of_split", "_largest_of_splits", "_mask_logits",
     "_penalise", "_measure", "_list_bracket", "_choose", "_round", "_scaled_matmul",
     "_grouped_matmul", "_outputs", "_new_states", "_dense_experts", "_coded_experts",

@@ -108,13 +108,13 @@ def test_a_full_disk_is_said_and_leaves_no_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = FileStorage(tmp_path)
-    write = os.writev
+    write = os.pwritev
 
-    def half(file: int, views: list[memoryview]) -> int:
-        write(file, [views[0][:10]])
+    def half(file: int, views: list[memoryview], offset: int) -> int:
+        write(file, [views[0][:10]], offset)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "writev", half)
+    monkeypatch.setattr(os, "pwritev", half)
     with pytest.raises(StorageUnavailable, match="No space left on device"):
         storage.batch_set(KEYS, [page(0) for _ in KEYS])
     assert list(tmp_path.iterdir()) == []

@@ -189,8 +189,8 @@ _REFUSED_MODEL = [
 
 _REFUSED_MACHINES = [
     *refused(
-        "LMCache is not called by sapwood; take --enable-hierarchical-cache and "
-        "--hicache-storage-backend",
+        "LMCache does not replace the tiers here, but its server can lie behind them; take "
+        "--enable-hierarchical-cache and --hicache-storage-backend lmcache",
         switches="enable-lmcache",
     ),
     *refused(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sapwood.base.errors import ConfigError
 from sapwood.base.registry import Registry
 from sapwood.memory.storage.interface import PageStorage, StorageUnavailable, StorageUser
+
+if TYPE_CHECKING:
+    from sapwood.memory.storage.file import FileMoves
 
 GB = 10**9
 
@@ -37,6 +40,18 @@ def open_storage(backend: str, extra: Mapping[str, Any], user: StorageUser) -> P
 
 
 def open_files(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
+    return _files(extra, user)
+
+
+def open_nixl(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
+    from sapwood.memory.storage.nixl import NixlMoves
+
+    return _files(extra, user, NixlMoves(extra.get("plugin", "auto")))
+
+
+def _files(
+    extra: Mapping[str, Any], user: StorageUser, moves: FileMoves | None = None
+) -> PageStorage:
     from sapwood.memory.storage.file import FileStorage
 
     named = extra.get("directory")
@@ -47,7 +62,14 @@ def open_files(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
             "a directory of yours"
         )
     max_gb = extra.get("max_gb")
-    return FileStorage(directory, max_bytes=None if not max_gb else int(max_gb * GB))
+    max_bytes = None if not max_gb else int(max_gb * GB)
+    return FileStorage(directory, max_bytes=max_bytes, moves=moves)
+
+
+def open_lmcache(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
+    from sapwood.memory.storage.lmcache import LMCacheStorage
+
+    return LMCacheStorage.of(extra)
 
 
 def open_redis(extra: Mapping[str, Any], user: StorageUser) -> PageStorage:
@@ -96,6 +118,8 @@ STORAGES: Registry[Any] = Registry(
         "redis": "sapwood.memory.storage.opening:open_redis",
         "s3": "sapwood.memory.storage.opening:open_s3",
         "mooncake": "sapwood.memory.storage.opening:open_mooncake",
+        "nixl": "sapwood.memory.storage.opening:open_nixl",
+        "lmcache": "sapwood.memory.storage.opening:open_lmcache",
         "dynamic": "sapwood.memory.storage.opening:open_plug_in",
     },
 )

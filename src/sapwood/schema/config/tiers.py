@@ -67,14 +67,10 @@ MOST_GIB = 1 << 20
 
 _SHARED = "take redis or s3 to share pages between machines, or dynamic with a class that calls it"
 _OTHER_STORAGES = {
-    "nixl": "NIXL is not called by sapwood; take file for disks and mounted file systems, or "
-    "dynamic with a class that calls it",
-    "hf3fs": "3FS is not called by sapwood itself; mount it and take file with a directory there, "
-    "or dynamic with a class that calls it",
+    "hf3fs": "3FS is not called by sapwood itself; take nixl with its plug-in 3FS, or "
+    "mount it and take file with a directory there",
     "aibrix": f"AIBrix's cache is not called by sapwood; {_SHARED}",
     "eic": f"EIC is not called by sapwood; {_SHARED}",
-    "lmcache": "LMCache would keep the same pages once more and is not called by sapwood; take "
-    "file or redis",
     "valkey": "Valkey speaks Redis's protocol; take redis with its url",
 }
 """Storages that SGLang or others have, each with the reason and the way out."""
@@ -109,8 +105,9 @@ class TiersConfig:
         "Where the host's copies outlive the server, and from where other servers take them: file, "
         "in a directory; redis, on a server of Redis or Valkey; s3, in a bucket of S3 or of a "
         "server with its protocol; mooncake, in the memory of all machines of Mooncake's store; "
+        "nixl, in a directory that NIXL's plug-ins read and write; lmcache, on LMCache's server; "
         "dynamic, by a class of yours. Default: nowhere.",
-        choices=("file", "redis", "s3", "mooncake", "dynamic"),
+        choices=("file", "redis", "s3", "mooncake", "nixl", "lmcache", "dynamic"),
         lacking=_OTHER_STORAGES,
     )
     hicache_storage_prefetch_policy: str = option(
@@ -126,6 +123,7 @@ class TiersConfig:
         "timeout_s of redis; bucket, endpoint_url, region, access_key_id, secret_access_key, "
         "prefix and timeout_s of s3; master_server_address, local_hostname, metadata_server, "
         "protocol, device_name, global_segment_size, prefix and timeout_s of mooncake; "
+        "directory, max_gb and plugin of nixl; url, prefix and timeout_s of lmcache; "
         "backend_name, module_path and class_name of dynamic; "
         "encryption_key of all.",
         secret=True,
@@ -191,8 +189,9 @@ _TEXTS = {
     "directory", "url", "prefix", "backend_name", "module_path", "class_name", "encryption_key",
     "bucket", "endpoint_url", "region", "access_key_id", "secret_access_key",
     "master_server_address", "local_hostname", "metadata_server", "protocol", "device_name",
-    "global_segment_size",
+    "global_segment_size", "plugin",
 }  # fmt: skip
+_LMCACHE_PREFIX = r"[A-Za-z0-9._:-]{1,64}"
 _SHAPES = {
     "bucket": r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}",
     "endpoint_url": r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?",
@@ -203,6 +202,7 @@ _SHAPES = {
     "local_hostname": r"[A-Za-z0-9.:-]{1,255}",
     "metadata_server": r"P2PHANDSHAKE|(https?|etcd|redis)://[A-Za-z0-9.:/_-]{1,1024}",
     "protocol": r"[a-z0-9_]{1,32}",
+    "plugin": r"auto|3FS|POSIX|GDS_MT|GDS",
     "device_name": r"[A-Za-z0-9_.,:-]{1,1024}",
     "global_segment_size": r"[0-9]{1,6}(\.[0-9]{1,6})?(gb|GB)",
 }
@@ -258,6 +258,15 @@ def check_storage(config: TiersConfig) -> None:
         raise ConfigError(
             f"the storage backend mooncake needs its master_server_address in {_FLAG}: "
             '{"master_server_address": "host:50051"}'
+        )
+    if backend == "lmcache" and not extra.get("url"):
+        raise ConfigError(
+            f'the storage backend lmcache needs its url in {_FLAG}: {{"url": "lm://host:65432"}}'
+        )
+    if backend == "lmcache" and not re.fullmatch(_LMCACHE_PREFIX, extra.get("prefix", "-")):
+        raise ConfigError(
+            f"{_FLAG} has a prefix that LMCache's keys have no room for: take up to 64 of the "
+            "characters A to Z, a to z, 0 to 9, '.', '_', ':' and '-'"
         )
     if backend == "redis" and not extra.get("url"):
         raise ConfigError(
