@@ -129,6 +129,8 @@ class SimulatedRank:
         """Tokens computed per step."""
         self.is_last = True
         """Whether it samples; a stage that does not must be told every token."""
+        self.pause_s = 0.0
+        """How long a request pauses after some of its tokens, as with a slow grammar."""
 
     def execute(self, plan: StepPlan) -> StepResult:
         plan = self._open_ends.followed(plan)
@@ -172,7 +174,12 @@ class SimulatedRank:
                 )
         if self.is_last:
             self._open_ends.note(plan, sampled, guesses)
-        return StepResult(step=plan.step, token_ids=sampled, guesses=guesses)
+        pauses = {
+            index: self.pause_s
+            for index, entry in enumerate(plan.scheduled)
+            if self.pause_s and entry.num_output is not None and entry.position % 3 == 0
+        }
+        return StepResult(step=plan.step, token_ids=sampled, guesses=guesses, pauses=pauses)
 
     def _guess(self, row: Row, end: int) -> GuessedTokens:
         """Tokens up to `end`. Spoils what a draft model would write to in order to guess them."""

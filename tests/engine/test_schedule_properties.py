@@ -157,6 +157,7 @@ def scenarios(
         "preemption": draw(st.sampled_from([0, 1, 10])),
         "low_first": draw(st.booleans()),
         "aging": draw(st.sampled_from([0.0, 1.0, 5.0])),
+        "pause_s": draw(st.sampled_from([0.0, 0.0, 0.7, 3.0])),
         "delayer": draw(st.booleans()),
         "prefill_tokens": draw(st.none() | st.integers(1, 40)),
         "prefill_requests": draw(st.none() | st.integers(1, 3)),
@@ -271,6 +272,7 @@ class World:
         *others, self.rank = ranks
         for stage in others:
             stage.is_last = False
+        self.rank.pause_s = scenario["pause_s"]
         self.executor = DelayedExecutor(self.rank, others)
         self.depth = scenario["depth"]
         self.in_flight: deque[tuple[object, object]] = deque()
@@ -414,6 +416,7 @@ TWO_STATES = {
     "preemption": 0,
     "low_first": True,
     "aging": 0.0,
+    "pause_s": 0.0,
     "delayer": False,
     "prefill_tokens": None,
     "prefill_requests": None,

@@ -344,3 +344,33 @@ def test_queue_time_is_from_arrival_to_the_first_step() -> None:
     engine.clock.advance(1.5)
     engine.run()
     assert engine.outputs["a"][-1].queue_time_s == 1.5
+
+
+def test_a_request_with_a_slow_grammar_pauses_and_others_go_on() -> None:
+    engine = Engine()
+    engine.add("slow", [1, 2, 3], max_new_tokens=3)
+    engine.rank.pause_s = 2.0
+    assert engine.step() == [3]
+    engine.rank.pause_s = 0.0
+    engine.add("quick", [4, 5, 6, 7], max_new_tokens=4)
+    assert [engine.step() for _ in range(4)] == [[4], [1], [1], [1]]
+    assert engine.step() == []
+    assert not engine.scheduler.has_work, "nobody needs to ask again at once"
+    assert engine.scheduler.has_open_requests
+    engine.clock.advance(1.9)
+    assert engine.step() == []
+    engine.clock.advance(0.2)
+    assert [engine.step() for _ in range(2)] == [[1], [1]]
+    assert engine.scheduler.open_request_ids == []
+    assert not engine.scheduler.has_work
+
+
+def test_a_result_says_how_long_a_request_pauses() -> None:
+    engine = Engine()
+    engine.rank.pause_s = 2.0
+    engine.add("slow", [1, 2, 3, 4], max_new_tokens=2)
+    assert engine.step() == [4]
+    assert engine.step() == []
+    engine.clock.advance(2.1)
+    assert engine.step() == [1]
+    assert engine.scheduler.open_request_ids == []

@@ -91,6 +91,7 @@ class RequestState:
         self.adapter_slot = -1
         self.num_runs = 0
         self.last_step = -1
+        self.pauses_until_s = 0.0
         self._switch_length = switch_length
         self._runs_as_short = switch_length is not None
         self.input_embeds = request.input_embeds

@@ -114,6 +114,7 @@ class Scheduler:
         )
         self._eos_token_ids = frozenset(eos_token_ids)
         self._clock = clock
+        self._rests = False
         self._pooling = pooling
         self._max_queued = config.max_queued_requests
         prefixes = PrefixesInProgress(
@@ -202,8 +203,9 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is anything to do now besides waiting for grammars to be compiled."""
-        return (
+        """Whether there is anything to do now besides waiting for grammars to be compiled, and for
+        requests that pause."""
+        return not self._rests and (
             len(self._open) > self._gate.num_held + self._num_fetching
             or self._running.has_ended_rows
             or self._has_page_orders
@@ -306,6 +308,8 @@ class Scheduler:
         if speculation is not None and self._in_flight and speculation.waits:
             return None
         shares: list[Share] = []
+        now_s = self._clock.now_s()
+        self._rests = False
         self._prefill_share.begin_step()
         if self._media is not None:
             # Those that have computed their prompts: every token of theirs is a gap that is seen.
@@ -318,7 +322,7 @@ class Scheduler:
         preferred = self._waiting_turns.preempt() if self.admits else None
         self._prefill_share.keeps_place = preferred is not None
         budget = self._running_turns.serve(
-            self._step_time.budget(self._running, self._token_budget), shares
+            self._step_time.budget(self._running, self._token_budget), shares, now_s
         )
         # A request that had to make room just now must not be admitted again by the same step.
         may_admit = self._counts["retracted"] == num_retractions and (
@@ -329,6 +333,7 @@ class Scheduler:
             starts = self._waiting_turns.admit(budget, shares, preferred)
         ends = self._running.take_ended_rows()
         if not (shares or ends or self._adapters.has_copies or self._has_page_orders):
+            self._rests = any(state.pauses_until_s > now_s for state in self._running)
             return None
         encodes, forgets = ([], []) if self._media is None else self._media.take_orders()
         drafts = {} if speculation is None else speculation.drafts(shares, self._token_budget)
@@ -421,6 +426,8 @@ class Scheduler:
             logprobs = take_extras(state, entry, result, index, new_ids)
             if is_same_run and state.phase is Phase.RUNNING:
                 self._handovers.computed(state, entry.end)
+            if index in result.pauses:
+                state.pauses_until_s = self._clock.now_s() + result.pauses[index]
             self._finish_if_done(state, entry, result, index)
             if self._speculation is not None and state.finish is None:
                 self._speculation.bring(state, result.guesses.get(index))

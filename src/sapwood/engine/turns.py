@@ -100,8 +100,9 @@ class RunningTurns:
         self._requeue = requeue
         self._retract = retract
 
-    def serve(self, budget: int, shares: list[Share]) -> int:
-        """Add the shares of requests that decode, then those of prompts as they were admitted.
+    def serve(self, budget: int, shares: list[Share], now_s: float) -> int:
+        """Add the shares of requests that decode, then those of prompts as they were admitted; not
+        of those that pause because their grammars are slow.
 
         A request is only admitted with budget left over, so every decode fits into the budget.
         Returns what is left of it.
@@ -116,6 +117,8 @@ class RunningTurns:
                 self._requeue(state)
                 continue
             if state.num_pending_outputs and not self._feeds_rows:
+                continue
+            if state.pauses_until_s > now_s:
                 continue
             if self._speculation is not None and self._speculation.is_held_back(state):
                 continue

@@ -64,6 +64,7 @@ class Launched:
     hidden      hidden states, by index in the plan
     routed      experts that computed tokens, by index in the plan
     failures    by row: why its request cannot go on
+    pauses      by row: seconds during which its request shall not step
     jumps       by row: tokens that must follow because the grammar leaves no choice
     guesses     of the tokens that follow, by index in the plan
     drafting_s  seconds that they took
@@ -82,6 +83,7 @@ class Launched:
     hidden: dict[int, ToldRows] = field(default_factory=dict)
     routed: dict[int, ToldRows] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    pauses: dict[int, float] = field(default_factory=dict)
     jumps: Mapping[int, list[int]] = field(default_factory=dict)
     guesses: dict[int, GuessedTokens] = field(default_factory=dict)
     drafting_s: float = 0.0
@@ -97,7 +99,7 @@ class Launched:
         self.collect(self)
         assert self.token_ids is not None, "the step was collected"
         plan = self.plan
-        told = (self.of_outputs, self.of_prompts, self.hidden, self.routed)
+        told = (self.of_outputs, self.of_prompts, self.hidden, self.routed, self.pauses)
         if not any(
             (*told, self.failures, self.jumps, self.guesses, self.drafting_s, self.encoding_s)
         ):
@@ -118,6 +120,11 @@ class Launched:
                 index: self.failures[entry.row]
                 for index, entry in scheduled
                 if entry.row in self.failures
+            },
+            pauses={
+                index: self.pauses[entry.row]
+                for index, entry in scheduled
+                if entry.row in self.pauses
             },
             forced={
                 index: self.jumps[entry.row]
@@ -246,6 +253,7 @@ class Runner:
                 self._open_ends.note(plan, launched.token_ids, launched.guesses)
         # At once, lest they be taken for those of a step that is collected later.
         launched.failures = self._sampler.take_failures()
+        launched.pauses = self._sampler.take_pauses()
         return launched
 
     def _sample(self, launched: Launched, inputs: StepInputs, logits: Tensor) -> None:
@@ -412,3 +420,4 @@ class Runner:
             self._sampler.accept(rows, [token_id for _, token_id in own])
             launched.jumps = self._sampler.jump(rows)
             launched.failures |= self._sampler.take_failures()
+            launched.pauses |= self._sampler.take_pauses()

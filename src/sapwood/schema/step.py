@@ -236,6 +236,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
               token], little endian
     failures  why an entry's request cannot go on, though others can; the entry brings the tokens
               before that, if there are any
+    pauses    seconds during which an entry's request shall not step, because its grammar is slow
     values    embedding or scores of an entry that answers: fp32, little endian
     forced    tokens that must follow the sampled ones because the grammar leaves no choice; they
               are not computed yet
@@ -250,6 +251,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     hidden_states: dict[int, list[bytes]] = {}
     routed_experts: dict[int, list[bytes]] = {}
     failures: dict[int, str] = {}
+    pauses: dict[int, float] = {}
     values: dict[int, bytes] = {}
     forced: dict[int, list[int]] = {}
     guesses: dict[int, GuessedTokens] = {}

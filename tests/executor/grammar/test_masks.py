@@ -6,7 +6,7 @@ import torch
 
 from sapwood.executor.grammar.interface import SLOW_BUDGET_S, SLOW_STEP_S, GrammarFailed
 from sapwood.executor.grammar.jump import MAX_FORCED_TOKENS
-from sapwood.executor.grammar.masks import SLOW_SHARE, GrammarMasks
+from sapwood.executor.grammar.masks import MOST_SLOW_AT_ONCE_S, SLOW_SHARE, GrammarMasks
 from sapwood.kernels.torch_ops import TorchKernels
 from sapwood.schema import grammar as grammars
 from sapwood.schema.grammar import Grammar
@@ -198,29 +198,37 @@ def test_slow_grammars_share_a_tenth_of_each_second(masks, vocabulary, failures)
     masks._clock_s = lambda: now_s[0]
     masks._wall_s = lambda: passed_s[0]
     masks._refilled_s = 0.0
+    slow_s = 0.9 * SLOW_BUDGET_S
 
     class Slow:
         has_ended = False
 
         def fill(self, masks, index):
-            now_s[0] += SLOW_STEP_S + 0.9 * SLOW_BUDGET_S
+            now_s[0] += SLOW_STEP_S + slow_s
             masks[index] = -1
 
-    for row in range(8):
+    for row in range(10):
         masks.start(start(row, f"a{row}"))
         masks._rows[row].matcher = Slow()
-    masks.start(start(8, "b"))
-    masks.apply(torch.zeros(9, vocabulary.size), list(range(9)))
-    allowed_rows = int(SLOW_SHARE / (0.9 * SLOW_BUDGET_S))
-    assert sorted(failures) == list(range(allowed_rows, 8))
+    masks.start(start(10, "b"))
+    masks.apply(torch.zeros(11, vocabulary.size), list(range(11)))
+    in_time = int(SLOW_SHARE / slow_s)
+    at_once = int((SLOW_SHARE + MOST_SLOW_AT_ONCE_S) / slow_s)
+    assert sorted(failures) == list(range(at_once, 10))
     assert all("together" in reason for reason in failures.values())
-    assert 8 in masks.stateful_rows
+    pauses = masks.take_pauses()
+    assert sorted(pauses) == list(range(in_time, at_once))
+    for row, pause_s in pauses.items():
+        assert pause_s == pytest.approx(((row + 1) * slow_s - SLOW_SHARE) / SLOW_SHARE)
+    assert masks.take_pauses() == {}
+    assert 10 in masks.stateful_rows
     assert masks._grammars.refused == {}, "it is not these texts' fault"
     passed_s[0] = 10.0
-    masks.start(start(9, "c"))
-    masks._rows[9].matcher = Slow()
-    masks.apply(torch.zeros(1, vocabulary.size), [9])
-    assert 9 not in failures
+    masks.start(start(11, "c"))
+    masks._rows[11].matcher = Slow()
+    masks.apply(torch.zeros(1, vocabulary.size), [11])
+    assert 11 not in failures
+    assert masks.take_pauses() == {}
 
 
 def test_long_forced_text_is_put_out_in_parts(masks, vocabulary, failures):

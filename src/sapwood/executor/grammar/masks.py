@@ -32,7 +32,10 @@ from sapwood.schema.step import RowStart
 SLOW_JUMP_S = 0.02
 """The same for following forced text, 64 masks of which take 2 ms as a rule."""
 SLOW_SHARE = 0.1
-"""Of each second, what the slow steps of all rows together may take."""
+"""Of each second, what the slow steps of all rows together may take. A row with which they have
+taken more pauses until that is made up for."""
+MOST_SLOW_AT_ONCE_S = 0.25
+"""What they may take at once; a row that takes more fails, since all other requests wait for it."""
 
 
 class Compiled(Protocol):
@@ -59,6 +62,7 @@ class _Constrained:
     next_mask  [1, words] of the next token, if it is known already
     """
 
+    row: int
     grammar: Grammar
     matcher: Matcher
     may_jump: bool
@@ -101,6 +105,7 @@ class GrammarMasks:
         self._vocabulary = vocabulary
         self._may_jump = may_jump
         self._rows: dict[int, _Constrained] = {}
+        self._pauses: dict[int, float] = {}
         self._words = -(-vocab_size // 32)
         self._masks = np.zeros((min(num_rows, 8), self._words), dtype=np.int32)
 
@@ -110,7 +115,7 @@ class GrammarMasks:
 
     def start(self, start: RowStart) -> None:
         """Another request takes the row; if it was retracted, it already has some output."""
-        self._rows.pop(start.row, None)
+        self.end(start.row)
         grammar = start.options.sampling.grammar
         if grammar is None:
             return
@@ -137,6 +142,7 @@ class GrammarMasks:
             self._failures[start.row] = "the output so far does not match its grammar"
             return
         self._rows[start.row] = _Constrained(
+            start.row,
             grammar,
             matcher,
             may_jump=self._may_jump
@@ -151,6 +157,13 @@ class GrammarMasks:
     def end(self, row: int) -> None:
         """The request of that row has left."""
         self._rows.pop(row, None)
+        self._pauses.pop(row, None)
+
+    def take_pauses(self) -> dict[int, float]:
+        """Row -> seconds during which it shall not step, for the rows that were slow since the last
+        call."""
+        taken, self._pauses = self._pauses, {}
+        return taken
 
     @property
     def num_words(self) -> int:
@@ -268,7 +281,8 @@ class GrammarMasks:
     @contextmanager
     def _timed(self, row: _Constrained, slow_s: float = SLOW_STEP_S) -> Iterator[None]:
         """GrammarFailed once the slow work of the row, what takes longer than slow_s each time,
-        has taken more than SLOW_BUDGET_S, or that of all rows more than their share of time."""
+        has taken more than SLOW_BUDGET_S; a pause once that of all rows has taken more than their
+        share of time."""
         begin_s = self._clock_s()
         yield
         slow = max(0.0, self._clock_s() - begin_s - slow_s)
@@ -276,20 +290,24 @@ class GrammarMasks:
         if row.spare_s < 0:
             self._grammars.refuse_slow(row.grammar, f"the grammar {TOO_SLOW}")
             raise GrammarFailed(f"the grammar {TOO_SLOW}")
-        if slow and not self._take_shared(slow):
+        owed_s = self._owed_after(slow) if slow else 0.0
+        if owed_s > MOST_SLOW_AT_ONCE_S:
             raise GrammarFailed(
                 "the grammars of this and of other requests take too long to follow together; send "
                 "the request again later, or make its grammar simpler"
             )
+        if owed_s:
+            self._pauses[row.row] = owed_s / SLOW_SHARE
 
-    def _take_shared(self, seconds: float) -> bool:
-        """Whether all rows together had that much left of what slow steps may take."""
+    def _owed_after(self, seconds: float) -> float:
+        """By how much all rows together have exceeded what slow steps may take, with these."""
         now_s = self._wall_s()
         refill_s = SLOW_SHARE * (now_s - self._refilled_s)
         self._shared_s = min(SLOW_SHARE, self._shared_s + refill_s) - seconds
         self._refilled_s = now_s
-        return self._shared_s >= 0
+        return max(0.0, -self._shared_s)
 
     def _fail(self, row: int, reason: str) -> None:
         self._failures[row] = reason
+        self._pauses.pop(row, None)
         del self._rows[row]

@@ -91,6 +91,10 @@ class Sampler:
         self._failures.clear()
         return taken
 
+    def take_pauses(self) -> dict[int, float]:
+        """Row -> seconds during which it shall not step, as `GrammarMasks` tells."""
+        return {} if self._grammars is None else self._grammars.take_pauses()
+
     def sample(
         self,
         logits: Tensor,
