@@ -18,6 +18,7 @@ from sapwood.store.files import (
     LOAD_FORMATS,
     ModelFiles,
     choose_format,
+    choose_projector,
     detect_format,
     find_weights,
 )
@@ -44,6 +45,7 @@ def fetch_model(
     offline: bool = False,
     checksum: str | None = None,
     progress: Progress | None = None,
+    mmproj: str | None = None,
 ) -> ModelFiles:
     """The files of a model, fetched and prepared unless the cache below `home` has them already.
 
@@ -54,6 +56,7 @@ def fetch_model(
     load_format  "auto", "safetensors", "gguf", "pt" or "dummy" (no weights needed)
     offline      use only cached files; for cached files the network is never used anyway
     checksum     verify the files before any of them is read: see `verify.verify`
+    mmproj       the file of the tower of a GGUF; "none": no such file; None: the one beside it
 
     Raises ModelSourceError, with the reason of each source, ConfigError for a load_format that does
     not exist, and IntegrityError for files that do not match their checksums.
@@ -65,6 +68,7 @@ def fetch_model(
         offline=offline,
         checksum=checksum,
         progress=progress or Silent(),
+        mmproj=mmproj,
     )
 
 
@@ -93,6 +97,7 @@ class ModelStore:
         offline: bool = False,
         checksum: str | None = None,
         progress: Progress,
+        mmproj: str | None = None,
     ) -> ModelFiles:
         """As `fetch_model`."""
         fetched = self.locate(
@@ -109,7 +114,7 @@ class ModelStore:
                     offline=offline,
                     progress=progress,
                 )
-            return self._inspect(name, path, fetched.sha256, load_format, progress)
+            return self._inspect(name, path, fetched.sha256, load_format, progress, mmproj)
 
     def verify(
         self,
@@ -260,7 +265,13 @@ class ModelStore:
         return path
 
     def _inspect(
-        self, name: str, path: Path, sha256: str | None, load_format: str, progress: Progress
+        self,
+        name: str,
+        path: Path,
+        sha256: str | None,
+        load_format: str,
+        progress: Progress,
+        mmproj: str | None,
     ) -> ModelFiles:
         """Find the model's files and their format among the fetched files."""
         if is_ctranslate2(path):
@@ -268,8 +279,17 @@ class ModelStore:
         weight_format = choose_format(path, load_format)
         if weight_format == "gguf":
             weights = find_weights(path, "gguf")
-            prepared = prepare_gguf(weights, home=self.home, sha256=sha256, progress=progress)
-            return ModelFiles(name=name, path=prepared, weights=weights, weight_format="gguf")
+            projector = _projector_of(weights[0], mmproj)
+            prepared = prepare_gguf(
+                weights, home=self.home, sha256=sha256, progress=progress, projector=projector
+            )
+            every = weights if projector is None else (*weights, projector)
+            return ModelFiles(name=name, path=prepared, weights=every, weight_format="gguf")
+        if mmproj is not None:
+            raise ModelSourceError(
+                f"--mmproj belongs to the GGUF file of a text model, and {name} is none; its own "
+                "files have its tower, if it sees"
+            )
         directory = path if path.is_dir() else path.parent
         if not (directory / "config.json").is_file():
             raise ModelSourceError(
@@ -278,6 +298,26 @@ class ModelStore:
             )
         weights = () if weight_format == "none" else find_weights(path, weight_format)
         return ModelFiles(name=name, path=directory, weights=weights, weight_format=weight_format)
+
+
+def _projector_of(weights: Path, asked: str | None) -> Path | None:
+    """The file of the tower of that GGUF; None: there is none, or nobody wants it.
+
+    asked  a path, "none", or None: the one beside it, if there is one"""
+    if asked == "none":
+        return None
+    if asked is None:
+        named = choose_projector(file.name for file in weights.parent.iterdir())
+        path = None if named is None else weights.with_name(named)
+    else:
+        path = Path(asked).expanduser().absolute()
+        if not path.is_file():
+            raise ModelSourceError(f"--mmproj {asked} is no file")
+    if path is None:
+        return None
+    from sapwood.store.gguf_projector import checked  # reads GGUF, which a warm cache need not
+
+    return checked(path, is_asked=asked is not None)
 
 
 def fetch_from(

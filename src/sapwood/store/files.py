@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _SUFFIXES = {
 _NOT_WEIGHTS = re.compile(
     r"^(training_args|optimizer|scheduler|scaler|rng_state|adapter_model)|mmproj", re.IGNORECASE
 )
+_PROJECTOR = re.compile(r"mmproj[^/]*\.gguf", re.IGNORECASE)
 _SIDECAR_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
 _SPLIT_GGUF = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 
@@ -156,6 +158,15 @@ def split_parts(path: Path) -> tuple[Path, ...]:
     )
     _require(parts, f"{path.name} is part of a GGUF in {count} files")
     return parts
+
+
+def choose_projector(names: Iterable[str]) -> str | None:
+    """The file of the tower of a GGUF among these names: the one in 16 bits, if there are several.
+
+    None: there is none"""
+    found = sorted(name for name in names if _PROJECTOR.fullmatch(name))
+    exact = [name for name in found if "f16" in name.lower()]
+    return next(iter(exact or found), None)
 
 
 def list_choices(names: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from sapwood.store.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     FORMATS,
+    choose_projector,
     detect_format,
     is_sidecar,
     list_choices,
@@ -59,7 +60,7 @@ def choose_files(
     top = [name for name in names if "/" not in name]
     sidecars = [name for name in names if is_sidecar(name) and not name.endswith(".index.json")]
     if spec.file is not None:
-        return (*sidecars, *_parts_of(label, spec.file, names))
+        return (*sidecars, *_parts_of(label, spec.file, names), *_projector_of(spec.file, top))
     if load_format == ADAPTER:
         tensors = next((name for name in ADAPTER_WEIGHTS if name in top), None)
         if tensors is None or ADAPTER_CONFIG not in top:
@@ -71,7 +72,8 @@ def choose_files(
         return tuple(sidecars)
     weight_format = _choose_format(label, top, load_format)
     if weight_format == "gguf":
-        return (*sidecars, *_parts_of(label, _only_choice(label, top), names))
+        chosen = _only_choice(label, top)
+        return (*sidecars, *_parts_of(label, chosen, names), *_projector_of(chosen, top))
     weights = [name for name in top if detect_format(Path(name)) == weight_format]
     standard = [name for name in weights if not name.startswith("consolidated")]
     indexes = [
@@ -103,6 +105,14 @@ def _only_choice(label: str, top: Sequence[str]) -> str:
             f"{', '.join(choices)}"
         )
     return choices[0]
+
+
+def _projector_of(file: str, top: Sequence[str]) -> tuple[str, ...]:
+    """The file of the tower of a GGUF, if the repository has one."""
+    if "/" in file or detect_format(Path(file)) != "gguf":
+        return ()
+    found = choose_projector(top)
+    return () if found is None else (found,)
 
 
 def _parts_of(label: str, file: str, names: Sequence[str]) -> tuple[str, ...]:

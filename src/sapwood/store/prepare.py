@@ -27,7 +27,7 @@ from sapwood.base.errors import ModelSourceError
 from sapwood.store import cache
 from sapwood.store.progress import Progress, stage
 
-_LAYOUT = 5
+_LAYOUT = 6
 """Version of the written files. A change must raise it, so that old directories are not used."""
 
 _SIDECARS = (
@@ -40,16 +40,22 @@ _SIDECARS = (
 
 
 def prepare_gguf(
-    weights: Sequence[Path], *, home: Path, sha256: str | None, progress: Progress
+    weights: Sequence[Path],
+    *,
+    home: Path,
+    sha256: str | None,
+    progress: Progress,
+    projector: Path | None = None,
 ) -> Path:
     """The prepared directory of a GGUF in one or several files, made if it is not there yet.
 
     sha256   SHA-256 of the first file, which then identifies the model wherever it lies; None:
              path, size and modification time identify it
+    projector  the file of its tower and projector; None: it sees nothing
     Raises   ModelSourceError if the file is damaged, or if sapwood cannot serve the model
     """
     sidecars = sidecars_of(weights[0].parent)
-    key = _key(weights, sidecars, sha256)
+    key = _key(weights, sidecars, sha256, projector)
     target = home / "prepared" / key
     if target.is_dir():
         return target
@@ -58,7 +64,7 @@ def prepare_gguf(
             staged = directory / "model"
             staged.mkdir()
             with stage(progress, f"preparing {weights[0].name}", None):
-                _write_explained(staged, weights, sidecars)
+                _write_explained(staged, weights, sidecars, projector)
             cache.publish(staged, target)
     return target
 
@@ -68,9 +74,15 @@ def sidecars_of(directory: Path) -> dict[str, Path]:
     return {name: directory / name for name in _SIDECARS if (directory / name).is_file()}
 
 
-def _key(weights: Sequence[Path], sidecars: Mapping[str, Path], sha256: str | None) -> str:
-    identity: list[Any] = [_LAYOUT, sha256]
-    for path in (*([] if sha256 else weights), *sidecars.values()):
+def _key(
+    weights: Sequence[Path],
+    sidecars: Mapping[str, Path],
+    sha256: str | None,
+    projector: Path | None,
+) -> str:
+    identity: list[Any] = [_LAYOUT, sha256, projector is not None]
+    seeing = [] if projector is None else [projector]
+    for path in (*([] if sha256 else weights), *sidecars.values(), *seeing):
         status = path.stat()
         identity.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
@@ -78,10 +90,13 @@ def _key(weights: Sequence[Path], sidecars: Mapping[str, Path], sha256: str | No
 
 
 def _write_explained(
-    directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path]
+    directory: Path,
+    weights: Sequence[Path],
+    sidecars: Mapping[str, Path],
+    projector: Path | None,
 ) -> None:
     try:
-        _write(directory, weights, sidecars)
+        _write(directory, weights, sidecars, projector)
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise ModelSourceError(
             f"{weights[0]}: its metadata makes no model ({type(error).__name__}: {error}); "
@@ -89,9 +104,14 @@ def _write_explained(
         ) from error
 
 
-def _write(directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path]) -> None:
+def _write(
+    directory: Path,
+    weights: Sequence[Path],
+    sidecars: Mapping[str, Path],
+    projector: Path | None,
+) -> None:
     # Imported only here: a warm cache needs neither the gguf nor the tokenizers library.
-    from sapwood.store import gguf_config
+    from sapwood.store import gguf_config, gguf_projector
     from sapwood.store.gguf_header import read_header
 
     headers = [read_header(path) for path in weights]
@@ -118,6 +138,12 @@ def _write(directory: Path, weights: Sequence[Path], sidecars: Mapping[str, Path
         "tiled_heads": _tiled_heads(config) if architecture.tiles_heads else None,
         "tensors": rows,
     }
+    if projector is not None:
+        header = read_header(projector)
+        rows += gguf_projector.rows_of(header, len(weights))
+        config, settings = gguf_projector.seeing(header, main, config)
+        for name, content in settings.items():
+            _dump(directory / name, content)
     _dump(directory / "config.json", config)
     _dump(directory / "generation_config.json", gguf_config.generation_config(main))
     _dump(directory / "tensors.json", table)

@@ -32,6 +32,7 @@ def open_model(
         offline=model.offline,
         checksum=None if is_verified else model.model_checksum,
         progress=progress,
+        mmproj=model.mmproj,
     )
     changes = model.config_changes
     return with_changed_config(files, changes, home) if changes else files

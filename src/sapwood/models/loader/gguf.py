@@ -107,6 +107,7 @@ class StoredTensor:
     values     the tensor [heads, values, rank] that belongs to this one, [heads, rank, keys], if
                both are halves of kv_b_proj [heads * (keys + values), rank]
     is_rates   whether the file has -exp(x) instead of the tensor x: rates of decay, not their logs
+    is_dense   whether the tensor comes as numbers, even where others come as blocks
     tiles      the heads whose rows or columns are in llama.cpp's order; None: there are none such
     row_bytes  from a row to the next in the file, of a tensor that is some columns of a larger one;
                0: its rows lie together
@@ -121,6 +122,7 @@ class StoredTensor:
     heads: int
     larger_by: float = 0.0
     is_rates: bool = False
+    is_dense: bool = False
     values: StoredTensor | None = None
     tiles: TiledHeads | None = None
     row_bytes: int = 0
@@ -160,6 +162,7 @@ def iterate_blocks(
     tensors: list[Stored[torch.Tensor | LinearPart]] = []
     for stored in _own_parts(files, wanted, targets or {}):
         is_blocks = stored.type == MXFP4 or stored.type.lower() in FORMATS
+        is_blocks = is_blocks and not stored.is_dense
         if is_blocks and len(stored.shape) == 2 and _can_reorder_blocks(stored):
             tensors.append(_lazy(stored, stored.num_bytes, partial(_read_blocks, stored, files)))
         else:
@@ -324,6 +327,19 @@ def stored_tensors(files: ModelFiles) -> Iterator[StoredTensor]:
     assert architecture is not None, "store refuses others"
     by_name = {row["name"]: row for row in table["tensors"]}
     for row in table["tensors"]:
+        if "hf_name" in row:  # of a tower
+            yield StoredTensor(
+                name=row["hf_name"],
+                shape=tuple(row["shape"]),
+                type=row["type"],
+                file=row["file"],
+                offset=row["offset"],
+                num_bytes=row["num_bytes"],
+                heads=0,
+                larger_by=row["larger_by"],
+                is_dense=True,
+            )
+            continue
         half = row["name"].removesuffix(_VALUES)
         if row["name"] in CONFIGURATION or (half != row["name"] and half + _KEYS in by_name):
             continue

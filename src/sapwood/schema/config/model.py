@@ -69,6 +69,12 @@ class ModelConfig:
         None,
         "Id of a token that /v1/score puts between a query and each of its items; default: none.",
     )
+    mmproj: str | None = option(
+        None,
+        "With a GGUF file of a text model: the GGUF file of its tower and projector; none: serve "
+        "the text alone. Default: the file beside the model whose name begins with mmproj, if "
+        "there is one.",
+    )
     load_format: str = option(
         "auto",
         "Format of the weights; dummy: random weights of the configured shape.",
